@@ -1,0 +1,2 @@
+//! Finial.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The small HTTP server behind metrics and health.

@@ -1,0 +1,89 @@
+//! `plugins { }`: what is to be loaded, in the order it was written.
+
+use finial_hcl::Value;
+use std::path::PathBuf;
+
+/// One plugin as configured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PluginConfig {
+    /// The kind: `KeyManager`, `NodeAttestor`, `DataStore`, `WorkloadAttestor`, …
+    pub kind: String,
+    /// The name, such as `disk`.
+    pub name: String,
+    /// `enabled`, default true.
+    pub enabled: bool,
+    /// Its own configuration.
+    pub data: PluginData,
+    /// `plugin_cmd`: the program of an external plugin; None: built in.
+    pub command: Option<PathBuf>,
+    /// `plugin_args`.
+    pub args: Vec<String>,
+    /// `plugin_checksum`: SHA-256 of the program, hex; empty: not checked.
+    pub checksum: String,
+}
+
+/// Where a plugin's own configuration comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PluginData {
+    /// `plugin_data`, or an empty object if there is none.
+    Inline(Value),
+    /// `plugin_data_file`: HCL or JSON, read again on SIGUSR1.
+    File(PathBuf),
+}
+
+impl Default for PluginConfig {
+    fn default() -> Self {
+        Self {
+            kind: String::new(),
+            name: String::new(),
+            enabled: true,
+            data: PluginData::Inline(Value::empty()),
+            command: None,
+            args: Vec::new(),
+            checksum: String::new(),
+        }
+    }
+}
+
+/// A `plugin_data_file` that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginDataError {
+    /// It cannot be read.
+    #[error("unable to read plugin data file {path:?}: {error}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is not HCL.
+    #[error("unable to decode plugin data file {path:?}: {error}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: finial_hcl::Error,
+    },
+}
+
+impl PluginConfig {
+    /// A built-in plugin with inline data, for code and tests that make settings without a file.
+    pub fn inline(kind: &str, name: &str, data: Value) -> Self {
+        Self { kind: kind.into(), name: name.into(), data: PluginData::Inline(data), ..Self::default() }
+    }
+
+    /// The plugin's own configuration; reads the file of [`PluginData::File`].
+    ///
+    /// # Errors
+    /// The file cannot be read or is not HCL.
+    pub fn load_data(&self) -> Result<Value, PluginDataError> {
+        match &self.data {
+            PluginData::Inline(value) => Ok(value.clone()),
+            PluginData::File(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| PluginDataError::Read { path: path.clone(), error })?;
+                finial_hcl::parse(&text).map_err(|error| PluginDataError::Parse { path: path.clone(), error })
+            }
+        }
+    }
+}

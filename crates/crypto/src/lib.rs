@@ -1,1 +1,28 @@
-//! Placeholder.
+//! Keys, X.509, JWS and bundle documents: everything that a SPIFFE identity is made of.
+//!
+//! One DER reader and one DER writer serve all of X.509 here. Certificates are issued by [`X509Ca`] and verified by
+//! [`verify_x509_svid`]; tokens are signed by [`JwtAuthoritySigner`] and verified by [`verify_jwt_svid`]; [`tls`] joins
+//! SPIFFE verification to rustls; [`bundle`] reads and writes the SPIFFE bundle format. Nothing here asks for the time
+//! of day: `now` is an argument, or a [`finial_core::Clock`] where rustls calls back.
+
+pub mod bundle;
+mod jwt;
+mod key;
+pub mod pem;
+mod random;
+mod signer;
+pub mod tls;
+mod x509;
+
+pub use jwt::{
+    JwtAuthoritySigner, JwtError, JwtKeySource, JwtKeys, JwtSvid, JwtSvidClaims, jwt_svid_times, sign_jwt_svid,
+    verify_jwt_svid,
+};
+pub use key::{KeyError, PublicKey, SignatureAlgorithm};
+pub use random::{random_bytes, random_key_id, sha1_hex, sha256_hex};
+pub use signer::{PrivateKey, SignError, Signer};
+pub use x509::{
+    CaTemplate, Certificate, Csr, DistinguishedName, ExtendedKeyUsage, IssueError, KeyUsage, NameParts, ParseError,
+    SerialNumber, SvidTemplate, TrustRoots, VerifyError, X509Ca, create_ca_csr, create_csr, verify_x509_chain,
+    verify_x509_svid,
+};

@@ -1,1 +1,104 @@
-//! Placeholder.
+//! The wire: generated code for each contract in `/proto`, the conversions between it and `finial_core`, and the codec
+//! that sends ready-made answers. Nothing outside this crate knows field numbers.
+//!
+//! Module tree: [`types`] (shared values), [`server`] and [`agent`] (SPIRE's APIs, one module per service),
+//! [`workload`] (the SPIFFE Workload API; its server half, in [`workload::server`], answers [`encoded`] bytes),
+//! [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's blobs in SQL).
+
+pub mod convert;
+pub mod encoded;
+mod redact;
+
+macro_rules! generated {
+    ($(#[$doc:meta])* $name:ident, $file:literal) => {
+        $(#[$doc])*
+        #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
+        pub mod $name {
+            include!(concat!("gen/", $file, ".rs"));
+        }
+    };
+}
+
+generated!(
+    /// Values that the server's and the agent's APIs share.
+    types, "types"
+);
+generated!(
+    /// Blobs in SPIRE's datastore.
+    common, "common"
+);
+generated!(
+    /// The journal of the server's authorities.
+    journal, "journal"
+);
+generated!(
+    /// gRPC health checking.
+    health, "health"
+);
+generated!(
+    /// The status that carries details.
+    rpc, "rpc"
+);
+
+/// The server's APIs.
+pub mod server {
+    generated!(
+        /// Agents: joining, renewing, management.
+        agent, "server_agent"
+    );
+    generated!(
+        /// Bundles.
+        bundle, "server_bundle"
+    );
+    generated!(
+        /// What a running server says of itself.
+        debug, "server_debug"
+    );
+    generated!(
+        /// Registration entries.
+        entry, "server_entry"
+    );
+    generated!(
+        /// The server's own authorities.
+        localauthority, "server_localauthority"
+    );
+    generated!(
+        /// The log level.
+        logger, "server_logger"
+    );
+    generated!(
+        /// Issuing.
+        svid, "server_svid"
+    );
+    generated!(
+        /// Federation relationships.
+        trustdomain, "server_trustdomain"
+    );
+}
+
+/// The agent's APIs on its admin socket.
+pub mod agent {
+    generated!(
+        /// What a running agent says of itself.
+        debug, "agent_debug"
+    );
+    generated!(
+        /// SVIDs in the name of other workloads.
+        delegatedidentity, "agent_delegatedidentity"
+    );
+    generated!(
+        /// The log level.
+        logger, "agent_logger"
+    );
+}
+
+/// The SPIFFE Workload API.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
+pub mod workload {
+    include!("gen/workload.rs");
+    /// The server half, whose hot answers are [`crate::encoded::Encoded`].
+    pub mod server {
+        include!("gen/workload_server.rs");
+        pub use spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+    }
+}

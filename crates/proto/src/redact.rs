@@ -1,0 +1,27 @@
+//! `Debug` for messages that carry secrets: who it is about, never the secret.
+
+use crate::{agent, server, types, workload};
+use std::fmt;
+
+macro_rules! redacted {
+    ($($message:ty => $name:literal { $($field:ident),* };)*) => {$(
+        impl fmt::Debug for $message {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct($name)$(.field(stringify!($field), &self.$field))*.finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+redacted! {
+    workload::X509svid => "X509SVID" { spiffe_id, hint };
+    workload::Jwtsvid => "JWTSVID" { spiffe_id, hint };
+    workload::Witsvid => "WITSVID" { spiffe_id, hint };
+    workload::ValidateJwtsvidRequest => "ValidateJWTSVIDRequest" { audience };
+    types::Jwtsvid => "JWTSVID" { id, expires_at, issued_at, hint };
+    types::Witsvid => "WITSVID" { id, expires_at, issued_at, hint };
+    types::JoinToken => "JoinToken" { expires_at };
+    types::AttestationData => "AttestationData" { r#type };
+    server::agent::CreateJoinTokenRequest => "CreateJoinTokenRequest" { ttl, agent_id };
+    agent::delegatedidentity::X509svidWithKey => "X509SVIDWithKey" { x509_svid };
+}

@@ -1,0 +1,193 @@
+//! The code in `src/gen` is what the contracts in `/proto` give. `UPDATE_GEN=1 cargo test -p finial-proto --test drift`
+//! writes it anew. No `protoc` is needed.
+
+use prost::Message as _;
+use std::fs;
+use std::path::Path;
+
+/// What to generate from one contract.
+struct Unit {
+    /// The file in `src/gen`, without `.rs`.
+    name: &'static str,
+    proto: &'static str,
+    package: &'static str,
+    client: bool,
+    server: bool,
+}
+
+const fn unit(name: &'static str, proto: &'static str, package: &'static str) -> Unit {
+    Unit { name, proto, package, client: true, server: true }
+}
+
+const UNITS: &[Unit] = &[
+    unit("types", "spire/types.proto", "spire.api.types"),
+    unit("server_agent", "spire/server/agent.proto", "spire.api.server.agent.v1"),
+    unit("server_bundle", "spire/server/bundle.proto", "spire.api.server.bundle.v1"),
+    unit("server_debug", "spire/server/debug.proto", "spire.api.server.debug.v1"),
+    unit("server_entry", "spire/server/entry.proto", "spire.api.server.entry.v1"),
+    unit("server_localauthority", "spire/server/localauthority.proto", "spire.api.server.localauthority.v1"),
+    unit("server_logger", "spire/server/logger.proto", "spire.api.server.logger.v1"),
+    unit("server_svid", "spire/server/svid.proto", "spire.api.server.svid.v1"),
+    unit("server_trustdomain", "spire/server/trustdomain.proto", "spire.api.server.trustdomain.v1"),
+    unit("agent_debug", "spire/agent/debug.proto", "spire.agent.debug.v1"),
+    unit("agent_delegatedidentity", "spire/agent/delegatedidentity.proto", "spire.api.agent.delegatedidentity.v1"),
+    unit("agent_logger", "spire/agent/logger.proto", "spire.api.agent.logger.v1"),
+    unit("common", "spire/common.proto", "spire.common"),
+    unit("journal", "spire/journal.proto", ""),
+    unit("health", "grpc/health.proto", "grpc.health.v1"),
+    unit("rpc", "google/status.proto", "google.rpc"),
+    // Two halves: the server's answers are ready-made bytes, the client's are decoded.
+    Unit { name: "workload", proto: "spiffe/workload.proto", package: "", client: true, server: false },
+    Unit { name: "workload_server", proto: "spiffe/workload.proto", package: "", client: false, server: true },
+];
+
+/// Answers that are encoded once and sent to many streams.
+const ENCODED: &[(&str, &str)] = &[
+    (".X509SVIDResponse", "crate::encoded::X509SvidResponse"),
+    (".X509BundlesResponse", "crate::encoded::X509BundlesResponse"),
+    (".JWTBundlesResponse", "crate::encoded::JwtBundlesResponse"),
+];
+
+/// Messages with secrets: `src/redact.rs` gives them a `Debug` that does not print them.
+const SECRETS: &[&str] = &[
+    ".X509SVID",
+    ".JWTSVID",
+    ".WITSVID",
+    ".ValidateJWTSVIDRequest",
+    ".spire.api.types.JWTSVID",
+    ".spire.api.types.WITSVID",
+    ".spire.api.types.JoinToken",
+    ".spire.api.types.AttestationData",
+    ".spire.api.server.agent.v1.CreateJoinTokenRequest",
+    ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey",
+];
+
+fn generate(unit: &Unit, contracts: &Path) -> String {
+    let files = protox::compile([unit.proto], [contracts]).unwrap();
+    let of_unit = files.file.iter().find(|f| f.name() == unit.proto).unwrap();
+    assert_eq!(of_unit.package(), unit.package);
+    let messages: Vec<String> = of_unit.message_type.iter().map(|m| m.name().to_owned()).collect();
+
+    let out = tempfile::tempdir().unwrap();
+    let mut build = tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .build_client(unit.client)
+        .build_server(unit.server)
+        .skip_debug(SECRETS)
+        .out_dir(out.path());
+    if unit.name != "types" {
+        build = build.extern_path(".spire.api.types", "crate::types");
+    }
+    if unit.proto == "spiffe/workload.proto" {
+        build = build.codec_path("crate::encoded::SmallCodec");
+    }
+    if unit.name == "workload_server" {
+        for message in messages {
+            let proto = format!(".{message}");
+            let rust = ENCODED
+                .iter()
+                .find(|(p, _)| *p == proto)
+                .map_or_else(|| format!("crate::workload::{}", camel(&message)), |(_, rust)| (*rust).to_owned());
+            build = build.extern_path(proto, rust);
+        }
+    }
+    build.compile_fds(files).unwrap();
+    let file = if unit.package.is_empty() { "_".to_owned() } else { unit.package.to_owned() };
+    fs::read_to_string(out.path().join(format!("{file}.rs"))).unwrap()
+}
+
+/// prost's spelling of the few names with runs of capitals that the Workload API has.
+fn camel(name: &str) -> String {
+    let mut out = String::new();
+    let chars: Vec<char> = name.chars().collect();
+    for (i, c) in chars.iter().enumerate() {
+        let after_upper = i > 0 && (chars[i - 1].is_uppercase() || chars[i - 1].is_numeric());
+        let before_lower = chars.get(i + 1).is_some_and(|n| n.is_lowercase());
+        let starts_word = i == 0 || !after_upper || before_lower;
+        out.push(if starts_word { *c } else { c.to_ascii_lowercase() });
+    }
+    out
+}
+
+#[test]
+fn committed_code_is_current() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let update = std::env::var_os("UPDATE_GEN").is_some();
+    let mut stale = Vec::new();
+    for unit in UNITS {
+        let fresh = generate(unit, &here.join("../../proto"));
+        let path = here.join(format!("src/gen/{}.rs", unit.name));
+        if update {
+            fs::write(&path, &fresh).unwrap();
+        } else if fs::read_to_string(&path).unwrap_or_default() != fresh {
+            stale.push(unit.name);
+        }
+    }
+    assert!(stale.is_empty(), "run with UPDATE_GEN=1: {stale:?}");
+}
+
+/// Renumbering or renaming a field would be invisible in a review of generated code; the descriptors are compared with
+/// what SPIRE's own files give, kept as one line per field.
+#[test]
+fn contracts_are_spires() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut lines = Vec::new();
+    for unit in UNITS {
+        let files = protox::compile([unit.proto], [here.join("../../proto")]).unwrap();
+        assert!(files.encoded_len() > 0);
+        for file in files.file.iter().filter(|f| f.name() == unit.proto) {
+            for message in &file.message_type {
+                fields(&mut lines, file.package(), message);
+            }
+            for service in &file.service {
+                for m in &service.method {
+                    let stream = |on: bool| if on { "stream " } else { "" };
+                    lines.push(format!(
+                        "{}.{}/{} {}{} {}{}",
+                        file.package(),
+                        service.name(),
+                        m.name(),
+                        stream(m.client_streaming()),
+                        m.input_type(),
+                        stream(m.server_streaming()),
+                        m.output_type()
+                    ));
+                }
+            }
+            for e in &file.enum_type {
+                enum_values(&mut lines, file.package(), e);
+            }
+        }
+    }
+    lines.sort();
+    lines.dedup();
+    let path = here.join("testdata/contracts.txt");
+    let fresh = lines.join("\n") + "\n";
+    if std::env::var_os("UPDATE_CONTRACTS").is_some() {
+        fs::write(&path, &fresh).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), fresh, "a contract with others has changed");
+}
+
+fn fields(lines: &mut Vec<String>, scope: &str, message: &prost_types::DescriptorProto) {
+    let name = format!("{scope}.{}", message.name());
+    for f in &message.field {
+        lines.push(format!(
+            "{name} {} {} {} {} {}",
+            f.number(),
+            f.name(),
+            f.label().as_str_name(),
+            f.r#type().as_str_name(),
+            f.type_name()
+        ));
+    }
+    message.nested_type.iter().for_each(|m| fields(lines, &name, m));
+    message.enum_type.iter().for_each(|e| enum_values(lines, &name, e));
+}
+
+fn enum_values(lines: &mut Vec<String>, scope: &str, e: &prost_types::EnumDescriptorProto) {
+    for v in &e.value {
+        lines.push(format!("{scope}.{} {} {}", e.name(), v.number(), v.name()));
+    }
+}

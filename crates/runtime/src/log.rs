@@ -1,8 +1,25 @@
-//! Logs in the two forms SPIRE writes: text (`time=… level=info msg=… key=value`) and JSON.
+//! Logs in the forms SPIRE writes: text (`time=… level=info msg=… key=value`) and JSON, fields in order of their names.
+//!
+//! The front is `tracing`: `tracing::info!(subsystem_name = "endpoints", %address, "Starting Server APIs")`. Only events
+//! count; spans are ignored, so that a log line costs nothing but itself. Of other crates' events only warnings and errors
+//! are written.
 
+mod format;
+
+use finial_core::{Clock, SystemClock};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use time::UtcOffset;
+use tracing::level_filters::LevelFilter;
+use tracing::span;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
 
-/// Levels as SPIRE's Logger API names them.
+/// Levels as SPIRE's Logger API names and orders them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
@@ -22,10 +39,48 @@ pub enum Level {
     Trace = 6,
 }
 
+impl Level {
+    /// All, from the gravest.
+    pub const ALL: [Self; 7] =
+        [Self::Panic, Self::Fatal, Self::Error, Self::Warning, Self::Info, Self::Debug, Self::Trace];
+
+    /// The name that lines carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Fatal => "fatal",
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// Parses a name in any case; `warn` is `warning`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.eq_ignore_ascii_case("warn") {
+            return Some(Self::Warning);
+        }
+        Self::ALL.into_iter().find(|level| level.as_str().eq_ignore_ascii_case(text))
+    }
+
+    fn filter(self) -> LevelFilter {
+        match self {
+            Self::Panic | Self::Fatal => LevelFilter::OFF,
+            Self::Error => LevelFilter::ERROR,
+            Self::Warning => LevelFilter::WARN,
+            Self::Info => LevelFilter::INFO,
+            Self::Debug => LevelFilter::DEBUG,
+            Self::Trace => LevelFilter::TRACE,
+        }
+    }
+}
+
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// `key=value`, times to the second (SPIRE's form when nothing is configured).
+    /// `key=value`, times to the second: SPIRE's form when nothing is configured.
     #[default]
     Default,
     /// `key=value`, times with fractions (`TEXT`).
@@ -37,7 +92,7 @@ pub enum Format {
 /// Where and how to log.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Events above this are dropped.
+    /// Events below this are dropped.
     pub level: Level,
     /// How lines look.
     pub format: Format,
@@ -47,36 +102,253 @@ pub struct Settings {
     pub source_location: bool,
 }
 
-/// Changes the log while it runs. Clones share one log.
-#[derive(Clone, Debug)]
-pub struct LogHandle(());
-
-/// Installs the log for the whole process; call it once, before threads start (it asks for the local time zone).
-///
-/// # Errors
-/// When the file cannot be opened, or a log is installed already.
-pub fn init(_settings: &Settings) -> std::io::Result<LogHandle> {
-    todo!()
+enum Sink {
+    Stdout,
+    File(PathBuf, Mutex<File>),
+    Writer(Mutex<Box<dyn Write + Send>>),
 }
+
+struct Shared {
+    level: AtomicU8,
+    launch: Level,
+    sink: Sink,
+}
+
+/// Changes the log while it runs. Clones share one log.
+#[derive(Clone)]
+pub struct LogHandle(Arc<Shared>);
 
 impl LogHandle {
     /// The level now.
     pub fn level(&self) -> Level {
-        todo!()
+        let number = self.0.level.load(Ordering::Relaxed);
+        Level::ALL.into_iter().find(|level| *level as u8 == number).unwrap_or(Level::Info)
     }
+
     /// The level at start.
     pub fn launch_level(&self) -> Level {
-        todo!()
+        self.0.launch
     }
-    /// Changes the level.
-    pub fn set_level(&self, _level: Level) {
-        todo!()
+
+    /// Changes the level, for all that follows.
+    pub fn set_level(&self, level: Level) {
+        self.0.level.store(level as u8, Ordering::Relaxed);
+        tracing::callsite::rebuild_interest_cache();
     }
+
     /// Closes and opens the log file again, after it was rotated away.
     ///
     /// # Errors
     /// When the file cannot be opened; the old one stays in use.
-    pub fn reopen(&self) -> std::io::Result<()> {
-        todo!()
+    pub fn reopen(&self) -> io::Result<()> {
+        if let Sink::File(path, file) = &self.0.sink {
+            *file.lock().unwrap_or_else(PoisonError::into_inner) = open(path)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for LogHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("LogHandle").field(&self.level()).finish()
+    }
+}
+
+fn open(path: &PathBuf) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+/// Installs the log for the whole process. Call it once, and before threads start, as it asks for the local time zone.
+///
+/// # Errors
+/// When the file cannot be opened, or a log is installed already.
+pub fn init(settings: &Settings) -> io::Result<LogHandle> {
+    let sink = match &settings.file {
+        Some(path) => Sink::File(path.clone(), Mutex::new(open(path)?)),
+        None => Sink::Stdout,
+    };
+    let (subscriber, handle) = build(settings, sink, Arc::new(SystemClock));
+    tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
+    Ok(handle)
+}
+
+/// The same log into `writer` and with a given clock, not installed: for tests and `tracing::subscriber::with_default`.
+pub fn with_writer(
+    settings: &Settings,
+    writer: Box<dyn Write + Send>,
+    clock: Arc<dyn Clock>,
+) -> (impl Subscriber + Send + Sync, LogHandle) {
+    build(settings, Sink::Writer(Mutex::new(writer)), clock)
+}
+
+fn build(settings: &Settings, sink: Sink, clock: Arc<dyn Clock>) -> (Log, LogHandle) {
+    let shared = Arc::new(Shared { level: AtomicU8::new(settings.level as u8), launch: settings.level, sink });
+    let offset = UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC);
+    let style = format::Style { format: settings.format, source_location: settings.source_location, offset };
+    let handle = LogHandle(shared);
+    (Log { handle: handle.clone(), style, clock }, handle)
+}
+
+struct Log {
+    handle: LogHandle,
+    style: format::Style,
+    clock: Arc<dyn Clock>,
+}
+
+impl Log {
+    /// Our own crates speak at all levels; libraries only when something is wrong.
+    fn is_of_interest(metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && (metadata.target().starts_with("finial") || *metadata.level() <= tracing::Level::WARN)
+    }
+}
+
+impl Subscriber for Log {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if Self::is_of_interest(metadata) && *metadata.level() <= self.handle.level().filter() {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        Self::is_of_interest(metadata) && *metadata.level() <= self.handle.level().filter()
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.handle.level().filter())
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let line = self.style.line(event, self.clock.now_ms());
+        // A log that cannot be written has nowhere to say so.
+        let _ = match &self.handle.0.sink {
+            Sink::Stdout => io::stdout().lock().write_all(line.as_bytes()),
+            Sink::File(_, file) => file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
+            Sink::Writer(writer) => writer.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()),
+        };
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_core::ManualClock;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panics").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn settings(format: Format) -> Settings {
+        Settings { level: Level::Info, format, file: None, source_location: false }
+    }
+
+    fn logged(settings: &Settings, act: impl FnOnce(&LogHandle)) -> String {
+        let buffer = Buffer::default();
+        let clock = Arc::new(ManualClock::at(1_795_385_367));
+        let (subscriber, handle) = with_writer(settings, Box::new(buffer.clone()), clock);
+        tracing::subscriber::with_default(subscriber, || act(&handle));
+        let bytes = buffer.0.lock().expect("no panics").clone();
+        String::from_utf8(bytes).expect("log lines are UTF-8")
+    }
+
+    /// The expected lines follow those of SPIRE 1.15.3 (`Configured`, `Configured plugin`, `Successfully rotated X.509 CA`).
+    #[test]
+    fn lines_are_those_of_spire() {
+        let act = |_: &LogHandle| {
+            tracing::info!(version = "1.15.3", data_dir = "/tmp/data", admin_ids = "[]", "Configured");
+            tracing::info!(reconfigurable = false, plugin_name = "disk", external = false, "Configured plugin");
+            tracing::warn!(error = %"a \"b\"\n\u{1}é", ttl = 86399.5f64, port = 28988, msg = "x", "Odd <a>&b");
+            tracing::debug!("not shown");
+        };
+        let text = logged(&settings(Format::Default), act);
+        assert_eq!(
+            text,
+            concat!(
+                "time=\"2026-11-22T22:09:27Z\" level=info msg=Configured admin_ids=\"[]\" data_dir=/tmp/data version=1.15.3\n",
+                "time=\"2026-11-22T22:09:27Z\" level=info msg=\"Configured plugin\" external=false plugin_name=disk reconfigurable=false\n",
+                "time=\"2026-11-22T22:09:27Z\" level=warning msg=\"Odd <a>&b\" error=\"a \\\"b\\\"\\n\\x01é\" fields.msg=x port=28988 ttl=86399.5\n",
+            )
+        );
+        let json = logged(&settings(Format::Json), act);
+        assert_eq!(
+            json,
+            concat!(
+                r#"{"admin_ids":"[]","data_dir":"/tmp/data","level":"info","msg":"Configured","time":"2026-11-22T22:09:27Z","version":"1.15.3"}"#,
+                "\n",
+                r#"{"external":false,"level":"info","msg":"Configured plugin","plugin_name":"disk","reconfigurable":false,"time":"2026-11-22T22:09:27Z"}"#,
+                "\n",
+                r#"{"error":"a \"b\"\n\u0001é","fields.msg":"x","level":"warning","msg":"Odd \u003ca\u003e\u0026b","port":28988,"time":"2026-11-22T22:09:27Z","ttl":86399.5}"#,
+                "\n",
+            )
+        );
+    }
+
+    #[test]
+    fn the_level_changes_at_run_time_and_libraries_only_warn() {
+        let text = logged(&settings(Format::Text), |handle| {
+            tracing::debug!("one");
+            handle.set_level(Level::Debug);
+            tracing::debug!("two");
+            tracing::debug!(target: "h2::codec", "three");
+            tracing::error!(target: "h2::codec", "four");
+            handle.set_level(Level::Fatal);
+            tracing::error!("five");
+            handle.set_level(handle.launch_level());
+            tracing::info!("six");
+        });
+        let words: Vec<_> = text.lines().filter_map(|l| l.rsplit_once("msg=")).map(|(_, w)| w).collect();
+        assert_eq!(words, ["two", "four", "six"]);
+    }
+
+    #[test]
+    fn the_source_is_named_when_asked() {
+        let settings = Settings { source_location: true, ..settings(Format::Text) };
+        let text = logged(&settings, |_| tracing::info!("here"));
+        assert!(text.contains(" file=\"log.rs:"), "{text}");
+        assert!(text.contains("func=\"finial_runtime::log::tests\""), "{text}");
+    }
+
+    #[test]
+    fn a_rotated_file_is_opened_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let sink = Sink::File(path.clone(), Mutex::new(open(&path).expect("opens")));
+        let (subscriber, handle) = build(&settings(Format::Text), sink, Arc::new(ManualClock::at(0)));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("first");
+            std::fs::rename(&path, folder.path().join("log.1")).expect("rotates");
+            tracing::info!("still the old one");
+            handle.reopen().expect("reopens");
+            tracing::info!("second");
+        });
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("exists");
+        assert_eq!(read("log.1").lines().count(), 2);
+        assert!(read("log").contains("msg=second"));
+    }
+
+    #[test]
+    fn levels_have_names() {
+        for level in Level::ALL {
+            assert_eq!(Level::parse(&level.as_str().to_uppercase()), Some(level));
+        }
+        assert_eq!(Level::parse("warn"), Some(Level::Warning));
+        assert_eq!(Level::parse("loud"), None);
     }
 }

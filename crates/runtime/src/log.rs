@@ -2,7 +2,8 @@
 //!
 //! The front is `tracing`: `tracing::info!(subsystem_name = "endpoints", %address, "Starting Server APIs")`. Only events
 //! count; spans are ignored, so that a log line costs nothing but itself. Of other crates' events only warnings and errors
-//! are written.
+//! are written. A field named `fields` may hold further fields whose names are only known at run time:
+//! `name 0x1f value 0x1e name 0x1f value`.
 
 mod format;
 
@@ -298,6 +299,14 @@ mod tests {
                 "\n",
             )
         );
+    }
+
+    #[test]
+    fn fields_may_be_named_at_run_time() {
+        let fields = "spiffe_id\u{1f}spiffe://a/b\u{1e}level\u{1f}x\u{1e}empty\u{1f}";
+        let text = logged(&settings(Format::Text), |_| tracing::info!(fields, r#type = "audit", "API accessed"));
+        let expected = "msg=\"API accessed\" empty= fields.level=x spiffe_id=\"spiffe://a/b\" type=audit\n";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

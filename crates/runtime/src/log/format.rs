@@ -2,11 +2,16 @@
 
 use super::Format;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use time::{OffsetDateTime, UtcOffset};
 use tracing::Event;
 use tracing::field::{Field, Visit};
+
+/// A field of this name holds any number of fields whose names are only known at run time: name, unit separator (0x1f),
+/// value; record separators (0x1e) in between.
+const FIELDS: &str = "fields";
 
 /// The parts of a line's look that do not change.
 pub(super) struct Style {
@@ -19,7 +24,7 @@ pub(super) struct Style {
 #[derive(Default)]
 struct Fields {
     message: String,
-    others: BTreeMap<&'static str, Value>,
+    others: BTreeMap<Cow<'static, str>, Value>,
 }
 
 impl Fields {
@@ -27,12 +32,21 @@ impl Fields {
         match (field.name(), value) {
             ("message", Value::String(text)) => self.message = text,
             ("message", other) => self.message = other.to_string(),
-            // The names of the fixed parts are taken; logrus moves such fields aside.
-            ("msg", value) => drop(self.others.insert("fields.msg", value)),
-            ("level", value) => drop(self.others.insert("fields.level", value)),
-            ("time", value) => drop(self.others.insert("fields.time", value)),
-            (name, value) => drop(self.others.insert(name, value)),
+            (FIELDS, Value::String(text)) => {
+                for pair in text.split('\u{1e}') {
+                    if let Some((name, value)) = pair.split_once('\u{1f}') {
+                        self.add(Cow::Owned(name.to_owned()), value.into());
+                    }
+                }
+            }
+            (name, value) => self.add(Cow::Borrowed(name), value),
         }
+    }
+
+    /// The names of the fixed parts are taken; logrus moves such fields aside.
+    fn add(&mut self, name: Cow<'static, str>, value: Value) {
+        let taken = matches!(&*name, "msg" | "level" | "time");
+        self.others.insert(if taken { Cow::Owned(format!("fields.{name}")) } else { name }, value);
     }
 }
 
@@ -71,9 +85,9 @@ impl Style {
         if self.source_location {
             if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
                 let name = file.rsplit('/').next().unwrap_or(file);
-                fields.others.insert("file", format!("{name}:{line}").into());
+                fields.others.insert("file".into(), format!("{name}:{line}").into());
             }
-            fields.others.insert("func", metadata.module_path().unwrap_or_default().into());
+            fields.others.insert("func".into(), metadata.module_path().unwrap_or_default().into());
         }
         let level = match *metadata.level() {
             tracing::Level::ERROR => "error",
@@ -143,12 +157,14 @@ fn text_value(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             '\t' => out.push_str("\\t"),
-            c if c.is_ascii_control() => drop(write!(out, "\\x{:02x}", u32::from(c))),
+            c if c.is_ascii_control() => {
+                let _ = write!(out, "\\x{:02x}", u32::from(c));
+            }
             // Marks that turn text around would let a client forge what a reader sees.
             c if c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
             {
-                drop(write!(out, "\\u{:04x}", u32::from(c)));
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
             }
             c => out.push(c),
         }
@@ -157,15 +173,17 @@ fn text_value(out: &mut String, text: &str) {
 }
 
 fn json_line(mut fields: Fields, level: &'static str, time: String) -> String {
-    fields.others.insert("level", level.into());
-    fields.others.insert("msg", std::mem::take(&mut fields.message).into());
-    fields.others.insert("time", time.into());
+    fields.others.insert("level".into(), level.into());
+    fields.others.insert("msg".into(), std::mem::take(&mut fields.message).into());
+    fields.others.insert("time".into(), time.into());
     let plain = serde_json::to_string(&fields.others).unwrap_or_default();
     // Go's encoder writes these as escapes, so that a log line can stand in a web page.
     let mut out = String::with_capacity(plain.len() + 16);
     for c in plain.chars() {
         match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => drop(write!(out, "\\u{:04x}", u32::from(c))),
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
             c => out.push(c),
         }
     }

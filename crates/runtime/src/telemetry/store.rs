@@ -86,7 +86,9 @@ impl Store {
 fn render_series(out: &mut String, name: &str, labels: &str, series: &mut Series) {
     let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
     match series {
-        Series::Number(number) => drop(writeln!(out, "{name}{braces} {}", number_text(*number))),
+        Series::Number(number) => {
+            let _ = writeln!(out, "{name}{braces} {}", number_text(*number));
+        }
         Series::Summary { sum, count, recent } => {
             while recent.front().is_some_and(|(at, _)| at.elapsed() > WINDOW) {
                 recent.pop_front();

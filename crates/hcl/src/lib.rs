@@ -6,6 +6,10 @@
 //! Keys that the struct does not know are ignored by `parse_into` and listed by [`Value::parse_reporting`].
 
 mod de;
+mod json;
+mod lexer;
+mod number;
+mod parser;
 mod value;
 
 pub use de::{Error, Unused, from_value};
@@ -14,7 +18,7 @@ pub use value::{Item, Kind, Object, Pos, Value};
 /// Reads HCL, or JSON if the first character that is not white space is `{`.
 ///
 /// # Errors
-/// The text is not HCL; the error names line and column.
-pub fn parse(_text: &str) -> Result<Value, Error> {
-    todo!()
+/// The text is neither; the error names line and column.
+pub fn parse(text: &str) -> Result<Value, Error> {
+    if text.trim_start().starts_with('{') { json::parse_json(text) } else { parser::parse_hcl(text) }
 }

@@ -59,14 +59,23 @@ pub struct Object {
 }
 
 /// One `key = value`, or one block. `a "b" { }` is item `a` holding an object with the one item `b`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Item {
     /// The key, unquoted.
     pub key: String,
     /// Where the key begins.
     pub pos: Pos,
+    /// Whether the key stands without quotes, or in JSON. HCL takes unknown quoted keys for labels.
+    pub bare: bool,
     /// The value.
     pub value: Value,
+}
+
+/// Two items are equal if they say the same; where and how they are written does not matter.
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key && self.value == other.value
+    }
 }
 
 /// Two values are equal if they say the same; where they stand does not matter.

@@ -1,0 +1,154 @@
+//! The journal: which authorities this server made, in which slot, and what became of them.
+//!
+//! Stored as SPIRE stores it, so that SPIRE can go on from it: one row per server, found again by the key manager's keys
+//! (the row's active X.509 authority is one of them). A journal that could not be saved is kept and saved with the next
+//! change or check; nothing that would overwrite a key happens before it is.
+
+use super::AuthorityError;
+use super::plan::Status;
+use super::store::AuthorityStore;
+use finial_crypto::Signer;
+use finial_proto::journal as pb;
+use finial_store::{CaJournal, StoreError};
+use prost::Message;
+use std::sync::Arc;
+
+/// How many authorities of each kind are remembered.
+const ENTRIES_MAX: usize = 10;
+
+/// The journal of this server.
+#[derive(Default)]
+pub(super) struct Journal {
+    /// 0 = there is no row yet; it is made when the first X.509 authority becomes active.
+    row: i64,
+    active_x509_authority_id: String,
+    entries: pb::Entries,
+    /// What memory says is not what the datastore says.
+    unsaved: bool,
+}
+
+/// Lowercase hex, the form of X.509 authority IDs.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+impl Status {
+    fn to_proto(self) -> pb::Status {
+        match self {
+            Self::Prepared => pb::Status::Prepared,
+            Self::Active => pb::Status::Active,
+            Self::Old => pb::Status::Old,
+        }
+    }
+
+    /// An unknown status counts as prepared: such an entry may be used when nothing is active.
+    pub(super) fn from_proto(status: i32) -> Self {
+        match pb::Status::try_from(status) {
+            Ok(pb::Status::Active) => Self::Active,
+            Ok(pb::Status::Old) => Self::Old,
+            Ok(pb::Status::Prepared | pb::Status::Unknown) | Err(_) => Self::Prepared,
+        }
+    }
+}
+
+/// Drops the oldest entries beyond the limit.
+fn cap<T>(entries: &mut Vec<T>) {
+    let exceeded = entries.len().saturating_sub(ENTRIES_MAX);
+    entries.drain(..exceeded);
+}
+
+impl Journal {
+    /// Finds the row that belongs to one of these keys; without one the journal is empty.
+    pub(super) async fn load(
+        store: &dyn AuthorityStore,
+        keys: &[(String, Arc<dyn Signer>)],
+    ) -> Result<Self, AuthorityError> {
+        for (_, key) in keys {
+            let authority_id = hex(&key.public_key().subject_key_id());
+            let Some(row) = store.journal(&authority_id).await.map_err(AuthorityError::FetchJournal)? else {
+                continue;
+            };
+            let entries = pb::Entries::decode(row.data.as_slice()).map_err(AuthorityError::BadJournal)?;
+            tracing::debug!(
+                ca_journal_id = row.id,
+                local_authority_id = %authority_id,
+                "Found a CA journal record that matches with a local X509 authority ID"
+            );
+            return Ok(Self { row: row.id, active_x509_authority_id: authority_id, entries, unsaved: false });
+        }
+        tracing::info!("There is not a CA journal record that matches any of the local X509 authority IDs");
+        Ok(Self::default())
+    }
+
+    pub(super) fn entries(&self) -> &pb::Entries {
+        &self.entries
+    }
+
+    pub(super) fn add_x509(&mut self, entry: pb::X509caEntry) {
+        self.entries.x509_c_as.push(entry);
+        cap(&mut self.entries.x509_c_as);
+        self.unsaved = true;
+    }
+
+    pub(super) fn add_jwt(&mut self, entry: pb::JwtKeyEntry) {
+        self.entries.jwt_keys.push(entry);
+        cap(&mut self.entries.jwt_keys);
+        self.unsaved = true;
+    }
+
+    /// Forgets an authority that did not come to be.
+    pub(super) fn remove(&mut self, authority_id: &str) {
+        self.entries.x509_c_as.retain(|e| e.authority_id != authority_id);
+        self.entries.jwt_keys.retain(|e| e.authority_id != authority_id);
+        self.unsaved = true;
+    }
+
+    pub(super) fn set_x509_status(&mut self, authority_id: &str, status: Status) {
+        if let Some(entry) = self.entries.x509_c_as.iter_mut().rev().find(|e| e.authority_id == authority_id) {
+            entry.set_status(status.to_proto());
+            self.unsaved = true;
+        }
+        if status == Status::Active {
+            authority_id.clone_into(&mut self.active_x509_authority_id);
+        }
+    }
+
+    pub(super) fn set_jwt_status(&mut self, key_id: &str, status: Status) {
+        if let Some(entry) = self.entries.jwt_keys.iter_mut().rev().find(|e| e.authority_id == key_id) {
+            entry.set_status(status.to_proto());
+            self.unsaved = true;
+        }
+    }
+
+    /// Saves what is not saved. Without an active X.509 authority there is nothing to find the row by, and nothing to do.
+    pub(super) async fn save(&mut self, store: &dyn AuthorityStore) -> Result<(), AuthorityError> {
+        if !self.unsaved || self.active_x509_authority_id.is_empty() {
+            return Ok(());
+        }
+        if self.row == 0 {
+            tracing::info!("Creating a new CA journal entry");
+        }
+        let row = CaJournal {
+            id: self.row,
+            data: self.entries.encode_to_vec(),
+            active_x509_authority_id: self.active_x509_authority_id.clone(),
+        };
+        let saved = store.set_journal(&row).await;
+        if matches!(saved, Err(StoreError::NotFound)) {
+            // The row went, with a restored datastore perhaps: the next attempt makes a new one.
+            self.row = 0;
+        }
+        self.row = saved.map_err(AuthorityError::SaveJournal)?.id;
+        self.unsaved = false;
+        tracing::debug!(
+            ca_journal_id = self.row,
+            local_authority_id = %self.active_x509_authority_id,
+            "Successfully stored CA journal entry in datastore"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,132 @@
+//! The authorities of the trust domain: one rotator task makes them, has them in the bundle before they sign, lets them
+//! sign, and retires them. Everyone else reads [`Authorities`].
+//!
+//! [`plan`] says what is due, the manager does it, the journal remembers it. The order within a preparation is: key, journal,
+//! bundle; a crash between any two leaves nothing that signs without being in the bundle.
+
+mod journal;
+mod manager;
+pub mod plan;
+mod slots;
+mod store;
+
+pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationHealth};
+pub use store::AuthorityStore;
+
+use arc_swap::ArcSwapOption;
+use finial_core::{ErrorKind, UnixSeconds};
+use finial_crypto::{IssueError, JwtAuthoritySigner, VerifyError, X509Ca};
+use finial_plugin::PluginError;
+use finial_store::StoreError;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Why authorities could not be loaded or rotated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// The key manager does not list its keys.
+    #[error("failed to get keys from key manager: {0}")]
+    ListKeys(#[source] PluginError),
+    /// The key manager does not make a key.
+    #[error("unable to generate key: {0}")]
+    GenerateKey(#[source] PluginError),
+    /// The journal cannot be read.
+    #[error("failed to load journal from datastore: failed to fetch CA journal from datastore: {0}")]
+    FetchJournal(#[source] StoreError),
+    /// The journal makes no sense.
+    #[error("failed to load journal from datastore: unable to unmarshal entries from CA journal record: {0}")]
+    BadJournal(#[source] prost::DecodeError),
+    /// The journal cannot be written.
+    #[error("could not save CA journal in the datastore: {0}")]
+    SaveJournal(#[source] StoreError),
+    /// The bundle cannot be read or written.
+    #[error("unable to update bundle: {0}")]
+    Bundle(#[source] StoreError),
+    /// The certificate was not made.
+    #[error("unable to sign X509 CA: {0}")]
+    Sign(#[from] IssueError),
+    /// The certificate was made, but what it signs does not verify: the key manager signs with another key.
+    #[error("X509 CA produced an invalid X509-SVID chain: {0}")]
+    Invalid(#[from] VerifyError),
+    /// It took too long.
+    #[error("{0} took longer than {1} s")]
+    Timeout(&'static str, u64),
+    /// The plan did not come to an end: a bug.
+    #[error("rotation does not come to rest")]
+    Restless,
+}
+
+impl AuthorityError {
+    /// What can be done about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ListKeys(e) | Self::GenerateKey(e) => e.kind,
+            Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) => e.kind(),
+            Self::Sign(e) => e.kind(),
+            Self::Timeout(..) => ErrorKind::Timeout,
+            Self::BadJournal(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
+        }
+    }
+}
+
+/// An X.509 authority that may sign.
+pub struct ActiveX509 {
+    /// Its subject key ID, lowercase hex: what SPIRE calls the local authority ID.
+    pub authority_id: String,
+    /// The subject key ID of what signed it, lowercase hex; empty if it is self-signed and does not say.
+    pub upstream_authority_id: String,
+    /// Certificate and signer.
+    pub ca: X509Ca,
+}
+
+/// A JWT authority that may sign.
+pub struct ActiveJwt {
+    /// Key ID and signer.
+    pub signer: JwtAuthoritySigner,
+    /// Tokens must not outlive this.
+    pub not_after: UnixSeconds,
+}
+
+#[derive(Default)]
+struct Active {
+    x509: ArcSwapOption<ActiveX509>,
+    jwt: ArcSwapOption<ActiveJwt>,
+    changes: watch::Sender<u64>,
+}
+
+/// The authorities that sign now. Reading takes no lock. Clones share one state.
+#[derive(Clone, Default)]
+pub struct Authorities(Arc<Active>);
+
+impl Authorities {
+    /// Without any; the manager puts them in.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The X.509 authority, once there is one.
+    pub fn x509(&self) -> Option<Arc<ActiveX509>> {
+        self.0.x509.load_full()
+    }
+
+    /// The JWT authority, once there is one; never with `disable_jwt_svids`.
+    pub fn jwt(&self) -> Option<Arc<ActiveJwt>> {
+        self.0.jwt.load_full()
+    }
+
+    /// Tells of each change; the number only grows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    pub(crate) fn set_x509(&self, authority: Arc<ActiveX509>) {
+        self.0.x509.store(Some(authority));
+        self.0.changes.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn set_jwt(&self, authority: Arc<ActiveJwt>) {
+        self.0.jwt.store(Some(authority));
+        self.0.changes.send_modify(|n| *n += 1);
+    }
+}

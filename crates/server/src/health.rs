@@ -1,0 +1,75 @@
+//! What the server says of its parts on `/live` and `/ready`, under SPIRE's names and with SPIRE's details.
+
+use crate::authority::RotationHealth;
+use crate::issue::Issuer;
+use crate::publish::BundleFeed;
+use finial_runtime::BoxError;
+use finial_runtime::health::{Check, Health, State};
+use finial_store::Store;
+use std::sync::Arc;
+
+/// Live and ready, or neither; `error` is shown under `key`.
+fn state(key: &str, error: Option<String>) -> State {
+    let ok = error.is_none();
+    let mut details = serde_json::Map::new();
+    if let Some(error) = error {
+        details.insert(key.to_owned(), error.into());
+    }
+    let details = serde_json::Value::Object(details);
+    State { started: None, live: ok, ready: ok, live_details: details.clone(), ready_details: details }
+}
+
+/// `server`: the bundle can be handed out.
+struct ServerCheck(Arc<BundleFeed>);
+
+#[async_trait::async_trait]
+impl Check for ServerCheck {
+    async fn check(&self) -> State {
+        let missing = self.0.own().is_none().then(|| "unable to fetch bundle: bundle not found".to_owned());
+        state("get_bundle_err", missing)
+    }
+}
+
+/// `server.ca`: an X.509-SVID can be signed.
+struct CaCheck(Arc<Issuer>);
+
+#[async_trait::async_trait]
+impl Check for CaCheck {
+    async fn check(&self) -> State {
+        state("sign_x509_svid_err", self.0.self_test().await.err().map(|e| e.to_string()))
+    }
+}
+
+/// `server.ca.rotator`: rotations work.
+struct RotatorCheck(RotationHealth);
+
+#[async_trait::async_trait]
+impl Check for RotatorCheck {
+    async fn check(&self) -> State {
+        state("rotation_err", self.0.error().map(str::to_owned))
+    }
+}
+
+/// `catalog.datastore`: the datastore answers.
+struct DatastoreCheck(Store);
+
+#[async_trait::async_trait]
+impl Check for DatastoreCheck {
+    async fn check(&self) -> State {
+        state("list_bundle_err", self.0.count_bundles().await.err().map(|e| e.to_string()))
+    }
+}
+
+/// Adds the server's checks.
+pub fn register(
+    health: &Health,
+    feed: Arc<BundleFeed>,
+    issuer: Arc<Issuer>,
+    rotation: RotationHealth,
+    store: Store,
+) -> Result<(), BoxError> {
+    health.add("server", Arc::new(ServerCheck(feed)))?;
+    health.add("server.ca", Arc::new(CaCheck(issuer)))?;
+    health.add("server.ca.rotator", Arc::new(RotatorCheck(rotation)))?;
+    health.add("catalog.datastore", Arc::new(DatastoreCheck(store)))
+}

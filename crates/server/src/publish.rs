@@ -1,0 +1,171 @@
+//! The bundles in memory: the trust domain's own and those it federates with. One writer, readers that take no lock.
+//!
+//! The datastore is written first, always; then the feed hears of it, by [`BundleFeed::publish`] with what the datastore
+//! returned (own bundle: its sequence number tells old from new), or by [`BundleFeed::refresh`], which reads it again.
+//! TLS, the API, and later publishers, notifiers and the federation endpoint read here.
+
+use crate::authority::AuthorityStore;
+use arc_swap::ArcSwap;
+use finial_core::{Bundle, TrustDomain};
+use finial_crypto::TrustRoots;
+use finial_crypto::tls::BundleSource;
+use finial_runtime::Shutdown;
+use finial_store::StoreError;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// After a refresh failed, everything is read again this often until that works.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A bundle with what readers need of it ready-made.
+pub struct PublishedBundle {
+    /// The bundle.
+    pub bundle: Bundle,
+    /// Its X.509 authorities, parsed.
+    pub roots: Arc<TrustRoots>,
+}
+
+impl PublishedBundle {
+    fn new(bundle: Bundle) -> Self {
+        let roots = TrustRoots::from_bundle(&bundle).or_else(|_| {
+            // One that cannot be read must not take the others with it.
+            TrustRoots::new(bundle.x509_authorities.iter().map(|a| &a.der).filter(|der| {
+                let readable = TrustRoots::new([*der]);
+                if let Err(error) = &readable {
+                    tracing::error!(trust_domain_id = %bundle.trust_domain, %error, "Unreadable X.509 authority in bundle");
+                }
+                readable.is_ok()
+            }))
+        });
+        Self { roots: Arc::new(roots.unwrap_or_default()), bundle }
+    }
+}
+
+/// By bare trust domain name.
+type Bundles = BTreeMap<Box<str>, Arc<PublishedBundle>>;
+
+/// The bundles in memory.
+pub struct BundleFeed {
+    store: Arc<dyn AuthorityStore>,
+    own: TrustDomain,
+    bundles: ArcSwap<Bundles>,
+    /// Held while the map is replaced, never across an await.
+    writing: Mutex<()>,
+    /// Held while a bundle is read again, so that an older reading never replaces a newer one.
+    refreshing: tokio::sync::Mutex<()>,
+    stale: AtomicBool,
+    changes: watch::Sender<u64>,
+}
+
+impl BundleFeed {
+    /// Reads all bundles.
+    pub async fn open(store: Arc<dyn AuthorityStore>, own: TrustDomain) -> Result<Arc<Self>, StoreError> {
+        let feed = Self {
+            store,
+            own,
+            bundles: ArcSwap::default(),
+            writing: Mutex::new(()),
+            refreshing: tokio::sync::Mutex::new(()),
+            stale: AtomicBool::new(false),
+            changes: watch::Sender::new(0),
+        };
+        feed.reload().await?;
+        Ok(Arc::new(feed))
+    }
+
+    /// The trust domain that this server serves.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.own
+    }
+
+    /// The own bundle; there is none before the first authority was made.
+    pub fn own(&self) -> Option<Arc<PublishedBundle>> {
+        self.bundle(self.own.as_str())
+    }
+
+    /// The bundle of a trust domain, by its bare name.
+    pub fn bundle(&self, trust_domain: &str) -> Option<Arc<PublishedBundle>> {
+        self.bundles.load().get(trust_domain).cloned()
+    }
+
+    /// All bundles, by bare trust domain name, the own one included.
+    pub fn all(&self) -> Arc<BTreeMap<Box<str>, Arc<PublishedBundle>>> {
+        self.bundles.load_full()
+    }
+
+    /// Tells of each change; the number only grows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Takes the own bundle as the datastore returned it from a write; an older one than is known changes nothing.
+    pub fn publish(&self, bundle: Bundle) {
+        let newer = move |known: &PublishedBundle| known.bundle.sequence_number <= bundle.sequence_number;
+        let name = bundle.trust_domain.as_str().to_owned();
+        let published = Arc::new(PublishedBundle::new(bundle.clone()));
+        self.update(|bundles| {
+            if bundles.get(name.as_str()).is_none_or(|known| newer(known)) {
+                bundles.insert(name.into(), published);
+            }
+        });
+    }
+
+    /// Reads one bundle again; call it after each write of it. On failure what is known stays, and is read again later.
+    pub async fn refresh(&self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
+        let _order = self.refreshing.lock().await;
+        let found = self.store.bundle(trust_domain).await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
+        let published = found.map(|bundle| Arc::new(PublishedBundle::new(bundle)));
+        self.update(|bundles| {
+            match published {
+                Some(published) => bundles.insert(trust_domain.as_str().into(), published),
+                None => bundles.remove(trust_domain.as_str()),
+            };
+        });
+        Ok(())
+    }
+
+    /// Reads all bundles again.
+    pub async fn reload(&self) -> Result<(), StoreError> {
+        let _order = self.refreshing.lock().await;
+        let all = self.store.bundles().await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
+        self.stale.store(false, Ordering::Relaxed);
+        let fresh: Bundles = all
+            .into_iter()
+            .map(|bundle| (bundle.trust_domain.as_str().into(), Arc::new(PublishedBundle::new(bundle))))
+            .collect();
+        self.update(|bundles| *bundles = fresh);
+        Ok(())
+    }
+
+    /// Repairs what a failed refresh left, until shutdown.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+            if self.stale.load(Ordering::Relaxed)
+                && let Err(error) = self.reload().await
+            {
+                tracing::error!(%error, "Failed to read bundles from the datastore; trying again");
+            }
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Bundles)) {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bundles = Bundles::clone(&self.bundles.load());
+        change(&mut bundles);
+        self.bundles.store(Arc::new(bundles));
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+impl BundleSource for BundleFeed {
+    fn x509_roots(&self, trust_domain: &str) -> Option<Arc<TrustRoots>> {
+        self.bundles.load().get(trust_domain).map(|b| b.roots.clone())
+    }
+}

@@ -1,0 +1,142 @@
+//! The server's own X.509-SVID: signed by its own authority, renewed at half its life, shown to TLS.
+
+use crate::issue::{IssueError, Issuer, Rfc3339};
+use arc_swap::ArcSwapOption;
+use finial_core::{Clock, ErrorKind, KeyType, UnixSeconds};
+use finial_crypto::tls::TlsIdentity;
+use finial_crypto::{PrivateKey, SignError};
+use finial_runtime::{Metrics, Shutdown, Spawner};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is looked at.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Why the server has no new SVID.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerSvidError {
+    /// No key.
+    #[error(transparent)]
+    Key(#[from] SignError),
+    /// No certificate.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The task that makes the key was lost.
+    #[error("key generation was interrupted")]
+    Interrupted,
+}
+
+impl ServerSvidError {
+    /// What can be done about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Key(e) => e.kind(),
+            Self::Issue(e) => e.kind(),
+            Self::Interrupted => ErrorKind::Internal,
+        }
+    }
+}
+
+/// The SVID that the server shows now.
+#[derive(Clone, Debug)]
+pub struct ServerSvidState {
+    /// Leaf first; DER each.
+    pub chain: Vec<Arc<[u8]>>,
+    /// Of the leaf.
+    pub not_before: UnixSeconds,
+    /// Of the leaf.
+    pub not_after: UnixSeconds,
+}
+
+impl ServerSvidState {
+    /// Past its half-life; or from the future, after the clock went back.
+    fn is_due(&self, now: UnixSeconds) -> bool {
+        now < self.not_before || now > self.not_before + (self.not_after - self.not_before) / 2
+    }
+}
+
+/// Keeps the server's own SVID.
+pub struct ServerSvid {
+    issuer: Arc<Issuer>,
+    key_type: KeyType,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    spawner: Spawner,
+    tls: Arc<TlsIdentity>,
+    state: ArcSwapOption<ServerSvidState>,
+}
+
+impl ServerSvid {
+    /// Without an SVID; call [`ServerSvid::rotate`] once there is an authority.
+    pub fn new(
+        issuer: Arc<Issuer>,
+        key_type: KeyType,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        spawner: Spawner,
+    ) -> Arc<Self> {
+        let tls = Arc::new(TlsIdentity::empty());
+        Arc::new(Self { issuer, key_type, clock, metrics, spawner, tls, state: ArcSwapOption::empty() })
+    }
+
+    /// What TLS shows; follows the SVID.
+    pub fn tls_identity(&self) -> Arc<TlsIdentity> {
+        self.tls.clone()
+    }
+
+    /// The SVID now, once there is one.
+    pub fn state(&self) -> Option<Arc<ServerSvidState>> {
+        self.state.load_full()
+    }
+
+    /// Makes a new key and SVID and shows them from now on.
+    pub async fn rotate(&self) -> Result<(), ServerSvidError> {
+        let call = self.metrics.call("svid.rotate");
+        let result = self.try_rotate().await;
+        call.finish_with(&result, ServerSvidError::kind);
+        result
+    }
+
+    async fn try_rotate(&self) -> Result<(), ServerSvidError> {
+        tracing::debug!("Rotating server SVID");
+        let key = self.generate().await?;
+        let issued = self.issuer.server_x509_svid(key.public_key()).await?;
+        self.tls.set(&issued.chain, &key)?;
+        tracing::debug!(expiration = %Rfc3339(issued.not_after), "Server SVID rotated");
+        let state =
+            ServerSvidState { chain: issued.chain, not_before: issued.not_before, not_after: issued.not_after };
+        self.state.store(Some(Arc::new(state)));
+        Ok(())
+    }
+
+    /// RSA keys take long enough to make that they must not hold up the tasks of this thread.
+    async fn generate(&self) -> Result<PrivateKey, ServerSvidError> {
+        let key_type = self.key_type;
+        if matches!(key_type, KeyType::EcP256 | KeyType::EcP384) {
+            return Ok(PrivateKey::generate(key_type)?);
+        }
+        let made = self.spawner.blocking(move || PrivateKey::generate(key_type)).await;
+        Ok(made.map_err(|_| ServerSvidError::Interrupted)??)
+    }
+
+    /// Renews the SVID when it is due.
+    pub async fn check(&self) {
+        let now = self.clock.now();
+        if self.state().is_none_or(|s| s.is_due(now))
+            && let Err(error) = self.rotate().await
+        {
+            tracing::error!(%error, "Could not rotate server SVID");
+        }
+    }
+
+    /// Looks after the SVID until shutdown.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(CHECK_INTERVAL) => self.check().await,
+            }
+        }
+    }
+}

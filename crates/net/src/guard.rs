@@ -1,0 +1,242 @@
+//! Limits on connections: how many, how many by one peer, and how long a silent one is kept.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// The client preface of HTTP/2 and the header of the SETTINGS frame that must follow it, in bytes.
+const PREFACE_BYTES: usize = 24 + 9;
+
+/// How many connections a listener keeps, and for how long one that says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open connections in all. More are closed at once.
+    pub connections: usize,
+    /// Open connections by one peer: one user ID on a unix socket, one address on TCP. More are closed at once.
+    pub connections_per_peer: usize,
+    /// TLS handshakes under way. A newer one takes the place of the oldest.
+    pub handshakes: usize,
+    /// How long a TLS handshake may take, and after it the beginning of HTTP/2.
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    /// 16,384 connections, all of which may be one peer's; 1,024 handshakes; 10 s.
+    fn default() -> Self {
+        Self { connections: 16_384, connections_per_peer: 16_384, handshakes: 1_024, silence: Duration::from_secs(10) }
+    }
+}
+
+/// Counts open connections.
+pub(crate) struct Admission<K> {
+    limits: Limits,
+    open: Mutex<Open<K>>,
+}
+
+struct Open<K> {
+    total: usize,
+    by_peer: HashMap<K, usize>,
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Admission<K> {
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { limits, open: Mutex::new(Open { total: 0, by_peer: HashMap::new() }) })
+    }
+
+    /// Counts one more, unless a limit is reached.
+    pub(crate) fn admit(self: &Arc<Self>, peer: K) -> Option<Admitted> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_peer = open.by_peer.get(&peer).copied().unwrap_or_default();
+        if open.total >= self.limits.connections || of_peer >= self.limits.connections_per_peer {
+            return None;
+        }
+        open.total += 1;
+        open.by_peer.insert(peer.clone(), of_peer + 1);
+        Some(Admitted(Box::new(Counted { admission: self.clone(), peer })))
+    }
+}
+
+/// The place that a connection takes; given back on drop.
+pub(crate) struct Admitted(#[allow(dead_code)] Box<dyn Send + Sync>);
+
+struct Counted<K: Eq + Hash> {
+    admission: Arc<Admission<K>>,
+    peer: K,
+}
+
+impl<K: Eq + Hash> Drop for Counted<K> {
+    fn drop(&mut self) {
+        let mut open = self.admission.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.total -= 1;
+        if let Some(count) = open.by_peer.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                open.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// A connection that is counted and must begin to speak in time.
+pub(crate) struct Guarded<S> {
+    stream: S,
+    /// How many bytes are still to come until when; `None` once they came.
+    silent: Option<(usize, Pin<Box<Sleep>>)>,
+    _admitted: Admitted,
+}
+
+impl<S> Guarded<S> {
+    pub(crate) fn new(stream: S, silence: Duration, admitted: Admitted) -> Self {
+        Self { stream, silent: Some((PREFACE_BYTES, Box::pin(tokio::time::sleep(silence)))), _admitted: admitted }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let Some((missing, deadline)) = &mut this.silent else { return read };
+        match read {
+            Poll::Pending => {
+                ready!(deadline.as_mut().poll(cx));
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer did not begin to speak HTTP/2")))
+            }
+            done => {
+                *missing = missing.saturating_sub(buf.filled().len() - before);
+                if *missing == 0 {
+                    this.silent = None;
+                }
+                done
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A public stream that reads and writes like the guarded one inside it.
+macro_rules! delegate_io {
+    ($stream:ty) => {
+        impl tokio::io::AsyncRead for $stream {
+            fn poll_read(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &mut tokio::io::ReadBuf<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.stream).poll_read(cx, buf)
+            }
+        }
+        impl tokio::io::AsyncWrite for $stream {
+            fn poll_write(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &[u8],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.stream).poll_write(cx, buf)
+            }
+            fn poll_write_vectored(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                bufs: &[std::io::IoSlice<'_>],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+            }
+            fn is_write_vectored(&self) -> bool {
+                tokio::io::AsyncWrite::is_write_vectored(&self.stream)
+            }
+            fn poll_flush(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.stream).poll_flush(cx)
+            }
+            fn poll_shutdown(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.stream).poll_shutdown(cx)
+            }
+        }
+    };
+}
+pub(crate) use delegate_io;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn limits(connections: usize, connections_per_peer: usize) -> Limits {
+        Limits { connections, connections_per_peer, ..Limits::default() }
+    }
+
+    #[test]
+    fn places_are_counted_in_all_and_per_peer_and_given_back() {
+        let admission = Admission::new(limits(3, 2));
+        let first = admission.admit(1).unwrap();
+        let _second = admission.admit(1).unwrap();
+        assert!(admission.admit(1).is_none(), "one peer cannot take all");
+        let other = admission.admit(2).unwrap();
+        assert!(admission.admit(3).is_none(), "full");
+        drop(other);
+        drop(first);
+        assert!(admission.admit(1).is_some());
+        assert!(admission.open.lock().unwrap().by_peer.len() <= 1, "no leftovers");
+    }
+
+    fn guarded(limit: Duration) -> (tokio::io::DuplexStream, Guarded<tokio::io::DuplexStream>) {
+        let (near, far) = tokio::io::duplex(256);
+        let admitted = Admission::new(Limits::default()).admit(0).unwrap();
+        (near, Guarded::new(far, limit, admitted))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_nothing_or_only_a_little_is_cut_off() {
+        let (mut client, mut server) = guarded(Duration::from_secs(10));
+        client.write_all(b"PRI * HTTP/2.0").await.unwrap();
+        let mut buf = [0; 64];
+        assert_eq!(server.read(&mut buf).await.unwrap(), 14);
+        assert_eq!(server.read(&mut buf).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_has_begun_may_be_idle() {
+        let (mut client, mut server) = guarded(Duration::from_secs(10));
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        let mut buf = [0; 64];
+        assert_eq!(server.read(&mut buf).await.unwrap(), PREFACE_BYTES);
+        let idle = tokio::time::timeout(Duration::from_secs(3600), server.read(&mut buf)).await;
+        assert!(idle.is_err(), "still open after an hour");
+    }
+}

@@ -1,0 +1,178 @@
+//! Listening on TCP with TLS.
+
+use crate::accept::AcceptBackoff;
+use crate::guard::{Admission, Guarded, Limits, delegate_io};
+use finial_runtime::Spawner;
+use futures::stream::{BoxStream, Stream, StreamExt};
+use rustls_pki_types::CertificateDer;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// How many finished handshakes may wait for the server to take them.
+const FINISHED_MAX: usize = 64;
+
+/// Who is at the other end of a TLS connection.
+#[derive(Clone, Debug)]
+pub struct TlsPeer {
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// What it presented, leaf first; empty if nothing. The TLS configuration's verifier has accepted it.
+    pub certificates: Arc<[CertificateDer<'static>]>,
+}
+
+/// Binds `address`. `SO_REUSEADDR` is set, so that a restart need not wait.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// The connections that have completed their handshake. Never ends and never yields an error. Handshakes run side by
+/// side as tasks of their own, each with a deadline; those that say nothing or garbage keep nobody waiting.
+pub struct TlsIncoming {
+    stream: BoxStream<'static, io::Result<TlsConnection>>,
+    local: SocketAddr,
+}
+
+impl TlsIncoming {
+    /// Serves `listener` with `config`, which is read anew for each connection through its resolver and verifier.
+    pub fn new(
+        listener: TcpListener,
+        config: Arc<rustls::ServerConfig>,
+        limits: Limits,
+        spawner: Spawner,
+    ) -> io::Result<Self> {
+        let local = listener.local_addr()?;
+        let (sender, finished) = mpsc::channel(FINISHED_MAX);
+        let accept = Accept {
+            listener,
+            acceptor: TlsAcceptor::from(config),
+            limits,
+            admission: Admission::new(limits),
+            spawner,
+            sender,
+            backoff: AcceptBackoff::default(),
+            running: VecDeque::new(),
+        };
+        let stream = futures::stream::unfold((accept, finished), |(mut accept, mut finished)| async move {
+            loop {
+                tokio::select! {
+                    connection = finished.recv() => return Some((Ok(connection?), (accept, finished))),
+                    accepted = accept.listener.accept() => accept.take(accepted).await,
+                }
+            }
+        });
+        Ok(Self { stream: stream.boxed(), local })
+    }
+
+    /// The address with the port that the kernel has chosen.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+struct Accept {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    limits: Limits,
+    admission: Arc<Admission<IpAddr>>,
+    spawner: Spawner,
+    sender: mpsc::Sender<TlsConnection>,
+    backoff: AcceptBackoff,
+    /// Handshakes under way, oldest first.
+    running: VecDeque<AbortHandle>,
+}
+
+impl Accept {
+    async fn take(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        let Some((tcp, address)) = self.backoff.note(accepted).await else { return };
+        let Some(admitted) = self.admission.admit(address.ip()) else {
+            tracing::warn!(%address, "Too many connections; this one was closed");
+            return;
+        };
+        // An agent's calls are small and it waits for each.
+        let _ = tcp.set_nodelay(true);
+        self.make_room();
+        let (acceptor, sender, silence) = (self.acceptor.clone(), self.sender.clone(), self.limits.silence);
+        let task = self.spawner.spawn("tls-handshake", async move {
+            match tokio::time::timeout(silence, acceptor.accept(tcp)).await {
+                Ok(Ok(tls)) => {
+                    let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
+                    let peer = TlsPeer {
+                        address,
+                        certificates: certificates.iter().map(|c| c.clone().into_owned()).collect(),
+                    };
+                    let stream = Guarded::new(tls, silence, admitted);
+                    let _ = sender.send(TlsConnection { stream, peer }).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
+            }
+        });
+        self.running.push_back(task.abort_handle());
+    }
+
+    /// Forgets handshakes that have ended, and gives up the oldest when there are too many: who floods the port
+    /// displaces mostly its own.
+    fn make_room(&mut self) {
+        if self.running.len() < self.limits.handshakes {
+            return;
+        }
+        self.running.retain(|task| !task.is_finished());
+        if self.running.len() >= self.limits.handshakes
+            && let Some(oldest) = self.running.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+}
+
+impl Drop for Accept {
+    fn drop(&mut self) {
+        self.running.iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Stream for TlsIncoming {
+    type Item = io::Result<TlsConnection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.stream.poll_next_unpin(cx)
+    }
+}
+
+/// A TLS connection. Requests on it carry a [`TlsPeer`] extension.
+pub struct TlsConnection {
+    stream: Guarded<TlsStream<TcpStream>>,
+    peer: TlsPeer,
+}
+
+impl TlsConnection {
+    /// Who is at the other end.
+    pub fn peer(&self) -> &TlsPeer {
+        &self.peer
+    }
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = TlsPeer;
+
+    fn connect_info(&self) -> TlsPeer {
+        self.peer.clone()
+    }
+}
+
+delegate_io!(TlsConnection);

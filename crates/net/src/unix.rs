@@ -1,0 +1,157 @@
+//! Listening on unix sockets.
+
+use crate::accept::AcceptBackoff;
+use crate::guard::{Admission, Guarded, Limits, delegate_io};
+pub use crate::peer::{PeerError, PeerHandle, PeerInfo};
+use futures::stream::{BoxStream, Stream, StreamExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tonic::transport::server::Connected;
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Why a socket cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another process answers there.
+    #[error("another process listens on {0}; stop it, or choose another path")]
+    InUse(PathBuf),
+    /// Something else is there, and it is not ours to remove.
+    #[error("{0} exists and is not a socket; remove it, or choose another path")]
+    NotASocket(PathBuf),
+    /// A call failed.
+    #[error("cannot {what} {path}: {error}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+/// Binds `path` with permissions `mode`, after making its missing parent folders with `dir_mode`. A socket that nobody
+/// listens on any more is replaced. Nobody can connect before the permissions are set. The file goes away with the
+/// returned stream.
+pub fn bind(path: &Path, mode: u32, dir_mode: u32, limits: Limits) -> Result<UnixIncoming, BindError> {
+    let failed = |what| move |error| BindError::Io { what, path: path.to_owned(), error };
+    if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        fs::DirBuilder::new().recursive(true).mode(dir_mode).create(dir).map_err(failed("create the folder of"))?;
+    }
+    remove_stale(path)?;
+    let socket = UnixSocket::new_stream().map_err(failed("open a socket for"))?;
+    socket.bind(path).map_err(failed("bind"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set the permissions of"))?;
+    let at = fs::symlink_metadata(path).map_err(failed("look at"))?;
+    let file = SocketFile { path: path.to_owned(), device: at.dev(), inode: at.ino() };
+    let listener = socket.listen(BACKLOG).map_err(failed("listen on"))?;
+    Ok(UnixIncoming::new(listener, Some(file), limits))
+}
+
+fn remove_stale(path: &Path) -> Result<(), BindError> {
+    let failed = |what| move |error| BindError::Io { what, path: path.to_owned(), error };
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed("look at")(e)),
+    };
+    if !meta.file_type().is_socket() {
+        return Err(BindError::NotASocket(path.to_owned()));
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(BindError::InUse(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("remove the old"))
+        }
+        Err(e) => Err(failed("probe")(e)),
+    }
+}
+
+/// The file of a socket; removed on drop unless another one has its place by then.
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode)) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The connections to a unix socket, each with its peer. Never ends and never yields an error: a peer that cannot be
+/// identified, or that is one too many, is hung up on.
+pub struct UnixIncoming(BoxStream<'static, io::Result<UnixConnection>>);
+
+impl UnixIncoming {
+    fn new(listener: UnixListener, file: Option<SocketFile>, limits: Limits) -> Self {
+        let admission = Admission::new(limits);
+        let state = (listener, file, admission, AcceptBackoff::default());
+        let stream = futures::stream::unfold(state, move |(listener, file, admission, mut backoff)| async move {
+            loop {
+                let Some((stream, _)) = backoff.note(listener.accept().await).await else { continue };
+                if let Some(connection) = identify(stream, &admission, limits) {
+                    return Some((Ok(connection), (listener, file, admission, backoff)));
+                }
+            }
+        });
+        Self(stream.boxed())
+    }
+}
+
+fn identify(stream: UnixStream, admission: &Arc<Admission<u32>>, limits: Limits) -> Option<UnixConnection> {
+    let peer = match PeerInfo::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(%error, "Connection failed during accept");
+            return None;
+        }
+    };
+    let Some(admitted) = admission.admit(peer.uid) else {
+        tracing::warn!(uid = peer.uid, pid = peer.pid, "Too many connections; this one was closed");
+        return None;
+    };
+    Some(UnixConnection { stream: Guarded::new(stream, limits.silence, admitted), peer })
+}
+
+impl Stream for UnixIncoming {
+    type Item = io::Result<UnixConnection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_next_unpin(cx)
+    }
+}
+
+/// A connection to a unix socket. Requests on it carry a [`PeerInfo`] extension.
+pub struct UnixConnection {
+    stream: Guarded<UnixStream>,
+    peer: PeerInfo,
+}
+
+impl UnixConnection {
+    /// The process at the other end.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+}
+
+impl Connected for UnixConnection {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.peer.clone()
+    }
+}
+
+delegate_io!(UnixConnection);

@@ -1,1 +1,45 @@
-//! Placeholder.
+//! What a plugin is: traits over plain values, one per kind. The server and the agent know these and no implementation;
+//! `catalog` knows the implementations. Each trait has a conformance suite in [`conformance`], a macro line per implementation.
+//!
+//! A plugin returns verdicts and constraints; it never signs an SVID and never touches the datastore.
+
+mod attest;
+mod config;
+pub mod conformance;
+mod error;
+mod key_manager;
+
+pub use attest::{
+    AgentNodeAttestor, AttestSession, AttestVerdict, Challenger, Peer, ServerNodeAttestor, WorkloadAttestor,
+    prefixed_selectors,
+};
+pub use config::{PluginContext, decode};
+pub use error::{PluginError, PluginKind};
+pub use key_manager::{KeyManager, MemoryKeys};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The plugins of a server, built and configured.
+#[derive(Clone)]
+pub struct ServerPlugins {
+    /// Holds the keys of the authorities.
+    pub key_manager: Arc<dyn KeyManager>,
+    /// Node attestors by name. `join_token` is not among them: the server core handles it, as it needs the datastore.
+    pub node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
+    /// Whether `join_token` is configured.
+    pub join_token: bool,
+}
+
+/// The plugins of an agent, built and configured.
+#[derive(Clone)]
+pub struct AgentPlugins {
+    /// Holds the agent's own keys.
+    pub key_manager: Arc<dyn KeyManager>,
+    /// Whether keys are gone after a restart (the `memory` key manager).
+    pub keys_are_volatile: bool,
+    /// The one node attestor, with its name.
+    pub node_attestor: (String, Arc<dyn AgentNodeAttestor>),
+    /// At least one.
+    pub workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
+}

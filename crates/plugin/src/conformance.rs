@@ -178,8 +178,8 @@ async fn attempt(
 ) -> Attempt {
     let mut session = agent.begin().await.expect("begins");
     let payload = session.payload().to_vec();
-    let session = Some(session.as_mut());
-    let mut wire = Wire { session, canned: canned.into(), alter, challenges: vec![], answers: vec![] };
+    let session: &mut dyn crate::AttestSession = session.as_mut();
+    let mut wire = Wire { session: Some(session), canned: canned.into(), alter, challenges: vec![], answers: vec![] };
     let verdict = server.attest(&payload, &mut wire).await;
     Attempt { verdict, payload, challenges: wire.challenges, answers: wire.answers }
 }

@@ -62,8 +62,7 @@ enum Job {
 }
 
 impl Job {
-    const ALL: [Self; 6] =
-        [Self::Entries, Self::JoinTokens, Self::Agents, Self::Events, Self::Bundle, Self::Journals];
+    const ALL: [Self; 6] = [Self::Entries, Self::JoinTokens, Self::Agents, Self::Events, Self::Bundle, Self::Journals];
 }
 
 /// Removes what has expired.

@@ -24,8 +24,8 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct PublishedBundle {
     /// The bundle.
     pub bundle: Bundle,
-    /// Its X.509 authorities, parsed.
-    pub roots: Arc<TrustRoots>,
+    /// Its X.509 authorities, parsed; `None` when none can be read.
+    pub roots: Option<Arc<TrustRoots>>,
 }
 
 impl PublishedBundle {
@@ -40,7 +40,7 @@ impl PublishedBundle {
                 readable.is_ok()
             }))
         });
-        Self { roots: Arc::new(roots.unwrap_or_default()), bundle }
+        Self { roots: roots.ok().map(Arc::new), bundle }
     }
 }
 
@@ -166,6 +166,6 @@ impl BundleFeed {
 
 impl BundleSource for BundleFeed {
     fn x509_roots(&self, trust_domain: &str) -> Option<Arc<TrustRoots>> {
-        self.bundles.load().get(trust_domain).map(|b| b.roots.clone())
+        self.bundles.load().get(trust_domain).and_then(|b| b.roots.clone())
     }
 }

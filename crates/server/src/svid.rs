@@ -104,8 +104,7 @@ impl ServerSvid {
         let issued = self.issuer.server_x509_svid(key.public_key()).await?;
         self.tls.set(&issued.chain, &key)?;
         tracing::debug!(expiration = %Rfc3339(issued.not_after), "Server SVID rotated");
-        let state =
-            ServerSvidState { chain: issued.chain, not_before: issued.not_before, not_after: issued.not_after };
+        let state = ServerSvidState { chain: issued.chain, not_before: issued.not_before, not_after: issued.not_after };
         self.state.store(Some(Arc::new(state)));
         Ok(())
     }

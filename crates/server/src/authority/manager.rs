@@ -82,8 +82,7 @@ pub struct RotationHealth(Arc<AtomicU32>);
 impl RotationHealth {
     /// What is wrong, if something is: more than ten rounds in a row failed.
     pub fn error(&self) -> Option<&'static str> {
-        (self.0.load(Ordering::Relaxed) > FAILURES_MAX)
-            .then_some("rotations exceed the threshold number of failures")
+        (self.0.load(Ordering::Relaxed) > FAILURES_MAX).then_some("rotations exceed the threshold number of failures")
     }
 
     fn note(&self, ok: bool) {
@@ -266,8 +265,7 @@ impl AuthorityManager {
         });
         self.save_journal().await;
         let root = X509Authority { der: authority.ca.certificate().clone(), tainted: false };
-        let addition =
-            Bundle { x509_authorities: vec![root], ..Bundle::empty(self.settings.trust_domain.clone()) };
+        let addition = Bundle { x509_authorities: vec![root], ..Bundle::empty(self.settings.trust_domain.clone()) };
         self.append(&addition, &authority.authority_id).await?;
         tracing::info!(
             slot = name.as_str(),
@@ -360,8 +358,7 @@ impl AuthorityManager {
     /// Adds a new authority to the bundle, in the datastore and for all who read the feed. When that fails the authority
     /// does not exist.
     async fn append(&mut self, addition: &Bundle, authority_id: &str) -> Result<(), AuthorityError> {
-        let appended =
-            within("the datastore", self.parts.store.append_bundle(addition), AuthorityError::Bundle).await;
+        let appended = within("the datastore", self.parts.store.append_bundle(addition), AuthorityError::Bundle).await;
         match appended {
             Ok(bundle) => {
                 self.parts.feed.publish(bundle);

@@ -199,12 +199,7 @@ pub struct Issuer {
 
 impl Issuer {
     /// Signs with whatever authorities are active at the time.
-    pub fn new(
-        settings: IssuerSettings,
-        authorities: Authorities,
-        clock: Arc<dyn Clock>,
-        metrics: Metrics,
-    ) -> Self {
+    pub fn new(settings: IssuerSettings, authorities: Authorities, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         let server_id = settings.trust_domain.server_id();
         Self { settings, authorities, clock, metrics, subject: DistinguishedName::svid_default(), server_id }
     }
@@ -227,8 +222,7 @@ impl Issuer {
 
     /// An X.509-SVID for this server.
     pub async fn server_x509_svid(&self, public_key: &PublicKey) -> Result<IssuedX509, IssueError> {
-        let request =
-            X509Request { id: &self.server_id, public_key, dns_names: &[], ttl_seconds: 0, subject: None };
+        let request = X509Request { id: &self.server_id, public_key, dns_names: &[], ttl_seconds: 0, subject: None };
         self.x509(Purpose::Server, &request).await
     }
 
@@ -247,13 +241,8 @@ impl Issuer {
     pub async fn self_test(&self) -> Result<(), IssueError> {
         let authority = self.authorities.x509().ok_or(IssueError::NoX509Authority)?;
         let public_key = authority.ca.signer().public_key().clone();
-        let request = X509Request {
-            id: &self.server_id,
-            public_key: &public_key,
-            dns_names: &[],
-            ttl_seconds: 0,
-            subject: None,
-        };
+        let request =
+            X509Request { id: &self.server_id, public_key: &public_key, dns_names: &[], ttl_seconds: 0, subject: None };
         self.sign_x509(&authority, &request).await.map(drop)
     }
 
@@ -266,11 +255,7 @@ impl Issuer {
         result
     }
 
-    async fn sign_x509(
-        &self,
-        authority: &ActiveX509,
-        request: &X509Request<'_>,
-    ) -> Result<IssuedX509, IssueError> {
+    async fn sign_x509(&self, authority: &ActiveX509, request: &X509Request<'_>) -> Result<IssuedX509, IssueError> {
         self.check_member("X509-SVID", request.id)?;
         let default_ttl = self.settings.x509_svid_ttl_seconds;
         let (now, not_after) =

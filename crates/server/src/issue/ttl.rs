@@ -94,7 +94,8 @@ mod tests {
 
     #[test]
     fn durations_print_like_gos_without_trailing_zeros() {
-        for (seconds, text) in [(0, "0s"), (45, "45s"), (90, "1m30s"), (3600, "1h"), (5400, "1h30m"), (3601, "1h0m1s")] {
+        for (seconds, text) in [(0, "0s"), (45, "45s"), (90, "1m30s"), (3600, "1h"), (5400, "1h30m"), (3601, "1h0m1s")]
+        {
             assert_eq!(go_duration(seconds), text);
         }
     }

@@ -1,8 +1,16 @@
 //! Bundle documents: the SPIFFE bundle format (a JWK set), and the JWK sets of the Workload API.
 
-use crate::key::{KeyError, PublicKey};
-use crate::x509::ParseError;
-use finial_core::{Bundle, ErrorKind, TrustDomain};
+use crate::key::{KeyError, Kind, PublicKey};
+use crate::x509::{Certificate, ParseError};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64URL};
+use finial_core::{Bundle, ErrorKind, JwtAuthority, TrustDomain, X509Authority};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+const X509_SVID: &str = "x509-svid";
+const JWT_SVID: &str = "jwt-svid";
+const WIT_SVID: &str = "wit-svid";
 
 /// Largest bundle document that is read, in bytes.
 pub const BUNDLE_BYTES_MAX: usize = 4 << 20;
@@ -20,14 +28,6 @@ pub enum BundleError {
     /// Section 4.1.3: `keys` is there.
     #[error("no authorities found")]
     NoKeys,
-    /// X509-SVID section 6.1: exactly one certificate per key.
-    #[error("expected a single certificate in x509-svid entry {index}; got {found}")]
-    CertificateCount {
-        /// Which key of the set.
-        index: usize,
-        /// How many there are.
-        found: usize,
-    },
     /// An x5c value is not a certificate.
     #[error("certificate in x509-svid entry {index} is malformed: {cause}")]
     Certificate {
@@ -39,6 +39,9 @@ pub enum BundleError {
     /// JWT-SVID section 6.1: a `kid` is needed.
     #[error("error adding authority {0} of JWKS: keyID cannot be empty")]
     NoKeyId(usize),
+    /// RFC 7517 section 4.7: the certificate holds another key than the JWK.
+    #[error("certificate and key of x509-svid entry {0} do not match")]
+    KeyMismatch(usize),
     /// A key that we do not take.
     #[error("error adding authority {index} of JWKS: {cause}")]
     Key {
@@ -78,30 +81,172 @@ impl BundleFormat {
 
 /// Writes a bundle document. A refresh hint or sequence number of 0 is left out.
 pub fn bundle_to_json(bundle: &Bundle, format: BundleFormat) -> Result<String, KeyError> {
-    let _ = (bundle, format);
-    todo!()
+    let mut keys = Vec::new();
+    let mut add = |name: &str, key: &PublicKey, key_id: Option<&str>, x5c: Option<&[u8]>| {
+        let mut jwk = Map::new();
+        if !format.standard {
+            jwk.insert("use".into(), name.into());
+        }
+        jwk.extend(public_key_to_jwk(key, key_id));
+        if let Some(der) = x5c {
+            jwk.insert("x5c".into(), Value::Array(vec![BASE64.encode(der).into()]));
+        }
+        keys.push(Value::Object(jwk));
+    };
+    for authority in bundle.x509_authorities.iter().filter(|_| format.x509) {
+        let certificate = Certificate::parse(authority.der.clone()).map_err(|_| KeyError::Malformed)?;
+        add(X509_SVID, &certificate.public_key()?, None, Some(&authority.der));
+    }
+    for authority in bundle.jwt_authorities.iter().filter(|_| format.jwt) {
+        add(JWT_SVID, &PublicKey::from_spki(&authority.public_key)?, Some(&authority.key_id), None);
+    }
+    for authority in bundle.wit_authorities.iter().filter(|_| format.wit) {
+        add(WIT_SVID, &PublicKey::from_spki(&authority.public_key)?, Some(&authority.key_id), None);
+    }
+    let mut document = Map::new();
+    document.insert("keys".into(), Value::Array(keys));
+    if !format.standard && bundle.sequence_number != 0 {
+        document.insert("spiffe_sequence".into(), bundle.sequence_number.into());
+    }
+    if !format.standard && bundle.refresh_hint != 0 {
+        document.insert("spiffe_refresh_hint".into(), bundle.refresh_hint.into());
+    }
+    Ok(if format.pretty { pretty(&document) } else { Value::Object(document).to_string() })
+}
+
+/// Four spaces, as SPIRE indents.
+fn pretty(document: &Map<String, Value>) -> String {
+    let mut out = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
+    // Writing values to memory does not fail, and JSON is UTF-8.
+    let _ = document.serialize(&mut serializer);
+    String::from_utf8(out).unwrap_or_default()
 }
 
 /// A trust domain's JWT keys as the Workload API carries them: `{"keys":[...]}`, never null.
 pub fn jwt_bundle_json(bundle: &Bundle) -> Result<String, KeyError> {
-    let _ = bundle;
-    todo!()
+    bundle_to_json(bundle, BundleFormat { x509: false, jwt: true, wit: false, standard: true, pretty: true })
 }
 
 /// Reads a bundle document; keys of unknown type or use are ignored (section 4.1.3 and 4.2).
 pub fn bundle_from_json(trust_domain: &TrustDomain, json: &[u8]) -> Result<Bundle, BundleError> {
-    let _ = (trust_domain, json);
-    todo!()
+    if json.len() > BUNDLE_BYTES_MAX {
+        return Err(BundleError::TooLarge);
+    }
+    let document: Document = serde_json::from_slice(json).map_err(|e| BundleError::Json(e.to_string()))?;
+    let mut bundle = Bundle::empty(trust_domain.clone());
+    bundle.refresh_hint = document.spiffe_refresh_hint.unwrap_or(0);
+    bundle.sequence_number = document.spiffe_sequence.unwrap_or(0);
+    for (index, jwk) in document.keys.ok_or(BundleError::NoKeys)?.iter().enumerate() {
+        // Sections 4.1.3, 4.2.1 and 4.2.2: an unknown or missing type or use makes the element ignored.
+        if !matches!(text(jwk, "kty"), Some("EC" | "RSA")) {
+            continue;
+        }
+        match text(jwk, "use") {
+            Some(X509_SVID) => add_x509(&mut bundle, index, jwk)?,
+            Some(JWT_SVID) => add_key(&mut bundle.jwt_authorities, index, jwk)?,
+            Some(WIT_SVID) => add_key(&mut bundle.wit_authorities, index, jwk)?,
+            _ => {}
+        }
+    }
+    Ok(bundle)
 }
 
-/// One public key as a JWK object (RFC 7517), without `use`; `kid` if given.
-pub fn public_key_to_jwk(key: &PublicKey, key_id: Option<&str>) -> serde_json::Map<String, serde_json::Value> {
-    let _ = (key, key_id);
-    todo!()
+#[derive(Deserialize)]
+struct Document {
+    keys: Option<Vec<Map<String, Value>>>,
+    spiffe_sequence: Option<u64>,
+    spiffe_refresh_hint: Option<i64>,
+}
+
+fn text<'a>(jwk: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    jwk.get(name).and_then(Value::as_str)
+}
+
+fn add_x509(bundle: &mut Bundle, index: usize, jwk: &Map<String, Value>) -> Result<(), BundleError> {
+    // X509-SVID section 6.2: without x5c it is ignored; of several values only the first counts.
+    let first = jwk.get("x5c").and_then(Value::as_array).and_then(|list| list.first()).and_then(Value::as_str);
+    let Some(first) = first else { return Ok(()) };
+    let bad = |cause| BundleError::Certificate { index, cause };
+    let der = BASE64.decode(first).map_err(|_| bad(ParseError::Malformed("x5c: not base64")))?;
+    let certificate = Certificate::parse(der).map_err(bad)?;
+    // RFC 7517 section 4.7: the key of the first certificate is the key of the JWK.
+    match (public_key_from_jwk(jwk), certificate.public_key()) {
+        (Ok(written), Ok(certified)) if written == certified => {}
+        (Err(cause), _) | (_, Err(cause)) => return Err(BundleError::Key { index, cause }),
+        _ => return Err(BundleError::KeyMismatch(index)),
+    }
+    let der = certificate.der().clone();
+    if !bundle.x509_authorities.iter().any(|a| a.der == der) {
+        bundle.x509_authorities.push(X509Authority { der, tainted: false });
+    }
+    Ok(())
+}
+
+fn add_key(list: &mut Vec<JwtAuthority>, index: usize, jwk: &Map<String, Value>) -> Result<(), BundleError> {
+    let key_id = text(jwk, "kid").filter(|kid| !kid.is_empty()).ok_or(BundleError::NoKeyId(index))?;
+    let key = public_key_from_jwk(jwk).map_err(|cause| BundleError::Key { index, cause })?;
+    // A later key of the same ID replaces the earlier, as in SPIFFE's own library.
+    list.retain(|a| a.key_id != key_id);
+    list.push(JwtAuthority {
+        key_id: key_id.to_owned(),
+        public_key: key.spki_der().clone(),
+        expires_at: 0,
+        tainted: false,
+    });
+    Ok(())
+}
+
+/// One public key as a JWK object (RFC 7517), without `use`; `kid` if given. Members in go-jose's order.
+pub fn public_key_to_jwk(key: &PublicKey, key_id: Option<&str>) -> Map<String, Value> {
+    let mut jwk = Map::new();
+    let curve = match key.kind() {
+        Kind::P256 => Some("P-256"),
+        Kind::P384 => Some("P-384"),
+        Kind::P521 => Some("P-521"),
+        Kind::Rsa(_) => None,
+    };
+    jwk.insert("kty".into(), if curve.is_some() { "EC" } else { "RSA" }.into());
+    if let Some(key_id) = key_id {
+        jwk.insert("kid".into(), key_id.into());
+    }
+    if let Some(curve) = curve {
+        // Uncompressed: 04, then x and y of equal length.
+        let point = key.bits().get(1..).unwrap_or_default();
+        let (x, y) = point.split_at(point.len() / 2);
+        jwk.insert("crv".into(), curve.into());
+        jwk.insert("x".into(), BASE64URL.encode(x).into());
+        jwk.insert("y".into(), BASE64URL.encode(y).into());
+    } else if let Some((modulus, exponent)) = key.rsa_parts() {
+        jwk.insert("n".into(), BASE64URL.encode(modulus).into());
+        jwk.insert("e".into(), BASE64URL.encode(exponent).into());
+    }
+    jwk
 }
 
 /// The public key of a JWK object (`EC` or `RSA`).
-pub fn public_key_from_jwk(jwk: &serde_json::Map<String, serde_json::Value>) -> Result<PublicKey, KeyError> {
-    let _ = jwk;
-    todo!()
+pub fn public_key_from_jwk(jwk: &Map<String, Value>) -> Result<PublicKey, KeyError> {
+    let number = |name| {
+        let value = text(jwk, name).ok_or(KeyError::Malformed)?;
+        BASE64URL.decode(value).map_err(|_| KeyError::Malformed)
+    };
+    match text(jwk, "kty") {
+        Some("RSA") => PublicKey::from_rsa_parts(&number("n")?, &number("e")?),
+        Some("EC") => {
+            let (kind, len) = match text(jwk, "crv") {
+                Some("P-256") => (Kind::P256, 32),
+                Some("P-384") => (Kind::P384, 48),
+                Some("P-521") => (Kind::P521, 66),
+                other => return Err(KeyError::UnsupportedCurve(other.unwrap_or_default().to_owned())),
+            };
+            let (x, y) = (number("x")?, number("y")?);
+            // RFC 7518 section 6.2.1.2: as long as the curve's field, not shorter.
+            if x.len() != len || y.len() != len {
+                return Err(KeyError::Malformed);
+            }
+            PublicKey::from_ec_point(kind, &[&[4], &x[..], &y[..]].concat())
+        }
+        other => Err(KeyError::UnsupportedAlgorithm(other.unwrap_or_default().to_owned())),
+    }
 }

@@ -6,8 +6,10 @@
 //! of day: `now` is an argument, or a [`finial_core::Clock`] where rustls calls back.
 
 pub mod bundle;
+mod der;
 mod jwt;
 mod key;
+mod oid;
 pub mod pem;
 mod random;
 mod signer;
@@ -15,14 +17,14 @@ pub mod tls;
 mod x509;
 
 pub use jwt::{
-    JwtAuthoritySigner, JwtError, JwtKeySource, JwtKeys, JwtSvid, JwtSvidClaims, jwt_svid_times, sign_jwt_svid,
-    verify_jwt_svid,
+    JwtAuthoritySigner, JwtError, JwtKeySource, JwtKeys, JwtSvid, JwtSvidClaims, LEEWAY_SECONDS, TOKEN_BYTES_MAX,
+    jwt_svid_times, sign_jwt_svid, verify_jwt_svid,
 };
 pub use key::{KeyError, PublicKey, SignatureAlgorithm};
-pub use random::{random_bytes, random_key_id, sha1_hex, sha256_hex};
+pub use random::{hex, random_bytes, random_key_id, sha1_hex, sha256_hex};
 pub use signer::{PrivateKey, SignError, Signer};
 pub use x509::{
-    CaTemplate, Certificate, Csr, DistinguishedName, ExtendedKeyUsage, IssueError, KeyUsage, NameParts, ParseError,
-    SerialNumber, SvidTemplate, TrustRoots, VerifyError, X509Ca, create_ca_csr, create_csr, verify_x509_chain,
-    verify_x509_svid,
+    CERTIFICATE_BYTES_MAX, CHAIN_LENGTH_MAX, CSR_BYTES_MAX, CaTemplate, Certificate, Csr, DistinguishedName,
+    ExtendedKeyUsage, IssueError, KeyUsage, NameParts, ParseError, SerialNumber, SvidTemplate, TrustRoots, VerifyError,
+    X509Ca, create_ca_csr, create_csr, verify_x509_chain, verify_x509_svid,
 };

@@ -1,14 +1,24 @@
 //! SPIFFE verification for rustls: configurations for servers and clients, and identities that change in place.
 
 use crate::signer::{PrivateKey, SignError};
-use crate::x509::TrustRoots;
+use crate::x509::verify::{Rules, leaf_of, verify_path};
+use crate::x509::{Certificate, TrustRoots, VerifyError};
 use arc_swap::ArcSwapOption;
-use finial_core::{Clock, SpiffeId, TrustDomain};
-use rustls::client::ResolvesClientCert;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use finial_core::{Clock, SpiffeId, TrustDomain, UnixSeconds};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ServerConfig, SignatureScheme};
-use std::sync::Arc;
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Gives the roots to verify peers of a trust domain with.
 pub trait BundleSource: Send + Sync {
@@ -39,6 +49,31 @@ impl PeerPolicy {
             Self::AnyOf(list) => list.contains(id),
         }
     }
+
+    /// The same as an error that tells what was unexpected.
+    pub fn check(&self, id: &SpiffeId) -> Result<(), VerifyError> {
+        match self {
+            _ if self.allows(id) => Ok(()),
+            Self::MemberOf(_) => Err(VerifyError::UnexpectedTrustDomain(id.trust_domain_name().to_owned())),
+            _ => Err(VerifyError::UnexpectedId(id.to_string())),
+        }
+    }
+}
+
+/// Verifies a peer's chain with the roots of the trust domain that its leaf claims, then asks the policy.
+pub fn verify_peer<C: AsRef<[u8]>>(
+    chain: &[C],
+    bundles: &dyn BundleSource,
+    policy: &PeerPolicy,
+    now: UnixSeconds,
+) -> Result<SpiffeId, VerifyError> {
+    let id = leaf_of(chain)?.check_leaf()?;
+    // Before the costly part: whoever may not come in need not be verified.
+    policy.check(&id)?;
+    let roots = bundles.x509_roots(id.trust_domain_name());
+    let roots = roots.ok_or_else(|| VerifyError::UnknownTrustDomain(id.trust_domain_name().to_owned()))?;
+    verify_path(chain, &roots, now, Rules::Spiffe)?;
+    Ok(id)
 }
 
 /// How a server deals with the certificates of its clients.
@@ -90,8 +125,14 @@ impl TlsIdentity {
 
     /// Replaces chain and key for handshakes from now on.
     pub fn set(&self, chain: &[Arc<[u8]>], key: &PrivateKey) -> Result<(), SignError> {
-        let _ = (chain, key);
-        todo!()
+        let leaf = chain.first().ok_or_else(|| SignError::BadKey("no certificate".into()))?;
+        let leaf = Certificate::parse(leaf.clone()).map_err(|e| SignError::BadKey(e.to_string()))?;
+        if leaf.spki_der() != &**key.public_key().spki_der() {
+            return Err(SignError::KeyMismatch);
+        }
+        let chain = chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
+        self.current.store(Some(Arc::new(CertifiedKey::new(chain, key.rustls_signing_key()?))));
+        Ok(())
     }
 
     /// Takes the identity away.
@@ -122,14 +163,52 @@ impl ResolvesClientCert for TlsIdentity {
     }
 }
 
+/// The one provider: AWS-LC, X25519MLKEM768 first.
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
+}
+
+/// rustls asks for the time through this.
+struct Time(Arc<dyn Clock>);
+
+impl std::fmt::Debug for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Time")
+    }
+}
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
+}
+
+fn seconds(now: UnixTime) -> UnixSeconds {
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+const ALPN_H2: &[u8] = b"h2";
+
 /// A server's configuration: TLS 1.2 and 1.3, ALPN `h2`, no session tickets.
 pub fn server_config(
     identity: Arc<dyn ResolvesServerCert>,
     clients: Option<ClientAuth>,
     clock: Arc<dyn Clock>,
-) -> Result<ServerConfig, rustls::Error> {
-    let _ = (identity, clients, clock);
-    todo!()
+) -> Result<ServerConfig, Error> {
+    let builder = ServerConfig::builder_with_details(provider(), Arc::new(Time(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let builder = match clients {
+        Some(auth) => builder.with_client_cert_verifier(Arc::new(ClientVerifier(auth))),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(identity);
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    // A resumed session would outlive the SVIDs that it was opened with.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(config)
 }
 
 /// A client's configuration: TLS 1.2 and 1.3, ALPN `h2`, no resumption. The server name given to rustls is not verified.
@@ -137,7 +216,139 @@ pub fn client_config(
     identity: Option<Arc<dyn ResolvesClientCert>>,
     server: ServerAuth,
     clock: Arc<dyn Clock>,
-) -> Result<ClientConfig, rustls::Error> {
-    let _ = (identity, server, clock);
-    todo!()
+) -> Result<ClientConfig, Error> {
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(Time(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier(server)));
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(identity),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+    config.resumption = Resumption::disabled();
+    // The name that callers pass is not a name that servers choose certificates by.
+    config.enable_sni = false;
+    Ok(config)
+}
+
+/// The chain as it came from the peer, leaf first.
+fn chain_of<'a>(leaf: &'a CertificateDer<'a>, rest: &'a [CertificateDer<'a>]) -> Vec<&'a [u8]> {
+    std::iter::once(leaf).chain(rest).map(|c| c.as_ref()).collect()
+}
+
+/// The alert follows the reason; the text stays in the log.
+fn refuse(error: VerifyError) -> Error {
+    Error::InvalidCertificate(match error {
+        VerifyError::Expired => CertificateError::Expired,
+        VerifyError::NotYetValid => CertificateError::NotValidYet,
+        VerifyError::Parse(_) => CertificateError::BadEncoding,
+        VerifyError::UnknownAuthority => CertificateError::UnknownIssuer,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    })
+}
+
+struct ClientVerifier(ClientAuth);
+
+impl std::fmt::Debug for ClientVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientVerifier")
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        verify_peer(&chain_of(leaf, rest), &*self.0.bundles, &self.0.policy, seconds(now)).map_err(refuse)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+struct ServerVerifier(ServerAuth);
+
+impl std::fmt::Debug for ServerVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServerVerifier")
+    }
+}
+
+impl ServerVerifier {
+    fn verify(&self, chain: &[&[u8]], now: UnixSeconds) -> Result<(), VerifyError> {
+        match &self.0 {
+            ServerAuth::Spiffe { bundles, policy } => verify_peer(chain, &**bundles, policy, now).map(|_| ()),
+            ServerAuth::InsecureBootstrap { expected } => {
+                PeerPolicy::Exact(expected.clone()).check(&leaf_of(chain)?.spiffe_id()?)
+            }
+        }
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(&chain_of(leaf, rest), seconds(now)).map_err(refuse)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
 }

@@ -4,4 +4,6 @@ mod sign;
 mod verify;
 
 pub use sign::{JwtAuthoritySigner, JwtSvidClaims, sign_jwt_svid};
-pub use verify::{JwtError, JwtKeySource, JwtKeys, JwtSvid, jwt_svid_times, verify_jwt_svid};
+pub use verify::{
+    JwtError, JwtKeySource, JwtKeys, JwtSvid, LEEWAY_SECONDS, TOKEN_BYTES_MAX, jwt_svid_times, verify_jwt_svid,
+};

@@ -1,23 +1,43 @@
 //! Signing JWT-SVIDs.
 
-use crate::signer::{SignError, Signer};
+use crate::key::SignatureAlgorithm;
+use crate::signer::{SignError, Signer, ecdsa_der_to_raw};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use finial_core::{SpiffeId, UnixSeconds};
+use serde::Serialize;
 use std::sync::Arc;
 
-/// The claims of a JWT-SVID as SPIRE issues it.
+/// The claims of a JWT-SVID as SPIRE issues it. Declared in the order of their names, in which Go writes them.
+#[derive(Serialize)]
 pub struct JwtSvidClaims<'a> {
-    /// `sub`
-    pub sub: &'a SpiffeId,
-    /// `aud`: at least one, always written as an array. The caller drops empty ones.
+    /// At least one, always written as an array. The caller drops empty ones.
     pub aud: &'a [String],
-    /// `exp`
+    /// When it ends.
     pub exp: UnixSeconds,
-    /// `iat`
+    /// When it was issued.
     pub iat: UnixSeconds,
-    /// `iss`
+    /// Who issued it, as an URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub iss: Option<&'a str>,
-    /// `jti`
+    /// An ID of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub jti: Option<&'a str>,
+    /// Whom it identifies.
+    #[serde(serialize_with = "as_text")]
+    pub sub: &'a SpiffeId,
+}
+
+fn as_text<S: serde::Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(id.as_str())
+}
+
+/// The header in the order in which go-jose writes it.
+#[derive(Serialize)]
+struct Header<'a> {
+    alg: &'static str,
+    kid: &'a str,
+    typ: &'static str,
 }
 
 /// A JWT authority: a signer with its key ID and the header encoded once. Cheap to clone.
@@ -25,12 +45,20 @@ pub struct JwtSvidClaims<'a> {
 pub struct JwtAuthoritySigner {
     signer: Arc<dyn Signer>,
     key_id: Arc<str>,
+    algorithm: SignatureAlgorithm,
+    /// The header in base64url, with the dot that follows it.
+    header: Arc<str>,
 }
 
 impl JwtAuthoritySigner {
     /// Takes a signer and the `kid` of its key.
     pub fn new(signer: Arc<dyn Signer>, key_id: &str) -> Self {
-        Self { signer, key_id: key_id.into() }
+        let algorithm = signer.public_key().default_algorithm();
+        let header = Header { alg: algorithm.jwa(), kid: key_id, typ: "JWT" };
+        // Strings and nothing else: they always serialize.
+        let header = serde_json::to_vec(&header).unwrap_or_default();
+        let header = format!("{}.", BASE64URL.encode(header));
+        Self { signer, key_id: key_id.into(), algorithm, header: header.into() }
     }
 
     /// The `kid`.
@@ -45,14 +73,40 @@ impl JwtAuthoritySigner {
 
     /// Signs a JWT-SVID in compact serialization.
     pub async fn sign(&self, claims: &JwtSvidClaims<'_>) -> Result<String, SignError> {
-        let _ = claims;
-        todo!()
+        if let Some(done) = self.sign_now(claims) {
+            return done;
+        }
+        let input = self.signing_input(claims)?;
+        let signature = self.signer.sign(self.algorithm, input.as_bytes()).await?;
+        self.compact(input, signature)
     }
 
     /// The same without awaiting; `None` when the key is not in this process.
     pub fn sign_now(&self, claims: &JwtSvidClaims<'_>) -> Option<Result<String, SignError>> {
-        let _ = claims;
-        todo!()
+        let key = self.signer.local()?;
+        Some(self.signing_input(claims).and_then(|input| {
+            let signature = key.sign_now(self.algorithm, input.as_bytes())?;
+            self.compact(input, signature)
+        }))
+    }
+
+    fn signing_input(&self, claims: &JwtSvidClaims<'_>) -> Result<String, SignError> {
+        let claims = serde_json::to_vec(claims).map_err(|_| SignError::Failed)?;
+        // Room for the signature of P-256 too.
+        let mut input = String::with_capacity(self.header.len() + claims.len() * 4 / 3 + 96);
+        input.push_str(&self.header);
+        BASE64URL.encode_string(claims, &mut input);
+        Ok(input)
+    }
+
+    fn compact(&self, mut input: String, signature: Vec<u8>) -> Result<String, SignError> {
+        let signature = match self.algorithm.ecdsa_scalar_len() {
+            Some(len) => ecdsa_der_to_raw(&signature, len).ok_or(SignError::Failed)?,
+            None => signature,
+        };
+        input.push('.');
+        BASE64URL.encode_string(signature, &mut input);
+        Ok(input)
     }
 }
 

@@ -1,14 +1,19 @@
 //! Validation of JWT-SVIDs.
 
-use crate::key::{KeyError, PublicKey};
+use crate::key::{KeyError, PublicKey, SignatureAlgorithm};
+use crate::signer::ecdsa_raw_to_der;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use finial_core::{Bundle, ErrorKind, SpiffeId, SpiffeIdError, UnixSeconds};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Longest token that is looked at, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 16 << 10;
-/// How long after `exp` a token still passes, in seconds, as SPIRE's library allows.
-pub const EXPIRY_LEEWAY_SECONDS: i64 = 60;
+/// How far clocks may be apart, in seconds: so long after `exp` a token still passes, as with SPIRE's library.
+pub const LEEWAY_SECONDS: i64 = 60;
 
 /// Which rule a token broke. Each MUST of JWT-SVID is a variant of its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +29,7 @@ pub enum JwtError {
     #[error("unable to parse JWT token: malformed {0}")]
     Malformed(&'static str),
     /// Section 2.1: the algorithm is one of nine.
-    #[error("unable to parse JWT token: unexpected signature algorithm {0:?}")]
+    #[error("unable to parse JWT token: unexpected signature algorithm {0:?}; expected {list}", list = allowed())]
     Algorithm(String),
     /// Section 2: a header that is not allowed (`crit` and the like).
     #[error("unable to parse JWT token: unexpected header {0:?}")]
@@ -44,17 +49,20 @@ pub enum JwtError {
     /// Section 3.3: `exp` is set.
     #[error("token missing exp claim")]
     NoExpiry,
+    /// An agent's cache needs `iat`.
+    #[error("JWT missing iat claim")]
+    NoIssuedAt,
     /// Section 3.3: `exp` is not past.
     #[error("token has expired")]
     Expired,
     /// RFC 7519 section 4.1.5: `nbf` is not in the future.
-    #[error("token is not valid yet")]
+    #[error("go-jose/go-jose/jwt: validation failed, token not valid yet (nbf)")]
     NotYetValid,
     /// RFC 7519 section 4.1.6: `iat` is not in the future.
-    #[error("token was issued in the future")]
+    #[error("go-jose/go-jose/jwt: validation field, token issued in the future (iat)")]
     IssuedInFuture,
     /// Section 3.2: `aud` is set, and holds the validator's own name.
-    #[error("expected audience in {expected:?} (audience={found:?})")]
+    #[error("expected audience in {} (audience={})", quoted(expected), quoted(found))]
     Audience {
         /// What the validator identifies with.
         expected: Vec<String>,
@@ -122,7 +130,16 @@ pub struct JwtSvid {
     /// `exp`
     pub expires_at: UnixSeconds,
     /// All claims as they are written.
-    pub claims: serde_json::Map<String, serde_json::Value>,
+    pub claims: Map<String, Value>,
+}
+
+/// The three parts of a token, the first two decoded.
+struct Parts<'a> {
+    algorithm: SignatureAlgorithm,
+    key_id: String,
+    claims: Map<String, Value>,
+    signed: &'a str,
+    signature: Vec<u8>,
 }
 
 /// Validates a token for someone who identifies with any of `audience`.
@@ -132,12 +149,165 @@ pub fn verify_jwt_svid(
     audience: &[String],
     now: UnixSeconds,
 ) -> Result<JwtSvid, JwtError> {
-    let _ = (token, keys, audience, now);
-    todo!()
+    let parts = split(token)?;
+    if parts.key_id.is_empty() {
+        return Err(JwtError::NoKeyId);
+    }
+    let subject = match parts.claims.get("sub") {
+        None | Some(Value::Null) => return Err(JwtError::NoSubject),
+        Some(Value::String(text)) if text.is_empty() => return Err(JwtError::NoSubject),
+        Some(Value::String(text)) => text,
+        Some(_) => return Err(JwtError::Malformed("sub claim")),
+    };
+    let expires_at = date(&parts.claims, "exp")?.ok_or(JwtError::NoExpiry)?;
+    let id = SpiffeId::parse(subject).map_err(JwtError::BadSubject)?;
+    let name = id.trust_domain_name();
+    let keys = keys.jwt_keys(name).ok_or_else(|| JwtError::UnknownTrustDomain(name.to_owned()))?;
+    let key = keys
+        .key(&parts.key_id)
+        .ok_or_else(|| JwtError::UnknownKey { key_id: parts.key_id.clone(), trust_domain: name.to_owned() })?;
+    verify_signature(key, &parts)?;
+    let found = audience_of(&parts.claims)?;
+    if !found.iter().any(|a| audience.contains(a)) {
+        return Err(JwtError::Audience { expected: audience.to_vec(), found });
+    }
+    check_times(&parts.claims, expires_at, now)?;
+    Ok(JwtSvid { id, audience: found, expires_at, claims: parts.claims })
 }
 
 /// `iat` and `exp` of a token without verifying it: for one's own cache of tokens that one's server signed.
 pub fn jwt_svid_times(token: &str) -> Result<(UnixSeconds, UnixSeconds), JwtError> {
-    let _ = token;
-    todo!()
+    let claims = split(token)?.claims;
+    let issued_at = date(&claims, "iat")?.ok_or(JwtError::NoIssuedAt)?;
+    Ok((issued_at, date(&claims, "exp")?.ok_or(JwtError::NoExpiry)?))
+}
+
+fn split(token: &str) -> Result<Parts<'_>, JwtError> {
+    if token.len() > TOKEN_BYTES_MAX {
+        return Err(JwtError::TooLarge);
+    }
+    let (signed, signature) = token.rsplit_once('.').ok_or(JwtError::NotCompact)?;
+    let (header, payload) = signed.split_once('.').ok_or(JwtError::NotCompact)?;
+    if payload.contains('.') {
+        return Err(JwtError::NotCompact);
+    }
+    let decode = |part: &str, what| BASE64URL.decode(part).map_err(|_| JwtError::Malformed(what));
+    let header: Header =
+        serde_json::from_slice(&decode(header, "header")?).map_err(|_| JwtError::Malformed("header"))?;
+    let algorithm = SignatureAlgorithm::from_jwa(&header.alg).ok_or_else(|| JwtError::Algorithm(header.alg.clone()))?;
+    if let Some(name) = header.other {
+        return Err(JwtError::Header(name));
+    }
+    if header.typ.is_some_and(|typ| typ != "JWT" && typ != "JOSE") {
+        return Err(JwtError::Type);
+    }
+    let claims = serde_json::from_slice(&decode(payload, "claims")?).map_err(|_| JwtError::Malformed("claims"))?;
+    let signature = decode(signature, "signature")?;
+    Ok(Parts { algorithm, key_id: header.kid, claims, signed, signature })
+}
+
+/// The JOSE header. Section 2 allows three parameters and no other.
+#[derive(Default)]
+struct Header {
+    alg: String,
+    kid: String,
+    typ: Option<String>,
+    /// The first parameter that must not be there.
+    other: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Header;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JOSE header")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+                let mut header = Header::default();
+                let mut seen = Vec::with_capacity(3);
+                while let Some(name) = map.next_key::<String>()? {
+                    // RFC 7515 section 4: the names must be unique.
+                    if seen.contains(&name) {
+                        return Err(serde::de::Error::custom("duplicate header"));
+                    }
+                    match name.as_str() {
+                        "alg" => header.alg = map.next_value()?,
+                        "kid" => header.kid = map.next_value()?,
+                        "typ" => header.typ = Some(map.next_value()?),
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            header.other.get_or_insert_with(|| name.clone());
+                        }
+                    }
+                    seen.push(name);
+                }
+                Ok(header)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+fn verify_signature(key: &PublicKey, parts: &Parts<'_>) -> Result<(), JwtError> {
+    let message = parts.signed.as_bytes();
+    let verified = match parts.algorithm.ecdsa_scalar_len() {
+        Some(len) => {
+            let der = ecdsa_raw_to_der(&parts.signature, len).ok_or(JwtError::Signature)?;
+            key.verify(parts.algorithm, message, &der)
+        }
+        None => key.verify(parts.algorithm, message, &parts.signature),
+    };
+    verified.map_err(|_| JwtError::Signature)
+}
+
+/// `aud`: an array of strings, or one string (RFC 7519 section 4.1.3).
+fn audience_of(claims: &Map<String, Value>) -> Result<Vec<String>, JwtError> {
+    match claims.get("aud") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(one)) => Ok(vec![one.clone()]),
+        Some(Value::Array(list)) => {
+            list.iter().map(|item| item.as_str().map(str::to_owned).ok_or(JwtError::Malformed("aud claim"))).collect()
+        }
+        Some(_) => Err(JwtError::Malformed("aud claim")),
+    }
+}
+
+/// A NumericDate in whole seconds; it may be written with a fraction (RFC 7519 section 2).
+fn date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<UnixSeconds>, JwtError> {
+    match claims.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Number(number)) => {
+            let seconds = number.as_i64().or_else(|| number.as_f64().map(|f| f as i64));
+            seconds.map(Some).ok_or(JwtError::Malformed("numeric date"))
+        }
+        Some(_) => Err(JwtError::Malformed("numeric date")),
+    }
+}
+
+fn check_times(claims: &Map<String, Value>, expires_at: UnixSeconds, now: UnixSeconds) -> Result<(), JwtError> {
+    let latest = now.saturating_add(LEEWAY_SECONDS);
+    if date(claims, "nbf")?.is_some_and(|not_before| latest < not_before) {
+        return Err(JwtError::NotYetValid);
+    }
+    if now.saturating_sub(LEEWAY_SECONDS) > expires_at {
+        return Err(JwtError::Expired);
+    }
+    if date(claims, "iat")?.is_some_and(|issued_at| latest < issued_at) {
+        return Err(JwtError::IssuedInFuture);
+    }
+    Ok(())
+}
+
+/// A list as Go prints it with `%q`.
+fn quoted(list: &[String]) -> String {
+    let items: Vec<String> = list.iter().map(|item| format!("{item:?}")).collect();
+    format!("[{}]", items.join(" "))
+}
+
+fn allowed() -> String {
+    quoted(&SignatureAlgorithm::ALL.map(|a| a.jwa().to_owned()))
 }

@@ -1,30 +1,74 @@
 //! Certificate signing requests (PKCS#10).
 
-use super::certificate::ParseError;
+use super::authority::algorithm_identifier;
+use super::certificate::{ParseError, verify_signature};
+use super::extensions::{Extensions, put_extension, range_in, san_value};
 use super::name::DistinguishedName;
+use crate::der::{self, Reader};
 use crate::key::{KeyError, PublicKey};
+use crate::oid;
 use crate::signer::{SignError, Signer};
 use finial_core::{SpiffeId, TrustDomain};
+use std::ops::Range;
 
 /// Largest CSR that is read, in bytes.
 pub const CSR_BYTES_MAX: usize = 16 << 10;
 
 /// A parsed CSR with an acceptable key. Its signature is not yet verified.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Csr {
+    der: Box<[u8]>,
+    info: Range<usize>,
+    subject: Range<usize>,
+    algorithm: Range<usize>,
+    signature: Range<usize>,
     public_key: PublicKey,
+    extensions: Extensions,
 }
 
 impl Csr {
     /// Parses strict DER, at most [`CSR_BYTES_MAX`]; refuses keys that [`PublicKey`] refuses.
     pub fn parse(der: &[u8]) -> Result<Self, ParseError> {
-        let _ = der;
-        todo!()
+        if der.len() > CSR_BYTES_MAX {
+            return Err(ParseError::TooLarge { found: der.len(), limit: CSR_BYTES_MAX });
+        }
+        let malformed = ParseError::Malformed;
+        let range = |part: &[u8], what| range_in(der, part).ok_or(malformed(what));
+        let mut outer = Reader::new(der);
+        let mut request = outer.nested(der::SEQUENCE).ok_or(malformed("certificate request"))?;
+        outer.end().ok_or(ParseError::TrailingData("certificate request"))?;
+        let info = request.element(der::SEQUENCE).ok_or(malformed("certificationRequestInfo"))?;
+        let algorithm = request.element(der::SEQUENCE).ok_or(malformed("signatureAlgorithm"))?.whole;
+        let signature = request.bit_string().ok_or(malformed("signature"))?;
+        request.end().ok_or(ParseError::TrailingData("signature"))?;
+
+        let mut fields = Reader::new(info.content);
+        if fields.small().ok_or(malformed("version"))? != 0 {
+            return Err(ParseError::Version);
+        }
+        let subject = fields.element(der::SEQUENCE).ok_or(malformed("subject"))?.whole;
+        let spki = fields.element(der::SEQUENCE).ok_or(malformed("subjectPKInfo"))?.whole;
+        let attributes = fields.optional(der::context(0)).ok_or(malformed("attributes"))?;
+        fields.end().ok_or(ParseError::TrailingData("attributes"))?;
+        let extensions = requested_extensions(der, attributes.unwrap_or_default())?;
+        Ok(Self {
+            info: range(info.whole, "certificationRequestInfo")?,
+            subject: range(subject, "subject")?,
+            algorithm: range(algorithm, "signatureAlgorithm")?,
+            signature: range(signature, "signature")?,
+            public_key: PublicKey::from_spki(spki)?,
+            extensions,
+            der: der.into(),
+        })
+    }
+
+    fn at(&self, range: &Range<usize>) -> &[u8] {
+        self.der.get(range.clone()).unwrap_or_default()
     }
 
     /// Checks that whoever made the request holds the private key.
     pub fn verify_proof_of_possession(&self) -> Result<(), KeyError> {
-        todo!()
+        verify_signature(&self.public_key, self.at(&self.algorithm), self.at(&self.info), self.at(&self.signature))
     }
 
     /// The key to certify.
@@ -34,7 +78,7 @@ impl Csr {
 
     /// The subject, DER.
     pub fn subject_der(&self) -> &[u8] {
-        todo!()
+        self.at(&self.subject)
     }
 
     /// The subject.
@@ -44,13 +88,40 @@ impl Csr {
 
     /// URI SANs as they are written.
     pub fn uri_sans(&self) -> &[Box<str>] {
-        todo!()
+        &self.extensions.uri_sans
     }
 
     /// DNS SANs as they are written.
     pub fn dns_names(&self) -> &[Box<str>] {
-        todo!()
+        &self.extensions.dns_names
     }
+}
+
+impl std::fmt::Debug for Csr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Csr({:?} {:?})", self.public_key, self.uri_sans())
+    }
+}
+
+/// The extensions of the `extensionRequest` attribute; other attributes are passed over.
+fn requested_extensions(der: &[u8], attributes: &[u8]) -> Result<Extensions, ParseError> {
+    let malformed = || ParseError::Malformed("attributes");
+    let mut attributes = Reader::new(attributes);
+    let mut found = None;
+    while !attributes.is_empty() {
+        let mut attribute = attributes.nested(der::SEQUENCE).ok_or_else(malformed)?;
+        let id = attribute.read(der::OID).ok_or_else(malformed)?;
+        let mut values = attribute.nested(der::SET).ok_or_else(malformed)?;
+        attribute.end().ok_or_else(malformed)?;
+        if id == oid::EXTENSION_REQUEST {
+            let list = values.nested(der::SEQUENCE).ok_or_else(malformed)?;
+            values.end().ok_or_else(malformed)?;
+            if found.replace(Extensions::read(der, list)?).is_some() {
+                return Err(ParseError::DuplicateExtension("extensionRequest".into()));
+            }
+        }
+    }
+    Ok(found.unwrap_or_default())
 }
 
 /// Makes a CSR for a leaf: the subject (`None` = empty), a SPIFFE ID if given, and DNS names.
@@ -60,8 +131,7 @@ pub async fn create_csr(
     id: Option<&SpiffeId>,
     dns_names: &[String],
 ) -> Result<Vec<u8>, SignError> {
-    let _ = (signer, subject, id, dns_names);
-    todo!()
+    create(signer, subject.map(DistinguishedName::der), id.map(SpiffeId::as_str), dns_names).await
 }
 
 /// Makes the CSR that a server sends to its upstream authority: the CA subject and the trust domain's own ID.
@@ -70,6 +140,46 @@ pub async fn create_ca_csr(
     subject: &DistinguishedName,
     trust_domain: &TrustDomain,
 ) -> Result<Vec<u8>, SignError> {
-    let _ = (signer, subject, trust_domain);
-    todo!()
+    create(signer, Some(subject.der()), Some(&trust_domain.id_string()), &[]).await
+}
+
+async fn create(
+    signer: &dyn Signer,
+    subject: Option<&[u8]>,
+    uri: Option<&str>,
+    dns_names: &[String],
+) -> Result<Vec<u8>, SignError> {
+    let key = signer.public_key();
+    let mut info = Vec::with_capacity(256);
+    der::put_nested(&mut info, der::SEQUENCE, |out| {
+        der::put_unsigned(out, &[]);
+        out.extend_from_slice(subject.unwrap_or(&[der::SEQUENCE, 0]));
+        out.extend_from_slice(key.spki_der());
+        der::put_nested(out, der::context(0), |out| {
+            if uri.is_some() || !dns_names.is_empty() {
+                put_extension_request(out, &san_value(dns_names, uri), subject.is_none());
+            }
+        });
+    });
+    let algorithm = key.default_algorithm();
+    let signature = match signer.local() {
+        Some(local) => local.sign_now(algorithm, &info)?,
+        None => signer.sign(algorithm, &info).await?,
+    };
+    let mut csr = Vec::with_capacity(info.len() + signature.len() + 32);
+    der::put_nested(&mut csr, der::SEQUENCE, |out| {
+        out.extend_from_slice(&info);
+        out.extend_from_slice(&algorithm_identifier(algorithm));
+        der::put_bit_string(out, &signature);
+    });
+    Ok(csr)
+}
+
+fn put_extension_request(out: &mut Vec<u8>, san: &[u8], critical: bool) {
+    der::put_nested(out, der::SEQUENCE, |out| {
+        der::put(out, der::OID, oid::EXTENSION_REQUEST);
+        der::put_nested(out, der::SET, |out| {
+            der::put_nested(out, der::SEQUENCE, |out| put_extension(out, oid::SUBJECT_ALT_NAME, critical, san));
+        });
+    });
 }

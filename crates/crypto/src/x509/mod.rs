@@ -1,13 +1,15 @@
 //! X.509: reading certificates and CSRs, issuing SVIDs, verifying chains by the X509-SVID standard.
 
 mod authority;
-pub mod certificate;
-pub mod csr;
+pub(crate) mod certificate;
+mod csr;
+mod extensions;
 mod name;
-pub mod verify;
+mod time;
+pub(crate) mod verify;
 
 pub use authority::{CaTemplate, IssueError, SerialNumber, SvidTemplate, X509Ca};
-pub use certificate::{Certificate, ExtendedKeyUsage, KeyUsage, ParseError};
-pub use csr::{Csr, create_ca_csr, create_csr};
+pub use certificate::{CERTIFICATE_BYTES_MAX, Certificate, ExtendedKeyUsage, KeyUsage, ParseError};
+pub use csr::{CSR_BYTES_MAX, Csr, create_ca_csr, create_csr};
 pub use name::{DistinguishedName, NameParts};
-pub use verify::{TrustRoots, VerifyError, verify_x509_chain, verify_x509_svid};
+pub use verify::{CHAIN_LENGTH_MAX, TrustRoots, VerifyError, verify_x509_chain, verify_x509_svid};

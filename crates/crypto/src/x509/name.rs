@@ -1,7 +1,23 @@
 //! Distinguished names: the subject and issuer of certificates.
 
 use super::certificate::ParseError;
+use crate::der::{self, Reader};
+use std::fmt::Write as _;
 use std::sync::Arc;
+
+/// The attribute types that we know: the last byte of `2.5.4.x`, and the short name where Go's `pkix` prints one.
+const COUNTRY: u8 = 6;
+const ORGANIZATION: u8 = 10;
+const ORGANIZATIONAL_UNIT: u8 = 11;
+const LOCALITY: u8 = 7;
+const PROVINCE: u8 = 8;
+const STREET_ADDRESS: u8 = 9;
+const POSTAL_CODE: u8 = 17;
+const COMMON_NAME: u8 = 3;
+const SERIAL_NUMBER: u8 = 5;
+
+/// Most attributes that a name may have.
+const ATTRIBUTES_MAX: usize = 64;
 
 /// The attributes of a subject that SPIRE knows, with their DER. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +55,13 @@ pub struct NameParts {
 impl DistinguishedName {
     /// Encodes the attributes once.
     pub fn new(parts: NameParts) -> Self {
-        let _ = Inner::default();
-        let _ = parts;
-        todo!()
+        let mut der = Vec::with_capacity(64);
+        der::put_nested(&mut der, der::SEQUENCE, |out| {
+            for (attribute, values) in parts.ordered() {
+                put_rdn(out, attribute, values);
+            }
+        });
+        Self(Arc::new(Inner { parts, der }))
     }
 
     /// The usual form: countries, organizations and a common name, each possibly empty.
@@ -67,8 +87,8 @@ impl DistinguishedName {
 
     /// Reads a DER Name; attributes that are not in [`NameParts`] are dropped.
     pub fn from_der(der: &[u8]) -> Result<Self, ParseError> {
-        let _ = der;
-        todo!()
+        let parts = read_name(der).ok_or(ParseError::Malformed("distinguished name"))?;
+        Ok(Self::new(parts))
     }
 
     /// The attributes.
@@ -102,10 +122,210 @@ impl DistinguishedName {
     }
 }
 
+impl NameParts {
+    /// Attribute types with their values, in the order in which they are written.
+    fn ordered(&self) -> [(u8, &[String]); 9] {
+        let one = |value: &'_ String| if value.is_empty() { 0 } else { 1 };
+        [
+            (COUNTRY, &self.country[..]),
+            (ORGANIZATION, &self.organization[..]),
+            (ORGANIZATIONAL_UNIT, &self.organizational_unit[..]),
+            (LOCALITY, &self.locality[..]),
+            (PROVINCE, &self.province[..]),
+            (STREET_ADDRESS, &self.street_address[..]),
+            (POSTAL_CODE, &self.postal_code[..]),
+            (COMMON_NAME, std::slice::from_ref(&self.common_name).get(..one(&self.common_name)).unwrap_or_default()),
+            (
+                SERIAL_NUMBER,
+                std::slice::from_ref(&self.serial_number).get(..one(&self.serial_number)).unwrap_or_default(),
+            ),
+        ]
+    }
+
+    fn add(&mut self, attribute: u8, value: String) {
+        match attribute {
+            COUNTRY => self.country.push(value),
+            ORGANIZATION => self.organization.push(value),
+            ORGANIZATIONAL_UNIT => self.organizational_unit.push(value),
+            LOCALITY => self.locality.push(value),
+            PROVINCE => self.province.push(value),
+            STREET_ADDRESS => self.street_address.push(value),
+            POSTAL_CODE => self.postal_code.push(value),
+            COMMON_NAME => self.common_name = value,
+            SERIAL_NUMBER => self.serial_number = value,
+            _ => {}
+        }
+    }
+}
+
+/// Writes all values of an attribute as one RelativeDistinguishedName; a SET is sorted in DER.
+fn put_rdn(out: &mut Vec<u8>, attribute: u8, values: &[String]) {
+    let mut encoded: Vec<Vec<u8>> = values
+        .iter()
+        .map(|value| {
+            let mut one = Vec::with_capacity(value.len() + 11);
+            der::put_nested(&mut one, der::SEQUENCE, |out| {
+                der::put(out, der::OID, &[0x55, 0x04, attribute]);
+                let tag = if value.bytes().all(is_printable) { der::PRINTABLE_STRING } else { der::UTF8_STRING };
+                der::put(out, tag, value.as_bytes());
+            });
+            one
+        })
+        .collect();
+    if encoded.is_empty() {
+        return;
+    }
+    encoded.sort();
+    der::put(out, der::SET, &encoded.concat());
+}
+
+/// The characters of PrintableString (X.680 section 41.4).
+fn is_printable(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b" '()+,-./:=?".contains(&b)
+}
+
+fn read_name(der: &[u8]) -> Option<NameParts> {
+    let mut outer = Reader::new(der);
+    let mut name = outer.nested(der::SEQUENCE)?;
+    outer.end()?;
+    let mut parts = NameParts::default();
+    let mut count = 0;
+    while !name.is_empty() {
+        let mut rdn = name.nested(der::SET)?;
+        while !rdn.is_empty() {
+            count += 1;
+            if count > ATTRIBUTES_MAX {
+                return None;
+            }
+            let mut pair = rdn.nested(der::SEQUENCE)?;
+            let oid = pair.read(der::OID)?;
+            let value = pair.any()?;
+            pair.end()?;
+            if let [0x55, 0x04, attribute] = oid {
+                // Values of other types (Go: not strings) are dropped like attributes that are not known.
+                if let Some(text) = read_text(value.tag, value.content)? {
+                    parts.add(*attribute, text);
+                }
+            }
+        }
+    }
+    Some(parts)
+}
+
+/// A directory string. The outer `None`: malformed; the inner: not a string.
+fn read_text(tag: u8, content: &[u8]) -> Option<Option<String>> {
+    Some(match tag {
+        der::PRINTABLE_STRING | der::IA5_STRING if content.is_ascii() => {
+            Some(String::from_utf8_lossy(content).into_owned())
+        }
+        der::UTF8_STRING => Some(String::from_utf8(content.to_vec()).ok()?),
+        der::TELETEX_STRING => Some(content.iter().map(|b| char::from(*b)).collect()),
+        der::BMP_STRING => {
+            let units: Vec<u16> =
+                content.chunks_exact(2).map(|pair| pair.iter().fold(0, |n, b| n << 8 | u16::from(*b))).collect();
+            (content.len() % 2 == 0).then_some(())?;
+            Some(String::from_utf16(&units).ok()?)
+        }
+        der::PRINTABLE_STRING | der::IA5_STRING => return None,
+        _ => None,
+    })
+}
+
 /// RFC 2253 text, last attribute first, as Go prints names: `CN=x,O=SPIRE,C=US`.
 impl std::fmt::Display for DistinguishedName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let _ = f;
-        todo!()
+        let mut first = true;
+        for (attribute, values) in self.0.parts.ordered().into_iter().rev() {
+            for (index, value) in values.iter().enumerate() {
+                if !first {
+                    f.write_char(if index == 0 { ',' } else { '+' })?;
+                }
+                first = false;
+                f.write_str(short_name(attribute))?;
+                f.write_char('=')?;
+                write_escaped(f, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn short_name(attribute: u8) -> &'static str {
+    match attribute {
+        COUNTRY => "C",
+        ORGANIZATION => "O",
+        ORGANIZATIONAL_UNIT => "OU",
+        LOCALITY => "L",
+        PROVINCE => "ST",
+        STREET_ADDRESS => "STREET",
+        POSTAL_CODE => "POSTALCODE",
+        COMMON_NAME => "CN",
+        _ => "SERIALNUMBER",
+    }
+}
+
+fn write_escaped(f: &mut std::fmt::Formatter<'_>, value: &str) -> std::fmt::Result {
+    let last = value.chars().count().saturating_sub(1);
+    for (index, c) in value.chars().enumerate() {
+        let escape = match c {
+            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => true,
+            ' ' => index == 0 || index == last,
+            '#' => index == 0,
+            _ => false,
+        };
+        if escape {
+            f.write_char('\\')?;
+        }
+        f.write_char(c)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn default_subjects_are_spires() {
+        // SEQUENCE { SET { SEQUENCE { 2.5.4.6, PrintableString "US" } }, SET { SEQUENCE { 2.5.4.10, "SPIRE" } } }
+        let want =
+            b"\x30\x1d\x31\x0b\x30\x09\x06\x03\x55\x04\x06\x13\x02US\x31\x0e\x30\x0c\x06\x03\x55\x04\x0a\x13\x05SPIRE";
+        assert_eq!(DistinguishedName::svid_default().der(), want);
+        assert_eq!(DistinguishedName::svid_default().to_string(), "O=SPIRE,C=US");
+        let ca = DistinguishedName::ca_default().with_serial_number("42").with_organizational_unit("DOWNSTREAM-1");
+        assert_eq!(ca.to_string(), "SERIALNUMBER=42,OU=DOWNSTREAM-1,O=SPIFFE,C=US");
+    }
+
+    #[test]
+    fn asterisks_make_a_utf8_string_as_in_go() {
+        let name = DistinguishedName::of(&[], &[], "*.example.org");
+        assert!(name.der().contains(&der::UTF8_STRING));
+        assert_eq!(DistinguishedName::from_der(name.der()).unwrap(), name);
+    }
+
+    #[test]
+    fn special_characters_are_escaped() {
+        assert_eq!(DistinguishedName::of(&[], &["#a, b+c "], "").to_string(), "O=\\#a\\, b\\+c\\ ");
+        assert!(DistinguishedName::of(&[], &[], "").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn names_round_trip(country in proptest::collection::vec("[A-Z]{2}", 0..3), organization in proptest::collection::vec("\\PC{1,20}", 0..3), cn in "\\PC{0,20}", serial in "[0-9]{0,30}") {
+            let mut parts = NameParts { country, organization, common_name: cn, serial_number: serial, ..NameParts::default() };
+            let name = DistinguishedName::new(parts.clone());
+            let mut read = DistinguishedName::from_der(name.der()).unwrap().parts().clone();
+            // A SET has no order of its own.
+            for list in [&mut parts.country, &mut parts.organization, &mut read.country, &mut read.organization] {
+                list.sort();
+            }
+            prop_assert_eq!(read, parts);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = DistinguishedName::from_der(&bytes);
+        }
     }
 }

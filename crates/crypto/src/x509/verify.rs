@@ -1,8 +1,11 @@
 //! Verification of X.509 chains: RFC 5280 paths, and the leaf rules of the X509-SVID standard.
 
-use super::certificate::{Certificate, ParseError};
+use super::certificate::{Certificate, KeyUsage, ParseError};
 use finial_core::{Bundle, ErrorKind, SpiffeId, SpiffeIdError, UnixSeconds};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest chain that is looked at, leaf included.
 pub const CHAIN_LENGTH_MAX: usize = 10;
@@ -95,13 +98,23 @@ impl VerifyError {
 /// The X.509 roots of a trust domain, parsed once. Share it behind an `Arc`.
 pub struct TrustRoots {
     certificates: Vec<Certificate>,
+    /// One for each of `certificates`, in the same order.
+    anchors: Vec<TrustAnchor<'static>>,
 }
 
 impl TrustRoots {
     /// Parses root certificates; an unreadable one is an error.
     pub fn new<'a>(roots: impl IntoIterator<Item = &'a Arc<[u8]>>) -> Result<Self, ParseError> {
-        let _ = roots.into_iter().count();
-        todo!()
+        let (mut certificates, mut anchors) = (Vec::new(), Vec::new());
+        for root in roots {
+            let certificate = Certificate::parse(root.clone())?;
+            let der = CertificateDer::from(&**root);
+            let anchor =
+                webpki::anchor_from_trusted_cert(&der).map_err(|_| ParseError::Malformed("root certificate"))?;
+            anchors.push(anchor.to_owned());
+            certificates.push(certificate);
+        }
+        Ok(Self { certificates, anchors })
     }
 
     /// The roots of a bundle (tainted ones included: taint does not end trust, revocation does).
@@ -118,17 +131,25 @@ impl TrustRoots {
     pub fn is_empty(&self) -> bool {
         self.certificates.is_empty()
     }
+
+    /// The certificate of an anchor that webpki chose from ours.
+    fn root_of(&self, anchor: &TrustAnchor<'_>) -> Option<&Certificate> {
+        let same = |ours: &TrustAnchor<'_>| std::ptr::eq(ours.subject.as_ptr(), anchor.subject.as_ptr());
+        self.anchors.iter().position(same).and_then(|at| self.certificates.get(at))
+    }
 }
 
 /// Verifies a chain, leaf first, and returns the leaf's SPIFFE ID. The caller has chosen `roots` by the trust domain
-/// that it expects; see [`Certificate`] and [`TrustRoots`] for choosing by what the leaf says.
+/// of that ID; [`crate::tls::BundleSource`] users let [`crate::tls::verify_peer`] choose.
 pub fn verify_x509_svid<C: AsRef<[u8]>>(
     chain: &[C],
     roots: &TrustRoots,
     now: UnixSeconds,
 ) -> Result<SpiffeId, VerifyError> {
-    let _ = (chain, roots, now);
-    todo!()
+    let leaf = leaf_of(chain)?;
+    let id = leaf.check_leaf()?;
+    verify_path(chain, roots, now, Rules::Spiffe)?;
+    Ok(id)
 }
 
 /// Verifies a chain by RFC 5280 alone, without any SPIFFE rule (x509pop's certificates of another PKI).
@@ -138,8 +159,119 @@ pub fn verify_x509_chain<C: AsRef<[u8]>>(
     roots: &TrustRoots,
     now: UnixSeconds,
 ) -> Result<Certificate, VerifyError> {
-    let _ = (chain, roots, now);
-    todo!()
+    let leaf = leaf_of(chain)?;
+    verify_path(chain, roots, now, Rules::Rfc5280)?;
+    Ok(leaf)
+}
+
+/// The parsed leaf of a chain of bearable length.
+pub(crate) fn leaf_of<C: AsRef<[u8]>>(chain: &[C]) -> Result<Certificate, VerifyError> {
+    let leaf = chain.first().ok_or(VerifyError::EmptyChain)?;
+    if chain.len() > CHAIN_LENGTH_MAX {
+        return Err(VerifyError::ChainTooLong);
+    }
+    Ok(Certificate::parse(leaf.as_ref())?)
+}
+
+/// Which rules intermediates follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rules {
+    Rfc5280,
+    Spiffe,
+}
+
+/// Builds and checks a path from the leaf to one of the roots: signatures, names, times, constraints, unknown critical
+/// extensions by webpki; key usage of issuers and the validity of roots, which it leaves out, here.
+pub(crate) fn verify_path<C: AsRef<[u8]>>(
+    chain: &[C],
+    roots: &TrustRoots,
+    now: UnixSeconds,
+    rules: Rules,
+) -> Result<(), VerifyError> {
+    let (leaf, rest) = chain.split_first().ok_or(VerifyError::EmptyChain)?;
+    let leaf = CertificateDer::from(leaf.as_ref());
+    let rest: Vec<CertificateDer<'_>> = rest.iter().map(|c| CertificateDer::from(c.as_ref())).collect();
+    let seconds = u64::try_from(now).unwrap_or(0);
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let leaf = webpki::EndEntityCert::try_from(&leaf).map_err(path_error)?;
+    // webpki tries other paths after a refusal of ours and then reports its own error, so ours is kept aside.
+    let refusal: RefCell<Option<VerifyError>> = RefCell::new(None);
+    let check = |path: &webpki::VerifiedPath<'_>| {
+        let checked = path
+            .intermediate_certificates()
+            .try_for_each(|cert| check_issuer(&Certificate::parse(&*cert.der())?, rules))
+            .and_then(|()| check_root(roots.root_of(path.anchor()), now));
+        checked.map_err(|e| {
+            refusal.replace(Some(e));
+            webpki::Error::UnknownIssuer
+        })
+    };
+    match leaf.verify_for_usage(ALGORITHMS, &roots.anchors, &rest, time, AnyPurpose, None, Some(&check)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(refusal.take().unwrap_or_else(|| path_error(error))),
+    }
+}
+
+/// What webpki does not check of an intermediate.
+fn check_issuer(certificate: &Certificate, rules: Rules) -> Result<(), VerifyError> {
+    if rules == Rules::Spiffe {
+        return certificate.check_signing();
+    }
+    match certificate.key_usage() {
+        Some(usage) if !usage.contains(KeyUsage::CERT_SIGN) => Err(VerifyError::IssuerNotCa),
+        _ => Ok(()),
+    }
+}
+
+/// What webpki does not check of a root: that it may sign (as Go checks it), and that it is valid now.
+fn check_root(root: Option<&Certificate>, now: UnixSeconds) -> Result<(), VerifyError> {
+    let root = root.ok_or(VerifyError::UnknownAuthority)?;
+    if now < root.not_before() {
+        return Err(VerifyError::NotYetValid);
+    }
+    if now > root.not_after() {
+        return Err(VerifyError::Expired);
+    }
+    let may_sign = root.key_usage().is_none_or(|u| u.contains(KeyUsage::CERT_SIGN));
+    let is_ca = if root.is_v3() { root.is_ca() } else { true };
+    if may_sign && is_ca { Ok(()) } else { Err(VerifyError::IssuerNotCa) }
+}
+
+/// The signature algorithms of certificates: those of the keys that we take.
+const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
+    webpki::aws_lc_rs::ECDSA_P256_SHA256,
+    webpki::aws_lc_rs::ECDSA_P384_SHA384,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA256,
+    webpki::aws_lc_rs::ECDSA_P256_SHA384,
+    webpki::aws_lc_rs::ECDSA_P384_SHA256,
+    webpki::aws_lc_rs::ECDSA_P521_SHA256,
+    webpki::aws_lc_rs::ECDSA_P521_SHA384,
+    webpki::aws_lc_rs::ECDSA_P521_SHA512,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA384,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA512,
+    webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
+    webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
+    webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+];
+
+/// Extended key usage is a rule of ours for leaves; SPIFFE libraries ignore that of intermediates (section 4.4).
+struct AnyPurpose;
+
+impl webpki::ExtendedKeyUsageValidator for AnyPurpose {
+    fn validate(&self, _iter: webpki::KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        Ok(())
+    }
+}
+
+fn path_error(error: webpki::Error) -> VerifyError {
+    match error {
+        webpki::Error::CertExpired { .. } => VerifyError::Expired,
+        webpki::Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => VerifyError::UnknownAuthority,
+        webpki::Error::CaUsedAsEndEntity => VerifyError::LeafIsCa,
+        webpki::Error::EndEntityUsedAsCa => VerifyError::IssuerNotCa,
+        other => VerifyError::Path(format!("{other:?}")),
+    }
 }
 
 impl Certificate {
@@ -154,11 +286,55 @@ impl Certificate {
 
     /// The leaf rules of X509-SVID section 5.2, with those of sections 2 to 4 that a validator can check.
     pub fn check_leaf(&self) -> Result<SpiffeId, VerifyError> {
-        todo!()
+        let id = self.spiffe_id()?;
+        if id.path().is_empty() {
+            return Err(VerifyError::RootPath);
+        }
+        if self.is_ca() {
+            return Err(VerifyError::LeafIsCa);
+        }
+        let usage = self.key_usage().ok_or(VerifyError::NoKeyUsage)?;
+        if usage.contains(KeyUsage::CERT_SIGN) {
+            return Err(VerifyError::LeafCertSign);
+        }
+        if usage.contains(KeyUsage::CRL_SIGN) {
+            return Err(VerifyError::LeafCrlSign);
+        }
+        if !self.key_usage_critical() {
+            return Err(VerifyError::KeyUsageNotCritical);
+        }
+        if !usage.contains(KeyUsage::DIGITAL_SIGNATURE) {
+            return Err(VerifyError::NoDigitalSignature);
+        }
+        let purposes = self.extended_key_usage();
+        if purposes.present && !(purposes.server_auth && purposes.client_auth) {
+            return Err(VerifyError::IncompleteExtendedKeyUsage);
+        }
+        if self.subject_der().len() <= 2 && !self.san_critical() {
+            return Err(VerifyError::SanNotCritical);
+        }
+        Ok(id)
     }
 
     /// The rules for signing certificates of X509-SVID sections 3.2, 4.1 and 4.3.
     pub fn check_signing(&self) -> Result<(), VerifyError> {
-        todo!()
+        if !self.is_ca() || !self.key_usage().is_some_and(|u| u.contains(KeyUsage::CERT_SIGN)) {
+            return Err(VerifyError::IssuerNotCa);
+        }
+        // Only signing certificates that are SVIDs themselves follow the rules for SVIDs; URIs of other kinds may be
+        // there for the sake of other PKIs.
+        let mut ids = self.uri_sans().iter().filter_map(|uri| uri.strip_prefix("spiffe://"));
+        let Some(id) = ids.next() else { return Ok(()) };
+        if ids.next().is_some() {
+            return Err(VerifyError::ManyUriSans);
+        }
+        if !self.key_usage_critical() {
+            return Err(VerifyError::KeyUsageNotCritical);
+        }
+        // The standard's own example has a lone slash after the trust domain.
+        match id.strip_suffix('/').unwrap_or(id).contains('/') {
+            true => Err(VerifyError::IssuerHasPath),
+            false => Ok(()),
+        }
     }
 }

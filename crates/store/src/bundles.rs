@@ -1,7 +1,13 @@
-//! Bundles: the own trust domain's and those it federates with.
+//! Bundles: the own trust domain's and those it federates with. A bundle is one protobuf value (`spire.common.Bundle`) in
+//! one row, read, changed and written back within one transaction.
 
-use crate::{Listed, Page, Store, StoreError};
-use finial_core::{Bundle, EntryId, JwtAuthority, TrustDomain, UnixSeconds};
+use crate::entries::rows as entry_rows;
+use crate::sql::{Columns, Conn, DbRow};
+use crate::{Listed, Page, Store, StoreError, events};
+use finial_core::{Bundle, EntryId, JwtAuthority, TrustDomain, UnixSeconds, X509Authority};
+use finial_crypto::Certificate;
+use finial_proto::common as pb;
+use prost::Message;
 
 /// What to do with the entries that federate with a bundle that is to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,23 +49,43 @@ impl BundleMask {
 impl Store {
     /// Stores a new bundle; `AlreadyExists` when the trust domain has one.
     pub async fn create_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
-        todo!()
+        let mut tx = self.begin().await?;
+        let result = insert(&mut tx, bundle, &self.now_text()).await;
+        self.finish(tx, result).await
     }
 
     /// Replaces the masked parts of an existing bundle; `NotFound` when there is none. Returns the whole result.
     pub async fn update_bundle(&self, bundle: &Bundle, mask: BundleMask) -> Result<Bundle, StoreError> {
-        todo!()
+        self.change(&bundle.trust_domain, |stored| {
+            masked(stored, bundle, mask);
+            Ok(true)
+        })
+        .await
+        .map(|(stored, _)| stored)
     }
 
     /// Creates or replaces.
     pub async fn set_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
-        todo!()
+        self.upsert(bundle, |stored| {
+            masked(stored, bundle, BundleMask::ALL);
+            true
+        })
+        .await
     }
 
     /// Adds the authorities that are not there yet, creating the bundle if need be; the sequence number grows when
     /// something was added. Returns the whole result.
     pub async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
-        todo!()
+        self.upsert(bundle, |stored| {
+            let added = add_missing(&mut stored.x509_authorities, &bundle.x509_authorities)
+                | add_missing(&mut stored.jwt_authorities, &bundle.jwt_authorities)
+                | add_missing(&mut stored.wit_authorities, &bundle.wit_authorities);
+            if added {
+                stored.sequence_number = stored.sequence_number.saturating_add(1);
+            }
+            added
+        })
+        .await
     }
 
     /// Deletes a bundle. Returns the IDs of the entries that changed (`Dissociate`) or went (`Delete`).
@@ -68,22 +94,30 @@ impl Store {
         trust_domain: &TrustDomain,
         mode: DeleteMode,
     ) -> Result<Vec<EntryId>, StoreError> {
-        todo!()
+        let mut tx = self.begin().await?;
+        let result = delete(&mut tx, trust_domain, mode, &self.now_text()).await;
+        self.finish(tx, result).await
     }
 
     /// One bundle.
     pub async fn fetch_bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
-        todo!()
+        let mut tx = self.read().await?;
+        let found = fetch(&mut tx, trust_domain).await;
+        self.seen(found.map(|found| found.map(|(_, bundle)| bundle)))
     }
 
     /// How many bundles there are, the own one included.
     pub async fn count_bundles(&self) -> Result<u64, StoreError> {
-        todo!()
+        let mut tx = self.read().await?;
+        let row = sqlx::query("SELECT COUNT(*) FROM bundles").fetch_one(&mut *tx).await;
+        self.seen(row.map_err(StoreError::from).and_then(|row| Ok(Columns(&row).int(0)?.unsigned_abs())))
     }
 
     /// The bundles, the own one included.
     pub async fn list_bundles(&self, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
-        todo!()
+        let mut tx = self.read().await?;
+        let listed = list(&mut tx, page).await;
+        self.seen(listed)
     }
 
     /// Removes authorities that expired before `expires_before`. Returns the new bundle, or `None` when nothing
@@ -93,34 +127,345 @@ impl Store {
         trust_domain: &TrustDomain,
         expires_before: UnixSeconds,
     ) -> Result<Option<Bundle>, StoreError> {
-        todo!()
+        let changed = self.change(trust_domain, |stored| prune(stored, expires_before)).await;
+        match changed {
+            Ok((bundle, changed)) => Ok(changed.then_some(bundle)),
+            Err(StoreError::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Marks the X.509 authority with this subject key ID (lowercase hex) as tainted. Returns the new bundle.
     pub async fn taint_x509_authority(&self, trust_domain: &TrustDomain, key_id: &str) -> Result<Bundle, StoreError> {
-        todo!()
+        let changed = self.change(trust_domain, |stored| {
+            let mut found = false;
+            for authority in &mut stored.x509_authorities {
+                if subject_key_id(authority)? != key_id {
+                    continue;
+                }
+                if authority.tainted {
+                    return invalid("root CA is already tainted");
+                }
+                authority.tainted = true;
+                found = true;
+            }
+            if !found {
+                return missing("no ca found with provided subject key ID");
+            }
+            Ok(grown(stored))
+        });
+        changed.await.map(|(bundle, _)| bundle)
     }
 
     /// Removes the tainted X.509 authority with this subject key ID (lowercase hex). Returns the new bundle.
     pub async fn revoke_x509_authority(&self, trust_domain: &TrustDomain, key_id: &str) -> Result<Bundle, StoreError> {
-        todo!()
+        let changed = self.change(trust_domain, |stored| {
+            let mut kept = Vec::with_capacity(stored.x509_authorities.len());
+            for authority in &stored.x509_authorities {
+                match subject_key_id(authority)? == key_id {
+                    true if !authority.tainted => return invalid("it is not possible to revoke an untainted root CA"),
+                    true => {}
+                    false => kept.push(authority.clone()),
+                }
+            }
+            if kept.len() == stored.x509_authorities.len() {
+                return missing("no root CA found with provided subject key ID");
+            }
+            stored.x509_authorities = kept;
+            Ok(grown(stored))
+        });
+        changed.await.map(|(bundle, _)| bundle)
     }
 
-    /// Marks the JWT authority with this key ID as tainted.
+    /// Marks the JWT authority with this key ID as tainted, and returns it.
     pub async fn taint_jwt_authority(
         &self,
         trust_domain: &TrustDomain,
         key_id: &str,
     ) -> Result<JwtAuthority, StoreError> {
-        todo!()
+        let mut tainted = None;
+        let changed = self.change(trust_domain, |stored| {
+            let Some(key) = stored.jwt_authorities.iter_mut().find(|key| key.key_id == key_id) else {
+                return missing("no JWT Key found with provided key ID");
+            };
+            if key.tainted {
+                return invalid("key is already tainted");
+            }
+            key.tainted = true;
+            tainted = Some(key.clone());
+            Ok(grown(stored))
+        });
+        changed.await?;
+        tainted.ok_or(StoreError::NotFound)
     }
 
-    /// Removes the tainted JWT authority with this key ID.
+    /// Removes the tainted JWT authority with this key ID, and returns it.
     pub async fn revoke_jwt_authority(
         &self,
         trust_domain: &TrustDomain,
         key_id: &str,
     ) -> Result<JwtAuthority, StoreError> {
-        todo!()
+        let mut revoked = None;
+        let changed = self.change(trust_domain, |stored| {
+            let Some(at) = stored.jwt_authorities.iter().position(|key| key.key_id == key_id) else {
+                return missing("no JWT Key found with provided key ID");
+            };
+            let key = stored.jwt_authorities.remove(at);
+            if !key.tainted {
+                return invalid("it is not possible to revoke an untainted key");
+            }
+            revoked = Some(key);
+            Ok(grown(stored))
+        });
+        changed.await?;
+        revoked.ok_or(StoreError::NotFound)
     }
+
+    /// Reads, changes and writes back; `edit` says whether there is anything to write.
+    async fn change(
+        &self,
+        trust_domain: &TrustDomain,
+        edit: impl FnOnce(&mut Bundle) -> Result<bool, StoreError> + Send,
+    ) -> Result<(Bundle, bool), StoreError> {
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let (id, mut stored) = fetch(&mut tx, trust_domain).await?.ok_or(StoreError::NotFound)?;
+            let changed = edit(&mut stored)?;
+            if changed {
+                write(&mut tx, id, &stored, &now).await?;
+            }
+            Ok((stored, changed))
+        }
+        .await;
+        self.finish(tx, result).await
+    }
+
+    async fn upsert(
+        &self,
+        bundle: &Bundle,
+        edit: impl FnOnce(&mut Bundle) -> bool + Send,
+    ) -> Result<Bundle, StoreError> {
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let Some((id, mut stored)) = fetch(&mut tx, &bundle.trust_domain).await? else {
+                return insert(&mut tx, bundle, &now).await;
+            };
+            if edit(&mut stored) {
+                write(&mut tx, id, &stored, &now).await?;
+            }
+            Ok(stored)
+        }
+        .await;
+        self.finish(tx, result).await
+    }
+}
+
+fn invalid<T>(text: &str) -> Result<T, StoreError> {
+    Err(StoreError::InvalidArgument(text.into()))
+}
+
+fn missing<T>(text: &str) -> Result<T, StoreError> {
+    Err(StoreError::Missing(text.into()))
+}
+
+fn grown(bundle: &mut Bundle) -> bool {
+    bundle.sequence_number = bundle.sequence_number.saturating_add(1);
+    true
+}
+
+fn masked(stored: &mut Bundle, new: &Bundle, mask: BundleMask) {
+    if mask.x509_authorities {
+        stored.x509_authorities.clone_from(&new.x509_authorities);
+    }
+    if mask.jwt_authorities {
+        stored.jwt_authorities.clone_from(&new.jwt_authorities);
+    }
+    if mask.wit_authorities {
+        stored.wit_authorities.clone_from(&new.wit_authorities);
+    }
+    if mask.refresh_hint {
+        stored.refresh_hint = new.refresh_hint;
+    }
+    if mask.sequence_number {
+        stored.sequence_number = new.sequence_number;
+    }
+}
+
+fn add_missing<T: Clone + PartialEq>(stored: &mut Vec<T>, new: &[T]) -> bool {
+    let before = stored.len();
+    for item in new {
+        if !stored.contains(item) {
+            stored.push(item.clone());
+        }
+    }
+    stored.len() > before
+}
+
+fn prune(stored: &mut Bundle, expires_before: UnixSeconds) -> Result<bool, StoreError> {
+    let halted = |text: &str| Err(StoreError::FailedPrecondition(format!("prune failed: {text}")));
+    let mut roots = Vec::with_capacity(stored.x509_authorities.len());
+    for authority in &stored.x509_authorities {
+        if certificate(authority)?.not_after() > expires_before {
+            roots.push(authority.clone());
+        }
+    }
+    if roots.is_empty() {
+        return halted("would prune all certificates");
+    }
+    let live = |keys: &[JwtAuthority]| -> Vec<JwtAuthority> {
+        keys.iter().filter(|key| key.expires_at == 0 || key.expires_at > expires_before).cloned().collect()
+    };
+    let (jwt, wit) = (live(&stored.jwt_authorities), live(&stored.wit_authorities));
+    if jwt.is_empty() && !stored.jwt_authorities.is_empty() {
+        return halted("would prune all JWT signing keys");
+    }
+    if wit.is_empty() && !stored.wit_authorities.is_empty() {
+        return halted("would prune all WIT signing keys");
+    }
+    let counts = |b: &Bundle| (b.x509_authorities.len(), b.jwt_authorities.len(), b.wit_authorities.len());
+    let before = counts(stored);
+    (stored.x509_authorities, stored.jwt_authorities, stored.wit_authorities) = (roots, jwt, wit);
+    Ok(before != counts(stored) && grown(stored))
+}
+
+fn certificate(authority: &X509Authority) -> Result<Certificate, StoreError> {
+    Certificate::parse(authority.der.clone())
+        .map_err(|e| StoreError::BadRow { what: "failed to parse root CA".into(), cause: e.to_string() })
+}
+
+/// Lowercase hex, as authority IDs are written everywhere.
+fn subject_key_id(authority: &X509Authority) -> Result<String, StoreError> {
+    let certificate = certificate(authority)?;
+    Ok(certificate.subject_key_id().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+async fn fetch(conn: &mut Conn, trust_domain: &TrustDomain) -> Result<Option<(i64, Bundle)>, StoreError> {
+    let row = sqlx::query("SELECT id, trust_domain, data FROM bundles WHERE trust_domain = ?")
+        .bind(trust_domain.id_string())
+        .fetch_optional(conn)
+        .await?;
+    row.map(|row| from_row(&row)).transpose()
+}
+
+async fn list(conn: &mut Conn, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
+    let after = page.map_or(Ok(0), Page::after)?;
+    // a negative limit is none at all
+    let limit = page.map_or(-1, |page| i64::from(page.size));
+    let rows = sqlx::query("SELECT id, trust_domain, data FROM bundles WHERE id > ? ORDER BY id LIMIT ?")
+        .bind(after)
+        .bind(limit)
+        .fetch_all(conn)
+        .await?;
+    let rows = rows.iter().map(from_row).collect::<Result<Vec<_>, _>>()?;
+    let last = rows.last().map(|(id, _)| *id);
+    Ok(Listed::new(rows.into_iter().map(|(_, bundle)| bundle).collect(), page, last))
+}
+
+async fn insert(conn: &mut Conn, bundle: &Bundle, now: &str) -> Result<Bundle, StoreError> {
+    sqlx::query("INSERT INTO bundles (created_at, updated_at, trust_domain, data) VALUES (?, ?, ?, ?)")
+        .bind(now)
+        .bind(now)
+        .bind(bundle.trust_domain.id_string())
+        .bind(to_blob(bundle))
+        .execute(conn)
+        .await?;
+    Ok(bundle.clone())
+}
+
+async fn write(conn: &mut Conn, id: i64, bundle: &Bundle, now: &str) -> Result<(), StoreError> {
+    sqlx::query("UPDATE bundles SET data = ?, updated_at = ? WHERE id = ?")
+        .bind(to_blob(bundle))
+        .bind(now)
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+async fn delete(
+    conn: &mut Conn,
+    trust_domain: &TrustDomain,
+    mode: DeleteMode,
+    now: &str,
+) -> Result<Vec<EntryId>, StoreError> {
+    let (id, _) = fetch(conn, trust_domain).await?.ok_or(StoreError::NotFound)?;
+    let federated = sqlx::query(
+        "SELECT e.id, e.entry_id FROM registered_entries e \
+         JOIN federated_registration_entries f ON f.registered_entry_id = e.id WHERE f.bundle_id = ? ORDER BY e.id",
+    )
+    .bind(id)
+    .fetch_all(&mut *conn)
+    .await?;
+    let mut entries = Vec::with_capacity(federated.len());
+    for row in &federated {
+        entries.push((Columns(row).int(0)?, Columns(row).text(1)?));
+    }
+    if mode == DeleteMode::Restrict && !entries.is_empty() {
+        let count = entries.len();
+        return Err(StoreError::FailedPrecondition(format!(
+            "cannot delete bundle; federated with {count} registration entries"
+        )));
+    }
+    if mode == DeleteMode::Delete {
+        let rows: Vec<i64> = entries.iter().map(|(row, _)| *row).collect();
+        entry_rows::delete(conn, &rows).await?;
+    }
+    sqlx::query("DELETE FROM federated_registration_entries WHERE bundle_id = ?").bind(id).execute(&mut *conn).await?;
+    sqlx::query("DELETE FROM bundles WHERE id = ?").bind(id).execute(&mut *conn).await?;
+    let ids: Vec<String> = entries.into_iter().map(|(_, id)| id).collect();
+    events::write(conn, crate::EventFeed::Entries, &ids, now).await?;
+    Ok(ids.iter().filter_map(|id| EntryId::parse(id).ok()).collect())
+}
+
+fn from_row(row: &DbRow) -> Result<(i64, Bundle), StoreError> {
+    let row = Columns(row);
+    let (id, name) = (row.int(0)?, row.text(1)?);
+    let bad = |cause: String| StoreError::BadRow { what: format!("bundle of {name:?}"), cause };
+    let blob = pb::Bundle::decode(row.blob(2)?.as_slice()).map_err(|e| bad(e.to_string()))?;
+    let plain = name.strip_prefix("spiffe://").unwrap_or(&name);
+    let trust_domain = TrustDomain::parse(plain).map_err(|e| bad(e.to_string()))?;
+    let keys = |keys: Vec<pb::PublicKey>| -> Vec<JwtAuthority> {
+        let key = |key: pb::PublicKey| JwtAuthority {
+            key_id: key.kid,
+            public_key: key.pkix_bytes.as_ref().into(),
+            expires_at: key.not_after,
+            tainted: key.tainted_key,
+        };
+        keys.into_iter().map(key).collect()
+    };
+    let root = |root: pb::Certificate| X509Authority { der: root.der_bytes.as_ref().into(), tainted: root.tainted_key };
+    let bundle = Bundle {
+        trust_domain,
+        x509_authorities: blob.root_cas.into_iter().map(root).collect(),
+        jwt_authorities: keys(blob.jwt_signing_keys),
+        wit_authorities: keys(blob.wit_signing_keys),
+        refresh_hint: blob.refresh_hint,
+        sequence_number: blob.sequence_number,
+    };
+    Ok((id, bundle))
+}
+
+fn to_blob(bundle: &Bundle) -> Vec<u8> {
+    let keys = |keys: &[JwtAuthority]| -> Vec<pb::PublicKey> {
+        let key = |key: &JwtAuthority| pb::PublicKey {
+            pkix_bytes: key.public_key.to_vec().into(),
+            kid: key.key_id.clone(),
+            not_after: key.expires_at,
+            tainted_key: key.tainted,
+        };
+        keys.iter().map(key).collect()
+    };
+    let root =
+        |root: &X509Authority| pb::Certificate { der_bytes: root.der.to_vec().into(), tainted_key: root.tainted };
+    let blob = pb::Bundle {
+        trust_domain_id: bundle.trust_domain.id_string(),
+        root_cas: bundle.x509_authorities.iter().map(root).collect(),
+        jwt_signing_keys: keys(&bundle.jwt_authorities),
+        wit_signing_keys: keys(&bundle.wit_authorities),
+        refresh_hint: bundle.refresh_hint,
+        sequence_number: bundle.sequence_number,
+    };
+    blob.encode_to_vec()
 }

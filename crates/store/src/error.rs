@@ -1,7 +1,7 @@
 //! What can go wrong in the datastore. Texts that API callers see are SPIRE's, with its prefixes.
 
 use finial_core::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A failure of the datastore.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +78,17 @@ pub enum StoreError {
         /// What is wrong with it.
         cause: String,
     },
+    /// Reading or writing the file failed.
+    #[error("datastore-sql: reading or writing database {} failed ({detail}); check the disk and its file system", path.display())]
+    Io {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite says.
+        detail: String,
+    },
+    /// An entry names a trust domain whose bundle is not here.
+    #[error("unable to find federated bundle {0:?}")]
+    NoFederatedBundle(String),
     /// No connection became free in time.
     #[error("datastore-sql: no connection became free within {0} s")]
     Busy(u64),
@@ -100,7 +111,43 @@ impl StoreError {
             | Self::ReadOnly { .. }
             | Self::CannotOpen { .. }
             | Self::BadRow { .. }
+            | Self::Io { .. }
+            | Self::NoFederatedBundle(_)
             | Self::Sql(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::RowNotFound => Self::NotFound,
+            other => Self::Sql(other),
+        }
+    }
+}
+
+impl StoreError {
+    /// Turns what the database says of its file into an error that names the file and what to do.
+    pub(crate) fn at(self, path: Option<&Path>) -> Self {
+        let Self::Sql(error) = self else { return self };
+        let path = path.unwrap_or(Path::new("(in memory)")).to_path_buf();
+        let db = match &error {
+            sqlx::Error::Database(db) => db,
+            sqlx::Error::PoolTimedOut => return Self::Busy(30),
+            _ => return Self::Sql(error),
+        };
+        let detail = db.message().to_owned();
+        // the low byte of SQLite's extended result codes is the primary one
+        match db.code().and_then(|c| c.parse::<u32>().ok()).map(|c| c & 0xff) {
+            Some(5 | 6) => Self::Locked { path, detail: String::new() },
+            Some(8) => Self::ReadOnly { path, detail },
+            Some(10) => Self::Io { path, detail },
+            Some(11 | 26) => Self::Corrupt { path, detail },
+            Some(13) => Self::Full { path, detail },
+            Some(14) => Self::CannotOpen { path, detail },
+            Some(19) => Self::AlreadyExists(detail),
+            _ => Self::Sql(error),
         }
     }
 }

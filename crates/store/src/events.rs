@@ -1,7 +1,9 @@
 //! Event rows: each change of an entry or agent leaves one in its own transaction, so that other servers can follow.
 
+use crate::sql::{Columns, Conn, LIST_MAX, seconds_of};
 use crate::{Store, StoreError};
 use finial_core::UnixSeconds;
+use sqlx::AssertSqlSafe;
 
 /// Which events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +23,59 @@ pub struct Event {
     pub subject: String,
 }
 
+impl EventFeed {
+    /// Table and subject column.
+    fn table(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Entries => ("registered_entries_events", "entry_id"),
+            Self::Nodes => ("attested_node_entries_events", "spiffe_id"),
+        }
+    }
+}
+
 impl Store {
     /// At most `limit` events after the one with ID `after`.
     pub async fn list_events(&self, feed: EventFeed, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
-        todo!()
+        let (table, subject) = feed.table();
+        let mut tx = self.read().await?;
+        let query = format!("SELECT id, {subject} FROM {table} WHERE id > ? ORDER BY id LIMIT ?");
+        let rows = sqlx::query(AssertSqlSafe(query)).bind(after).bind(limit).fetch_all(&mut *tx).await;
+        let events = rows.map_err(StoreError::from).and_then(|rows| {
+            rows.iter().map(|row| Ok(Event { id: Columns(row).int(0)?, subject: Columns(row).text(1)? })).collect()
+        });
+        self.seen(events)
     }
 
     /// Deletes the events of both feeds that were written before `before`, and returns how many.
     pub async fn prune_events(&self, before: UnixSeconds) -> Result<u64, StoreError> {
-        todo!()
+        let mut tx = self.begin().await?;
+        let result = async {
+            let mut deleted = 0;
+            for feed in [EventFeed::Entries, EventFeed::Nodes] {
+                let query = format!("DELETE FROM {} WHERE {} < ?", feed.table().0, seconds_of("created_at"));
+                deleted += sqlx::query(AssertSqlSafe(query)).bind(before).execute(&mut *tx).await?.rows_affected();
+            }
+            Ok(deleted)
+        }
+        .await;
+        self.finish(tx, result).await
     }
+}
+
+/// Writes one event per subject.
+pub(crate) async fn write(
+    conn: &mut Conn,
+    feed: EventFeed,
+    subjects: &[impl AsRef<str> + Sync],
+    now: &str,
+) -> Result<(), StoreError> {
+    let (table, column) = feed.table();
+    for some in subjects.chunks(LIST_MAX) {
+        let mut query = sqlx::QueryBuilder::new(format!("INSERT INTO {table} (created_at, updated_at, {column}) "));
+        query.push_values(some, |mut row, subject| {
+            row.push_bind(now).push_bind(now).push_bind(subject.as_ref());
+        });
+        query.build().persistent(some.len() == 1).execute(&mut *conn).await?;
+    }
+    Ok(())
 }

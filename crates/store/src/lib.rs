@@ -10,9 +10,12 @@ mod error;
 mod events;
 mod join_tokens;
 mod journals;
+mod migrations;
 mod nodes;
 mod page;
+mod schema;
 mod settings;
+mod sql;
 mod store;
 
 pub use bundles::{BundleMask, DeleteMode};

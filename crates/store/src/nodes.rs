@@ -1,9 +1,19 @@
 //! Attested agents and their selectors.
 
-use crate::{Listed, Page, Store, StoreError};
+use crate::entries::{rows as entry_rows, selector_clauses};
+use crate::sql::{Columns, Conn, Db, DbRow, LIST_MAX, seconds_of, seconds_text};
+use crate::{EventFeed, Listed, Page, Store, StoreError, events, join_tokens};
 use finial_core::{
     AgentRecord, Entry, EntryId, JoinToken, MatchBehavior, Selector, SelectorSet, SpiffeId, UnixSeconds,
 };
+use sqlx::QueryBuilder;
+use std::collections::HashMap;
+
+/// Agents per page when all of them are read.
+const LOAD_PAGE: u32 = 1000;
+
+const SELECT: &str = "SELECT e.id, e.spiffe_id, e.data_type, e.serial_number, e.expires_at, e.new_serial_number, \
+    e.new_expires_at, e.can_reattest, e.agent_version FROM attested_node_entries e";
 
 /// Which agents are wanted; every part that is set must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +36,6 @@ pub struct AgentFilter {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the fields are those of `AgentRecord`
 pub struct AgentUpdate {
-    pub attestation_type: Option<String>,
     pub serial_number: Option<String>,
     pub expires_at: Option<UnixSeconds>,
     pub new_serial_number: Option<String>,
@@ -38,8 +47,11 @@ pub struct AgentUpdate {
 impl Store {
     /// Stores an attested agent with its selectors (`record.selectors` replaces what was there). An agent that exists is
     /// updated: type, serials, expiry and `can_reattest`; its version stays when `record.agent_version` is empty.
+    /// Returns it as stored.
     pub async fn create_or_update_node(&self, record: &AgentRecord) -> Result<AgentRecord, StoreError> {
-        todo!()
+        let mut tx = self.begin().await?;
+        let result = put(&mut tx, record, &self.now_text()).await;
+        self.finish(tx, result).await
     }
 
     /// In one transaction: uses up the join token and stores the agent, so that a crash cannot burn the token.
@@ -51,17 +63,35 @@ impl Store {
         record: &AgentRecord,
         now: UnixSeconds,
     ) -> Result<Option<JoinToken>, StoreError> {
-        todo!()
+        let mut tx = self.begin().await?;
+        let result = async {
+            let Some(token) = join_tokens::consume(&mut tx, token).await? else { return Ok(None) };
+            if token.expires_at >= now {
+                put(&mut tx, record, &self.now_text()).await?;
+            }
+            Ok(Some(token))
+        }
+        .await;
+        self.finish(tx, result).await
     }
 
     /// Replaces the selectors of an agent.
     pub async fn set_node_selectors(&self, id: &SpiffeId, selectors: &SelectorSet) -> Result<(), StoreError> {
-        todo!()
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            write_selectors(&mut tx, id, selectors, &now).await?;
+            events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await
+        }
+        .await;
+        self.finish(tx, result).await
     }
 
     /// One agent with its selectors.
     pub async fn fetch_node(&self, id: &SpiffeId) -> Result<Option<AgentRecord>, StoreError> {
-        todo!()
+        let mut tx = self.read().await?;
+        let found = fetch(&mut tx, id).await;
+        self.seen(found)
     }
 
     /// The agents that match, with their selectors.
@@ -70,38 +100,85 @@ impl Store {
         filter: &AgentFilter,
         page: Option<&Page>,
     ) -> Result<Listed<AgentRecord>, StoreError> {
-        todo!()
+        let mut tx = self.read().await?;
+        let listed = list(&mut tx, filter, page).await;
+        self.seen(listed)
     }
 
     /// How many agents match.
     pub async fn count_nodes(&self, filter: &AgentFilter) -> Result<u64, StoreError> {
-        todo!()
+        let mut tx = self.read().await?;
+        let count = count(&mut tx, filter).await;
+        self.seen(count)
     }
 
-    /// Hands every agent with its selectors to `each`, in pages of bounded size.
-    pub async fn load_nodes(&self, each: impl FnMut(AgentRecord) + Send) -> Result<(), StoreError> {
-        todo!()
+    /// Hands every agent with its selectors to `each`, in pages of bounded size; all of one moment.
+    pub async fn load_nodes(&self, mut each: impl FnMut(AgentRecord) + Send) -> Result<(), StoreError> {
+        let mut tx = self.read().await?;
+        let mut page = Page { token: String::new(), size: LOAD_PAGE };
+        loop {
+            let listed = list(&mut tx, &AgentFilter::default(), Some(&page)).await;
+            let listed = self.seen(listed)?;
+            listed.items.into_iter().for_each(&mut each);
+            page.token = listed.next_page_token;
+            if page.token.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     /// Changes an agent. `NotFound` when there is none.
     pub async fn update_node(&self, id: &SpiffeId, update: AgentUpdate) -> Result<AgentRecord, StoreError> {
-        todo!()
+        self.change_node(id, |agent| {
+            let AgentUpdate {
+                serial_number,
+                expires_at,
+                new_serial_number,
+                new_expires_at,
+                can_reattest,
+                agent_version,
+            } = update;
+            agent.serial_number = serial_number.unwrap_or(std::mem::take(&mut agent.serial_number));
+            agent.expires_at = expires_at.unwrap_or(agent.expires_at);
+            agent.new_serial_number = new_serial_number.unwrap_or(std::mem::take(&mut agent.new_serial_number));
+            agent.new_expires_at = new_expires_at.unwrap_or(agent.new_expires_at);
+            agent.can_reattest = can_reattest.unwrap_or(agent.can_reattest);
+            agent.agent_version = agent_version.unwrap_or(std::mem::take(&mut agent.agent_version));
+            true
+        })
+        .await
     }
 
-    /// The renewed SVID was used: it becomes the current one, if `new_serial` is still the renewed one.
+    /// The renewed SVID was used: it becomes the current one, if `new_serial` is still the renewed one (else nothing
+    /// changes). Returns the agent as it then is.
     pub async fn promote_serial(&self, id: &SpiffeId, new_serial: &str) -> Result<AgentRecord, StoreError> {
-        todo!()
+        self.change_node(id, |agent| {
+            let current = !new_serial.is_empty() && agent.new_serial_number == new_serial;
+            if current {
+                agent.serial_number = std::mem::take(&mut agent.new_serial_number);
+                agent.expires_at = std::mem::take(&mut agent.new_expires_at);
+            }
+            current
+        })
+        .await
     }
 
     /// Clears both serials: the agent stays listed and can never come back until it is deleted.
     pub async fn ban_node(&self, id: &SpiffeId) -> Result<AgentRecord, StoreError> {
-        todo!()
+        let banned = AgentUpdate {
+            serial_number: Some(String::new()),
+            new_serial_number: Some(String::new()),
+            ..Default::default()
+        };
+        self.update_node(id, banned).await
     }
 
     /// Deletes an agent, its selectors and, for a join-token agent, the alias entry made with the token.
     /// Returns the agent and the alias entries that went with it. `NotFound` when there is none.
     pub async fn delete_node(&self, id: &SpiffeId) -> Result<(AgentRecord, Vec<Entry>), StoreError> {
-        todo!()
+        let mut tx = self.begin().await?;
+        let result = delete(&mut tx, id, &self.now_text()).await;
+        self.finish(tx, result).await
     }
 
     /// Deletes at most `batch` agents whose SVID ended before `expired_before` (never banned ones; those that cannot
@@ -112,6 +189,245 @@ impl Store {
         include_non_reattestable: bool,
         batch: u32,
     ) -> Result<(Vec<SpiffeId>, Vec<EntryId>), StoreError> {
-        todo!()
+        let filter = AgentFilter {
+            banned: Some(false),
+            can_reattest: (!include_non_reattestable).then_some(true),
+            expires_before: Some(expired_before),
+            ..AgentFilter::default()
+        };
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let expired = list(&mut tx, &filter, Some(&Page { token: String::new(), size: batch.max(1) })).await?;
+            let (mut agents, mut entries) = (Vec::new(), Vec::new());
+            for agent in expired.items {
+                let (agent, aliases) = delete(&mut tx, &agent.id, &now).await?;
+                agents.push(agent.id);
+                entries.extend(aliases.into_iter().map(|entry| entry.id));
+            }
+            Ok((agents, entries))
+        }
+        .await;
+        self.finish(tx, result).await
     }
+
+    /// Reads, changes and writes back; `edit` says whether there is anything to write.
+    async fn change_node(
+        &self,
+        id: &SpiffeId,
+        edit: impl FnOnce(&mut AgentRecord) -> bool + Send,
+    ) -> Result<AgentRecord, StoreError> {
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let mut agent = fetch(&mut tx, id).await?.ok_or(StoreError::NotFound)?;
+            if edit(&mut agent) {
+                update(&mut tx, &agent, &now).await?;
+                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await?;
+            }
+            Ok(agent)
+        }
+        .await;
+        self.finish(tx, result).await
+    }
+}
+
+/// Creates or updates, with selectors and event.
+async fn put(conn: &mut Conn, record: &AgentRecord, now: &str) -> Result<AgentRecord, StoreError> {
+    let mut stored = record.clone();
+    match fetch(conn, &record.id).await? {
+        None => insert(conn, &stored, now).await?,
+        Some(old) => {
+            if stored.agent_version.is_empty() {
+                stored.agent_version = old.agent_version;
+            }
+            update(conn, &stored, now).await?;
+        }
+    }
+    write_selectors(conn, &record.id, &record.selectors, now).await?;
+    events::write(conn, EventFeed::Nodes, &[record.id.as_str()], now).await?;
+    Ok(stored)
+}
+
+async fn insert(conn: &mut Conn, agent: &AgentRecord, now: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, serial_number, expires_at, \
+         new_serial_number, new_expires_at, can_reattest, agent_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(now)
+    .bind(now)
+    .bind(agent.id.as_str())
+    .bind(&agent.attestation_type)
+    .bind(&agent.serial_number)
+    .bind(seconds_text(agent.expires_at))
+    .bind(&agent.new_serial_number)
+    .bind(none_if_zero(agent.new_expires_at))
+    .bind(agent.can_reattest)
+    .bind(&agent.agent_version)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn update(conn: &mut Conn, agent: &AgentRecord, now: &str) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE attested_node_entries SET updated_at = ?, data_type = ?, serial_number = ?, expires_at = ?, \
+         new_serial_number = ?, new_expires_at = ?, can_reattest = ?, agent_version = ? WHERE spiffe_id = ?",
+    )
+    .bind(now)
+    .bind(&agent.attestation_type)
+    .bind(&agent.serial_number)
+    .bind(seconds_text(agent.expires_at))
+    .bind(&agent.new_serial_number)
+    .bind(none_if_zero(agent.new_expires_at))
+    .bind(agent.can_reattest)
+    .bind(&agent.agent_version)
+    .bind(agent.id.as_str())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+async fn write_selectors(conn: &mut Conn, id: &SpiffeId, set: &SelectorSet, now: &str) -> Result<(), StoreError> {
+    delete_selectors(conn, id).await?;
+    for some in set.as_slice().chunks(LIST_MAX) {
+        let mut query = QueryBuilder::new(
+            "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value) ",
+        );
+        query.push_values(some, |mut row, selector| {
+            row.push_bind(now).push_bind(now).push_bind(id.as_str());
+            row.push_bind(&selector.kind).push_bind(&selector.value);
+        });
+        query.build().persistent(false).execute(&mut *conn).await?;
+    }
+    Ok(())
+}
+
+async fn delete_selectors(conn: &mut Conn, id: &SpiffeId) -> Result<(), StoreError> {
+    let delete = sqlx::query("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?");
+    delete.bind(id.as_str()).execute(conn).await?;
+    Ok(())
+}
+
+async fn delete(conn: &mut Conn, id: &SpiffeId, now: &str) -> Result<(AgentRecord, Vec<Entry>), StoreError> {
+    let agent = fetch(conn, id).await?.ok_or(StoreError::NotFound)?;
+    let mut aliases = Vec::new();
+    if agent.attestation_type == "join_token" {
+        // what the creation of a token with an agent ID makes; other entries below the agent are the operator's
+        for (row, entry) in entry_rows::children(conn, id).await? {
+            let own = |s: &Selector| s.kind == "spiffe_id" && s.value == id.as_str();
+            if entry.selectors.len() == 1 && entry.selectors.iter().all(own) {
+                entry_rows::delete(conn, &[row]).await?;
+                aliases.push(entry);
+            }
+        }
+        let ids: Vec<&str> = aliases.iter().map(|entry| entry.id.as_str()).collect();
+        events::write(conn, EventFeed::Entries, &ids, now).await?;
+    }
+    delete_selectors(conn, id).await?;
+    let row = sqlx::query("DELETE FROM attested_node_entries WHERE spiffe_id = ?");
+    row.bind(id.as_str()).execute(&mut *conn).await?;
+    events::write(conn, EventFeed::Nodes, &[id.as_str()], now).await?;
+    Ok((agent, aliases))
+}
+
+async fn fetch(conn: &mut Conn, id: &SpiffeId) -> Result<Option<AgentRecord>, StoreError> {
+    let mut query = QueryBuilder::new(SELECT);
+    query.push(" WHERE e.spiffe_id = ").push_bind(id.as_str());
+    let rows = query.build().fetch_all(&mut *conn).await?;
+    Ok(hydrate(conn, &rows).await?.pop())
+}
+
+async fn list(conn: &mut Conn, filter: &AgentFilter, page: Option<&Page>) -> Result<Listed<AgentRecord>, StoreError> {
+    let mut query = QueryBuilder::new(SELECT);
+    query.push(" WHERE e.id > ").push_bind(page.map_or(Ok(0), Page::after)?);
+    filter.clauses(&mut query)?;
+    query.push(" ORDER BY e.id");
+    if let Some(page) = page {
+        query.push(" LIMIT ").push_bind(page.size);
+    }
+    let rows = query.build().persistent(false).fetch_all(&mut *conn).await?;
+    let last = rows.last().map(|row| Columns(row).int(0)).transpose()?;
+    Ok(Listed::new(hydrate(conn, &rows).await?, page, last))
+}
+
+async fn count(conn: &mut Conn, filter: &AgentFilter) -> Result<u64, StoreError> {
+    let mut query = QueryBuilder::new("SELECT COUNT(*) FROM attested_node_entries e WHERE 1 = 1");
+    filter.clauses(&mut query)?;
+    let row = query.build().persistent(false).fetch_one(conn).await?;
+    Ok(Columns(&row).int(0)?.unsigned_abs())
+}
+
+impl AgentFilter {
+    fn clauses(&self, query: &mut QueryBuilder<Db>) -> Result<(), StoreError> {
+        if let Some(kind) = &self.attestation_type {
+            query.push(" AND e.data_type = ").push_bind(kind.clone());
+        }
+        if let Some(banned) = self.banned {
+            query.push(if banned { " AND e.serial_number = ''" } else { " AND e.serial_number <> ''" });
+        }
+        if let Some(can) = self.can_reattest {
+            query.push(" AND e.can_reattest = ").push_bind(can);
+        }
+        if let Some(before) = self.expires_before {
+            query.push(format!(" AND {} < ", seconds_of("e.expires_at"))).push_bind(before);
+        }
+        if let Some(at) = self.valid_at {
+            query.push(format!(" AND {} >= ", seconds_of("e.expires_at"))).push_bind(at);
+        }
+        if let Some((behavior, selectors)) = &self.selectors {
+            selector_clauses(query, *behavior, selectors)?;
+        }
+        Ok(())
+    }
+}
+
+/// Completes rows of [`SELECT`] with their selectors; a row that cannot be an agent is logged and left out.
+async fn hydrate(conn: &mut Conn, rows: &[DbRow]) -> Result<Vec<AgentRecord>, StoreError> {
+    let mut agents = Vec::with_capacity(rows.len());
+    for some in rows.chunks(LIST_MAX) {
+        let ids = some.iter().map(|row| Columns(row).text(1)).collect::<Result<Vec<_>, _>>()?;
+        let mut query =
+            QueryBuilder::new("SELECT spiffe_id, type, value FROM node_resolver_map_entries WHERE spiffe_id IN (");
+        let mut list = query.separated(", ");
+        for id in &ids {
+            list.push_bind(id);
+        }
+        query.push(")");
+        let mut selectors: HashMap<String, Vec<Selector>> = HashMap::with_capacity(ids.len());
+        for row in query.build().persistent(ids.len() == 1).fetch_all(&mut *conn).await? {
+            let row = Columns(&row);
+            selectors.entry(row.text(0)?).or_default().push(Selector { kind: row.text(1)?, value: row.text(2)? });
+        }
+        for (id, row) in ids.iter().zip(some) {
+            match from_row(row, SelectorSet::new(selectors.remove(id).unwrap_or_default())) {
+                Ok(agent) => agents.push(agent),
+                Err(error) => tracing::error!(spiffe_id = id, %error, "Invalid agent in the datastore; left out"),
+            }
+        }
+    }
+    Ok(agents)
+}
+
+fn from_row(row: &DbRow, selectors: SelectorSet) -> Result<AgentRecord, StoreError> {
+    let row = Columns(row);
+    let name = row.text(1)?;
+    let bad =
+        |e: finial_core::SpiffeIdError| StoreError::BadRow { what: format!("agent {name:?}"), cause: e.to_string() };
+    Ok(AgentRecord {
+        id: SpiffeId::parse(&name).map_err(bad)?,
+        attestation_type: row.text(2)?,
+        serial_number: row.text(3)?,
+        expires_at: row.seconds(4)?,
+        new_serial_number: row.text(5)?,
+        new_expires_at: row.seconds(6)?,
+        can_reattest: row.flag(7)?,
+        agent_version: row.text(8)?,
+        selectors,
+    })
+}
+
+/// A moment that is not set is NULL.
+fn none_if_zero(seconds: UnixSeconds) -> Option<String> {
+    (seconds != 0).then(|| seconds_text(seconds))
 }

@@ -16,7 +16,8 @@ pub struct Page {
 pub struct Listed<T> {
     /// In the order of their creation.
     pub items: Vec<T>,
-    /// Asks for the next page; empty when no page was asked for or this one was not full.
+    /// Asks for the next page; empty when no page was asked for, or after the last item (a page with items always has
+    /// one, so the last page that a client sees may be empty).
     pub next_page_token: String,
 }
 
@@ -33,5 +34,16 @@ impl Page {
             Some(id) => Ok(id),
             None => Err(StoreError::InvalidArgument(format!("could not parse token '{}'", self.token))),
         }
+    }
+}
+
+impl<T> Listed<T> {
+    /// `last` is the row ID of the last row that was read, also when that row is not among the items.
+    pub(crate) fn new(items: Vec<T>, page: Option<&Page>, last: Option<i64>) -> Self {
+        let next_page_token = match (page, last) {
+            (Some(_), Some(id)) => id.to_string(),
+            _ => String::new(),
+        };
+        Self { items, next_page_token }
     }
 }

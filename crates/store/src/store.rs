@@ -1,27 +1,169 @@
-//! The handle: connections, lock, transactions.
+//! The handle: the lock, the connections, and how a transaction begins and ends.
 
-use crate::{StoreError, StoreSettings};
+use crate::sql::{BEGIN_WRITE, Conn, Db, Tx, time_text};
+use crate::{StoreError, StoreSettings, migrations};
 use finial_core::Clock;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a call waits for a connection before it gives up.
+const ACQUIRE_MAX: Duration = Duration::from_secs(30);
+/// How long a write waits for another process (a backup, `sqlite3`) that holds the database.
+const FOREIGN_LOCK_MAX: Duration = Duration::from_secs(5);
+/// Page cache of one connection, KiB. The server answers from memory, so the store needs little.
+const PAGE_CACHE_KIB: u32 = 512;
 
 /// A handle to the open datastore; clones share it.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) inner: Arc<Inner>,
+    inner: Arc<Inner>,
 }
 
-pub(crate) struct Inner {
-    pub(crate) clock: Arc<dyn Clock>,
+struct Inner {
+    writer: sqlx::Pool<Db>,
+    readers: sqlx::Pool<Db>,
+    clock: Arc<dyn Clock>,
+    path: Option<PathBuf>,
+    // held, never read: the lock lasts as long as the handle
+    _lock: Option<File>,
 }
 
 impl Store {
     /// Opens (and, if new, creates) the database, takes its lock for the life of this handle, and migrates the schema.
     pub async fn open(settings: StoreSettings, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        todo!()
+        let lock = match &settings.path {
+            Some(path) if !settings.read_only => Some(lock(path)?),
+            _ => None,
+        };
+        let path = settings.path.clone();
+        let opened = connect(&settings).await;
+        let (writer, readers) = opened.map_err(|e| StoreError::from(e).at(path.as_deref()))?;
+        let store = Self { inner: Arc::new(Inner { writer, readers, clock, path, _lock: lock }) };
+        if settings.read_only {
+            let mut conn = store.read().await?;
+            store.seen(migrations::check(&mut conn).await)?;
+        } else {
+            let mut tx = store.begin().await?;
+            let migrated = migrations::run(&mut tx, settings.disable_migration, &store.now_text()).await;
+            store.finish(tx, migrated).await?;
+        }
+        Ok(store)
     }
 
-    /// Waits for running work, folds the write-ahead log into the file, and lets the lock go.
+    /// Waits for running work, folds the write-ahead log into the file, and lets the lock go with the last clone.
     pub async fn close(&self) {
-        todo!()
+        self.inner.readers.close().await;
+        self.inner.writer.close().await;
     }
+
+    /// Begins a writing transaction. End it with [`Store::finish`]; dropped, it is rolled back.
+    pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
+        self.seen(self.inner.writer.begin_with(BEGIN_WRITE).await.map_err(StoreError::from))
+    }
+
+    /// Commits what went well (durable when this returns), rolls back what did not.
+    pub(crate) async fn finish<T>(&self, tx: Tx, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match result {
+            Ok(value) => self.seen(tx.commit().await.map_err(StoreError::from)).map(|()| value),
+            Err(error) => {
+                let rolled_back = tx.rollback().await;
+                if let Err(also) = rolled_back {
+                    tracing::warn!(error = %also, "rolling back failed");
+                }
+                self.seen(Err(error))
+            }
+        }
+    }
+
+    /// A reading transaction: one consistent view, until it is dropped.
+    pub(crate) async fn read(&self) -> Result<Tx, StoreError> {
+        self.seen(self.inner.readers.begin().await.map_err(StoreError::from))
+    }
+
+    /// Gives an error of the database its place and its advice.
+    pub(crate) fn seen<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        result.map_err(|e| e.at(self.inner.path.as_deref()))
+    }
+
+    /// Now, as the text of a time column.
+    pub(crate) fn now_text(&self) -> String {
+        time_text(self.inner.clock.now_ms())
+    }
+}
+
+impl StoreSettings {
+    fn connect_options(&self) -> SqliteConnectOptions {
+        let options = SqliteConnectOptions::new()
+            .foreign_keys(true)
+            .busy_timeout(FOREIGN_LOCK_MAX)
+            .pragma("cache_size", format!("-{PAGE_CACHE_KIB}"))
+            .thread_name(|n| format!("store-{n}"));
+        match &self.path {
+            Some(path) => options.filename(path).read_only(self.read_only),
+            None => options.in_memory(true),
+        }
+    }
+}
+
+async fn connect(settings: &StoreSettings) -> Result<(sqlx::Pool<Db>, sqlx::Pool<Db>), sqlx::Error> {
+    let pool = || SqlitePoolOptions::new().acquire_timeout(ACQUIRE_MAX).max_lifetime(None).test_before_acquire(false);
+    let mut options = settings.connect_options();
+    if !settings.read_only {
+        options = options.create_if_missing(true);
+        if settings.path.is_some() {
+            // FULL: a commit is on disk before it is answered, whatever happens to the process or to the power
+            options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+        }
+    }
+    let writer = pool().max_connections(1).min_connections(1).idle_timeout(None).connect_with(options).await?;
+    if settings.path.is_none() {
+        return Ok((writer.clone(), writer));
+    }
+    let readers = pool()
+        .max_connections(settings.readers_max.max(1))
+        .idle_timeout(Duration::from_secs(30))
+        .connect_lazy_with(settings.connect_options().read_only(true));
+    Ok((writer, readers))
+}
+
+/// Makes sure that no second server works on the same file: the kernel drops the lock when the process ends.
+fn lock(database: &Path) -> Result<File, StoreError> {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    let cannot = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::StorageFull => StoreError::Full { path: database.into(), detail: e.to_string() },
+        std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::PermissionDenied => {
+            StoreError::ReadOnly { path: database.into(), detail: e.to_string() }
+        }
+        _ => StoreError::CannotOpen { path: database.into(), detail: e.to_string() },
+    };
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(&name).map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let read = (&mut file).take(32).read_to_string(&mut holder);
+            let detail = match read {
+                Ok(_) if !holder.is_empty() => format!(" (pid {})", holder.trim()),
+                _ => String::new(),
+            };
+            return Err(StoreError::Locked { path: database.into(), detail });
+        }
+        Err(std::fs::TryLockError::Error(e)) => return Err(cannot(e)),
+    }
+    // the pid only serves the message above
+    let noted = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+    if let Err(e) = noted {
+        tracing::debug!(error = %e, "lock file not written");
+    }
+    Ok(file)
+}
+
+/// Runs a statement without values; the text is ours, never a caller's.
+pub(crate) async fn run(conn: &mut Conn, statement: String) -> Result<u64, StoreError> {
+    Ok(sqlx::query(sqlx::AssertSqlSafe(statement)).persistent(false).execute(conn).await?.rows_affected())
 }

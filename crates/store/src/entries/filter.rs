@@ -1,0 +1,138 @@
+//! Filters as SQL: a page is filled by the database itself, so none has to be topped up.
+
+use crate::StoreError;
+use crate::sql::Db;
+use finial_core::{MatchBehavior, Selector, SpiffeId, TrustDomain};
+use sqlx::QueryBuilder;
+
+/// Which entries are wanted; every part that is set must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntryFilter {
+    /// Exactly this SPIFFE ID.
+    pub spiffe_id: Option<SpiffeId>,
+    /// Exactly this parent.
+    pub parent_id: Option<SpiffeId>,
+    /// The selectors relate so to the given ones; never an empty list.
+    pub selectors: Option<(MatchBehavior, Vec<Selector>)>,
+    /// The federated trust domains relate so to the given ones; never an empty list.
+    pub federates_with: Option<(MatchBehavior, Vec<TrustDomain>)>,
+    /// Exactly this hint.
+    pub hint: Option<String>,
+    /// Downstream or not.
+    pub downstream: Option<bool>,
+}
+
+/// Where the parts to match are found: `SELECT {owner} FROM {from} WHERE …` gives the rows that have a part, and
+/// `{correlated}` ties that query to the row `e` in question.
+struct Parts {
+    owner: &'static str,
+    from: &'static str,
+    correlated: &'static str,
+    key: &'static str,
+}
+
+const ENTRY_SELECTORS: Parts = Parts {
+    owner: "s.registered_entry_id",
+    from: "selectors s",
+    correlated: "s.registered_entry_id = e.id",
+    key: "e.id",
+};
+const NODE_SELECTORS: Parts = Parts {
+    owner: "s.spiffe_id",
+    from: "node_resolver_map_entries s",
+    correlated: "s.spiffe_id = e.spiffe_id",
+    key: "e.spiffe_id",
+};
+const FEDERATED: Parts = Parts {
+    owner: "f.registered_entry_id",
+    from: "federated_registration_entries f JOIN bundles b ON b.id = f.bundle_id",
+    correlated: "f.registered_entry_id = e.id",
+    key: "e.id",
+};
+
+impl EntryFilter {
+    /// Appends ` AND …` for each part; the entry's row is called `e`.
+    pub(crate) fn clauses(&self, query: &mut QueryBuilder<Db>) -> Result<(), StoreError> {
+        if let Some(id) = &self.spiffe_id {
+            query.push(" AND e.spiffe_id = ").push_bind(id.as_str().to_owned());
+        }
+        if let Some(id) = &self.parent_id {
+            query.push(" AND e.parent_id = ").push_bind(id.as_str().to_owned());
+        }
+        if let Some(hint) = &self.hint {
+            query.push(" AND e.hint = ").push_bind(hint.clone());
+        }
+        if let Some(downstream) = self.downstream {
+            query.push(" AND e.downstream = ").push_bind(downstream);
+        }
+        if let Some((behavior, selectors)) = &self.selectors {
+            if selectors.is_empty() {
+                return Err(StoreError::InvalidArgument("cannot list by empty selector set".into()));
+            }
+            matching(query, &ENTRY_SELECTORS, *behavior, selectors, is_selector);
+        }
+        if let Some((behavior, trust_domains)) = &self.federates_with {
+            if trust_domains.is_empty() {
+                return Err(StoreError::InvalidArgument("cannot list by empty trust domain set".into()));
+            }
+            matching(query, &FEDERATED, *behavior, trust_domains, |query, trust_domain| {
+                query.push("b.trust_domain = ").push_bind(trust_domain.id_string());
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The same for the selectors of agents; the agent's row is called `e`.
+pub(crate) fn selector_clauses(
+    query: &mut QueryBuilder<Db>,
+    behavior: MatchBehavior,
+    selectors: &[Selector],
+) -> Result<(), StoreError> {
+    if selectors.is_empty() {
+        return Err(StoreError::InvalidArgument("cannot list by empty selectors set".into()));
+    }
+    matching(query, &NODE_SELECTORS, behavior, selectors, is_selector);
+    Ok(())
+}
+
+fn is_selector(query: &mut QueryBuilder<Db>, selector: &Selector) {
+    query.push("(s.type = ").push_bind(selector.kind.clone());
+    query.push(" AND s.value = ").push_bind(selector.value.clone()).push(")");
+}
+
+fn matching<T>(
+    query: &mut QueryBuilder<Db>,
+    parts: &Parts,
+    behavior: MatchBehavior,
+    given: &[T],
+    is: impl Fn(&mut QueryBuilder<Db>, &T),
+) {
+    let Parts { owner, from, correlated, key } = parts;
+    let any_of = |query: &mut QueryBuilder<Db>| {
+        for (i, part) in given.iter().enumerate() {
+            query.push(if i == 0 { "(" } else { " OR " });
+            is(query, part);
+        }
+        query.push(")");
+    };
+    match behavior {
+        MatchBehavior::Any | MatchBehavior::Subset => {
+            query.push(format!(" AND {key} IN (SELECT {owner} FROM {from} WHERE "));
+            any_of(query);
+            query.push(")");
+        }
+        MatchBehavior::Exact | MatchBehavior::Superset => {
+            for part in given {
+                query.push(format!(" AND {key} IN (SELECT {owner} FROM {from} WHERE "));
+                is(query, part);
+                query.push(")");
+            }
+        }
+    }
+    if matches!(behavior, MatchBehavior::Exact | MatchBehavior::Subset) {
+        query.push(format!(" AND NOT EXISTS (SELECT 1 FROM {from} WHERE {correlated} AND NOT "));
+        any_of(query);
+        query.push(")");
+    }
+}

@@ -1,0 +1,169 @@
+//! Registration entries.
+
+mod filter;
+pub(crate) mod rows;
+
+pub use filter::EntryFilter;
+pub(crate) use filter::selector_clauses;
+
+use crate::{EventFeed, Listed, Page, Store, StoreError, events};
+use finial_core::{Entry, EntryId, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
+
+/// Entries per page when all of them are read.
+const LOAD_PAGE: u32 = 1000;
+
+/// What became of one entry of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatedEntry {
+    /// As stored.
+    pub entry: Entry,
+    /// An entry with the same SPIFFE ID, parent and selectors was there before: this is that one, and nothing was stored.
+    pub existing: bool,
+}
+
+/// Which parts of an entry an update replaces; `None` leaves a part as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the fields are those of `Entry`
+pub struct EntryUpdate {
+    pub spiffe_id: Option<SpiffeId>,
+    pub parent_id: Option<SpiffeId>,
+    pub selectors: Option<SelectorSet>,
+    pub x509_svid_ttl: Option<i32>,
+    pub jwt_svid_ttl: Option<i32>,
+    pub federates_with: Option<Vec<TrustDomain>>,
+    pub admin: Option<bool>,
+    pub downstream: Option<bool>,
+    pub expires_at: Option<UnixSeconds>,
+    pub dns_names: Option<Vec<String>>,
+    pub store_svid: Option<bool>,
+    pub hint: Option<String>,
+    pub disable_x509_svid_prefetch: Option<bool>,
+    pub jwt_svid_include_jti: Option<bool>,
+}
+
+impl EntryUpdate {
+    fn apply(self, entry: &mut Entry) {
+        fn set<T>(field: &mut T, new: Option<T>) {
+            if let Some(new) = new {
+                *field = new;
+            }
+        }
+        set(&mut entry.spiffe_id, self.spiffe_id);
+        set(&mut entry.parent_id, self.parent_id);
+        set(&mut entry.selectors, self.selectors);
+        set(&mut entry.x509_svid_ttl, self.x509_svid_ttl);
+        set(&mut entry.jwt_svid_ttl, self.jwt_svid_ttl);
+        set(&mut entry.federates_with, self.federates_with);
+        set(&mut entry.admin, self.admin);
+        set(&mut entry.downstream, self.downstream);
+        set(&mut entry.expires_at, self.expires_at);
+        set(&mut entry.dns_names, self.dns_names);
+        set(&mut entry.store_svid, self.store_svid);
+        set(&mut entry.hint, self.hint);
+        set(&mut entry.disable_x509_svid_prefetch, self.disable_x509_svid_prefetch);
+        set(&mut entry.jwt_svid_include_jti, self.jwt_svid_include_jti);
+    }
+}
+
+impl Store {
+    /// Stores a batch in one transaction; each entry has its own result, in order. `entry.id` is kept, so the caller
+    /// makes it when the operator did not; `created_at` is set here; the revision starts at 0.
+    pub async fn create_entries(
+        &self,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
+        let mut tx = self.begin().await?;
+        let result = rows::create(&mut tx, entries, &self.now_text()).await;
+        self.finish(tx, result).await
+    }
+
+    /// One entry.
+    pub async fn fetch_entry(&self, id: &EntryId) -> Result<Option<Entry>, StoreError> {
+        Ok(self.fetch_entries(std::slice::from_ref(id)).await?.pop())
+    }
+
+    /// The entries with these IDs; missing ones are left out.
+    pub async fn fetch_entries(&self, ids: &[EntryId]) -> Result<Vec<Entry>, StoreError> {
+        let mut tx = self.read().await?;
+        let found = rows::fetch(&mut tx, ids).await;
+        self.seen(found.map(|found| found.into_iter().map(|(_, entry)| entry).collect()))
+    }
+
+    /// The entries that match.
+    pub async fn list_entries(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<Entry>, StoreError> {
+        let mut tx = self.read().await?;
+        let listed = rows::list(&mut tx, filter, page).await;
+        self.seen(listed)
+    }
+
+    /// How many entries match.
+    pub async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
+        let mut tx = self.read().await?;
+        let count = rows::count(&mut tx, filter).await;
+        self.seen(count)
+    }
+
+    /// Hands every entry to `each`, in pages of bounded size; all of one moment.
+    pub async fn load_entries(&self, mut each: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
+        let mut tx = self.read().await?;
+        let mut page = Page { token: String::new(), size: LOAD_PAGE };
+        loop {
+            let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await;
+            let listed = self.seen(listed)?;
+            listed.items.into_iter().for_each(&mut each);
+            page.token = listed.next_page_token;
+            if page.token.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Changes an entry; the revision grows even when nothing differs. `NotFound` when there is none.
+    pub async fn update_entry(&self, id: &EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let (row, mut entry) = rows::fetch_one(&mut tx, id).await?;
+            let (selectors, dns, bundles) =
+                (update.selectors.is_some(), update.dns_names.is_some(), update.federates_with.is_some());
+            update.apply(&mut entry);
+            rows::validate(&entry)?;
+            entry.revision_number = entry.revision_number.saturating_add(1);
+            rows::update(&mut tx, row, &entry, &now).await?;
+            rows::replace_parts(&mut tx, row, &entry, (selectors, dns, bundles), &now).await?;
+            events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
+            rows::fetch_one(&mut tx, id).await.map(|(_, entry)| entry)
+        }
+        .await;
+        self.finish(tx, result).await
+    }
+
+    /// Deletes an entry with all that belongs to it, and returns it. `NotFound` when there is none.
+    pub async fn delete_entry(&self, id: &EntryId) -> Result<Entry, StoreError> {
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let (row, entry) = rows::fetch_one(&mut tx, id).await?;
+            rows::delete(&mut tx, &[row]).await?;
+            events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
+            Ok(entry)
+        }
+        .await;
+        self.finish(tx, result).await
+    }
+
+    /// Deletes the entries that expired before `expires_before`, and returns their IDs.
+    pub async fn prune_entries(&self, expires_before: UnixSeconds) -> Result<Vec<EntryId>, StoreError> {
+        let now = self.now_text();
+        let mut tx = self.begin().await?;
+        let result = async {
+            let expired = rows::expired(&mut tx, expires_before).await?;
+            let (rows, ids): (Vec<i64>, Vec<String>) = expired.into_iter().unzip();
+            rows::delete(&mut tx, &rows).await?;
+            events::write(&mut tx, EventFeed::Entries, &ids, &now).await?;
+            Ok(ids.iter().filter_map(|id| EntryId::parse(id).ok()).collect())
+        }
+        .await;
+        self.finish(tx, result).await
+    }
+}

@@ -1,0 +1,328 @@
+//! Bundles, agents, join tokens and journals.
+
+mod common;
+use common::*;
+use finial_core::{AgentRecord, Bundle, ErrorKind, JoinToken, JwtAuthority, MatchBehavior, X509Authority};
+use finial_proto::journal;
+use finial_store::{
+    AgentFilter, AgentUpdate, BundleMask, CaJournal, DeleteMode, EntryFilter, EventFeed, Page, Store, StoreError,
+};
+use prost::Message;
+
+/// Two self-signed roots of SPIRE's profile (EC P-256).
+const ROOT_A: &str = include_str!("data/root-a.pem");
+const ROOT_B: &str = include_str!("data/root-b.pem");
+
+fn root(pem: &str) -> X509Authority {
+    X509Authority { der: finial_crypto::pem::certificates(pem.as_bytes()).unwrap().remove(0), tainted: false }
+}
+
+fn skid(authority: &X509Authority) -> String {
+    let certificate = finial_crypto::Certificate::parse(authority.der.clone()).unwrap();
+    certificate.subject_key_id().unwrap().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn key(key_id: &str, expires_at: i64) -> JwtAuthority {
+    JwtAuthority { key_id: key_id.into(), public_key: vec![1, 2, 3].into(), expires_at, tainted: false }
+}
+
+fn full_bundle(name: &str) -> Bundle {
+    Bundle {
+        x509_authorities: vec![root(ROOT_A)],
+        jwt_authorities: vec![key("j", NOW + 10)],
+        wit_authorities: vec![key("w", 0)],
+        refresh_hint: 300,
+        sequence_number: 7,
+        ..bundle(name)
+    }
+}
+
+fn fails<T: std::fmt::Debug>(result: Result<T, StoreError>) -> (ErrorKind, String) {
+    let error = result.unwrap_err();
+    (error.kind(), error.to_string())
+}
+
+#[tokio::test]
+async fn bundles_are_created_changed_and_listed() {
+    let store = memory().await;
+    let full = full_bundle("a.test");
+    assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap(), None);
+    assert_eq!(fails(store.update_bundle(&full, BundleMask::ALL).await).0, ErrorKind::NotFound);
+    store.create_bundle(&full).await.unwrap();
+    assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap().as_ref(), Some(&full));
+    let (kind, text) = fails(store.create_bundle(&full).await);
+    assert_eq!(kind, ErrorKind::AlreadyExists);
+    assert_eq!(text, "datastore-sql: UNIQUE constraint failed: bundles.trust_domain");
+    let mask = BundleMask { refresh_hint: true, ..BundleMask { sequence_number: false, ..none() } };
+    let hinted = Bundle { refresh_hint: 9, ..bundle("a.test") };
+    assert_eq!(store.update_bundle(&hinted, mask).await.unwrap(), Bundle { refresh_hint: 9, ..full.clone() });
+    let second = bundle("b.test");
+    assert_eq!(store.set_bundle(&second).await.unwrap(), second);
+    assert_eq!(store.set_bundle(&full).await.unwrap(), full);
+    assert_eq!(store.count_bundles().await.unwrap(), 2);
+    let page = Page { token: String::new(), size: 1 };
+    let first = store.list_bundles(Some(&page)).await.unwrap();
+    assert_eq!(first.items, [full.clone()]);
+    let rest = store.list_bundles(Some(&Page { token: first.next_page_token, size: 5 })).await.unwrap();
+    assert_eq!(rest.items, [second.clone()]);
+    assert_eq!(store.list_bundles(None).await.unwrap().items, [full, second]);
+}
+
+fn none() -> BundleMask {
+    BundleMask {
+        x509_authorities: false,
+        jwt_authorities: false,
+        wit_authorities: false,
+        refresh_hint: false,
+        sequence_number: false,
+    }
+}
+
+#[tokio::test]
+async fn appending_adds_what_is_missing() {
+    let store = memory().await;
+    let full = full_bundle("a.test");
+    assert_eq!(store.append_bundle(&full).await.unwrap(), full, "created as it is");
+    assert_eq!(store.append_bundle(&full).await.unwrap(), full, "nothing new, no new number");
+    let more = Bundle {
+        x509_authorities: vec![root(ROOT_A), root(ROOT_B)],
+        jwt_authorities: vec![key("k", 0)],
+        ..bundle("a.test")
+    };
+    let merged = store.append_bundle(&more).await.unwrap();
+    assert_eq!(merged.x509_authorities, [root(ROOT_A), root(ROOT_B)]);
+    assert_eq!(merged.jwt_authorities, [key("j", NOW + 10), key("k", 0)]);
+    assert_eq!((merged.sequence_number, merged.refresh_hint), (8, 300));
+}
+
+#[tokio::test]
+async fn pruning_never_empties_a_bundle() {
+    let store = memory().await;
+    let td = td("a.test");
+    assert_eq!(store.prune_bundle(&td, NOW).await.unwrap(), None);
+    let ends = |a: &X509Authority| finial_crypto::Certificate::parse(a.der.clone()).unwrap().not_after();
+    let (a, b) = (root(ROOT_A), root(ROOT_B));
+    assert!(ends(&a) < ends(&b));
+    let both = Bundle {
+        x509_authorities: vec![a.clone(), b.clone()],
+        jwt_authorities: vec![key("old", ends(&a)), key("new", ends(&b)), key("ever", 0)],
+        ..bundle("a.test")
+    };
+    store.create_bundle(&both).await.unwrap();
+    assert_eq!(store.prune_bundle(&td, ends(&a) - 1).await.unwrap(), None);
+    let pruned = store.prune_bundle(&td, ends(&a)).await.unwrap().unwrap();
+    assert_eq!((pruned.x509_authorities.len(), pruned.jwt_authorities.len(), pruned.sequence_number), (1, 2, 1));
+    let (_, text) = fails(store.prune_bundle(&td, ends(&b)).await);
+    assert_eq!(text, "datastore-sql: prune failed: would prune all certificates");
+    assert_eq!(store.fetch_bundle(&td).await.unwrap(), Some(pruned));
+}
+
+#[tokio::test]
+async fn authorities_are_tainted_then_revoked() {
+    let store = memory().await;
+    let td = td("a.test");
+    let full = Bundle { x509_authorities: vec![root(ROOT_A), root(ROOT_B)], ..full_bundle("a.test") };
+    store.create_bundle(&full).await.unwrap();
+    let a = skid(&root(ROOT_A));
+    let untainted = "it is not possible to revoke an untainted root CA";
+    assert_eq!(fails(store.revoke_x509_authority(&td, &a).await), (ErrorKind::InvalidArgument, untainted.into()));
+    let tainted = store.taint_x509_authority(&td, &a).await.unwrap();
+    assert_eq!((tainted.x509_authorities[0].tainted, tainted.x509_authorities[1].tainted), (true, false));
+    assert_eq!(fails(store.taint_x509_authority(&td, &a).await).1, "root CA is already tainted");
+    assert_eq!(fails(store.taint_x509_authority(&td, "00").await).1, "no ca found with provided subject key ID");
+    let revoked = store.revoke_x509_authority(&td, &a).await.unwrap();
+    assert_eq!((revoked.x509_authorities.len(), revoked.sequence_number), (1, 9));
+    assert_eq!(fails(store.revoke_x509_authority(&td, &a).await).1, "no root CA found with provided subject key ID");
+    assert_eq!(fails(store.revoke_jwt_authority(&td, "j").await).1, "it is not possible to revoke an untainted key");
+    assert!(store.taint_jwt_authority(&td, "j").await.unwrap().tainted);
+    assert_eq!(fails(store.taint_jwt_authority(&td, "j").await).1, "key is already tainted");
+    assert_eq!(store.revoke_jwt_authority(&td, "j").await.unwrap().key_id, "j");
+    let missing = fails(store.taint_jwt_authority(&td, "j").await);
+    assert_eq!(missing, (ErrorKind::NotFound, "no JWT Key found with provided key ID".into()));
+}
+
+#[tokio::test]
+async fn deleting_a_bundle_minds_the_entries_that_federate() {
+    for (mode, left) in [(DeleteMode::Dissociate, 2), (DeleteMode::Delete, 1)] {
+        let store = memory().await;
+        store.create_bundle(&bundle("a.test")).await.unwrap();
+        let federated = create(&store, full_entry("f", &["a.test"])).await;
+        create(&store, entry("o", "/o", "/p", &["t:a"])).await;
+        let (kind, text) = fails(store.delete_bundle(&td("a.test"), DeleteMode::Restrict).await);
+        assert_eq!(kind, ErrorKind::FailedPrecondition);
+        assert_eq!(text, "datastore-sql: cannot delete bundle; federated with 1 registration entries");
+        assert_eq!(store.delete_bundle(&td("a.test"), mode).await.unwrap(), [federated.id.clone()]);
+        assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), left);
+        assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap(), None);
+        if let Some(stays) = store.fetch_entry(&federated.id).await.unwrap() {
+            assert_eq!(stays.federates_with, []);
+        }
+        assert_eq!(fails(store.delete_bundle(&td("a.test"), mode).await).0, ErrorKind::NotFound);
+    }
+}
+
+async fn paths(store: &Store, filter: AgentFilter) -> Vec<String> {
+    let listed = store.list_nodes(&filter, None).await.unwrap().items;
+    assert_eq!(store.count_nodes(&filter).await.unwrap(), listed.len() as u64);
+    listed.iter().map(|a| a.id.path().trim_start_matches("/spire/agent/").to_owned()).collect()
+}
+
+#[tokio::test]
+async fn agents_attest_renew_and_are_banned() {
+    let store = memory().await;
+    let first = agent("/spire/agent/a");
+    assert_eq!(store.create_or_update_node(&first).await.unwrap(), first);
+    let again = AgentRecord {
+        serial_number: "2".into(),
+        agent_version: String::new(),
+        selectors: selectors(&["x509pop:other"]),
+        ..first.clone()
+    };
+    let stored = store.create_or_update_node(&again).await.unwrap();
+    assert_eq!(stored, AgentRecord { agent_version: "1.15.3".into(), ..again });
+    assert_eq!(store.fetch_node(&first.id).await.unwrap(), Some(stored));
+    let renewed =
+        AgentUpdate { new_serial_number: Some("3".into()), new_expires_at: Some(NOW + 7200), ..AgentUpdate::default() };
+    let renewed = store.update_node(&first.id, renewed).await.unwrap();
+    assert_eq!((renewed.serial_number.as_str(), renewed.new_expires_at), ("2", NOW + 7200));
+    assert_eq!(store.promote_serial(&first.id, "9").await.unwrap(), renewed, "not the renewed one");
+    let promoted = store.promote_serial(&first.id, "3").await.unwrap();
+    let expected = ("3", NOW + 7200, "", 0);
+    let serials =
+        |a: &AgentRecord| (a.serial_number.clone(), a.expires_at, a.new_serial_number.clone(), a.new_expires_at);
+    assert_eq!(serials(&promoted), (expected.0.into(), expected.1, expected.2.into(), expected.3));
+    assert!(store.ban_node(&first.id).await.unwrap().is_banned());
+    assert!(store.fetch_node(&first.id).await.unwrap().unwrap().is_banned());
+    store.set_node_selectors(&first.id, &selectors(&["t:x"])).await.unwrap();
+    assert_eq!(store.fetch_node(&first.id).await.unwrap().unwrap().selectors, selectors(&["t:x"]));
+    let (deleted, aliases) = store.delete_node(&first.id).await.unwrap();
+    assert_eq!((deleted.id, aliases), (first.id.clone(), vec![]));
+    assert_eq!(
+        fails(store.delete_node(&first.id).await),
+        (ErrorKind::NotFound, "datastore-sql: record not found".into())
+    );
+    assert_eq!(store.list_events(EventFeed::Nodes, 0, 100).await.unwrap().len(), 7);
+}
+
+#[tokio::test]
+async fn agents_are_filtered() {
+    let store = memory().await;
+    let put = |name: &str, change: &dyn Fn(&mut AgentRecord)| {
+        let mut new = agent(&format!("/spire/agent/{name}"));
+        change(&mut new);
+        let store = store.clone();
+        async move { store.create_or_update_node(&new).await.unwrap() }
+    };
+    put("a", &|_| ()).await;
+    put("b", &|a| a.can_reattest = false).await;
+    put("c", &|a| a.serial_number.clear()).await;
+    put("d", &|a| (a.attestation_type, a.expires_at) = ("k8s".into(), NOW - 1)).await;
+    put("e", &|a| a.selectors = selectors(&["t:x"])).await;
+    let of = |change: &dyn Fn(&mut AgentFilter)| {
+        let mut filter = AgentFilter::default();
+        change(&mut filter);
+        paths(&store, filter)
+    };
+    let filters: Vec<(Vec<String>, &[&str])> = vec![
+        (of(&|_| ()).await, &["a", "b", "c", "d", "e"]),
+        (of(&|f| f.can_reattest = Some(false)).await, &["b"]),
+        (of(&|f| f.banned = Some(true)).await, &["c"]),
+        (of(&|f| f.banned = Some(false)).await, &["a", "b", "d", "e"]),
+        (of(&|f| f.attestation_type = Some("k8s".into())).await, &["d"]),
+        (of(&|f| f.expires_before = Some(NOW)).await, &["d"]),
+        (of(&|f| f.valid_at = Some(NOW)).await, &["a", "b", "c", "e"]),
+        (of(&|f| f.selectors = Some((MatchBehavior::Any, selectors(&["t:x", "t:y"]).into_vec()))).await, &["e"]),
+        (of(&|f| f.selectors = Some((MatchBehavior::Exact, selectors(&["t:x", "t:y"]).into_vec()))).await, &[]),
+        (of(&|f| f.selectors = Some((MatchBehavior::Subset, selectors(&["t:x", "t:y"]).into_vec()))).await, &["e"]),
+    ];
+    for (at, (found, expected)) in filters.into_iter().enumerate() {
+        assert_eq!(found, expected, "filter {at}");
+    }
+    let page = Page { token: String::new(), size: 3 };
+    let first = store.list_nodes(&AgentFilter::default(), Some(&page)).await.unwrap();
+    assert_eq!((first.items.len(), first.next_page_token.as_str()), (3, "3"));
+    let mut loaded = 0;
+    store.load_nodes(|_| loaded += 1).await.unwrap();
+    assert_eq!(loaded, 5);
+    let (gone, _) = store.prune_nodes(NOW + 3601, false, 1).await.unwrap();
+    assert_eq!(gone, [id("/spire/agent/a")], "in batches");
+    let (gone, _) = store.prune_nodes(NOW + 3601, true, 100).await.unwrap();
+    assert_eq!(gone, ["b", "d", "e"].map(|n| id(&format!("/spire/agent/{n}"))), "never the banned one");
+}
+
+fn token(text: &str) -> JoinToken {
+    JoinToken { token: text.into(), expires_at: NOW + 60 }
+}
+
+#[tokio::test]
+async fn a_join_token_brings_its_agent_and_takes_its_alias_along() {
+    let store = memory().await;
+    let agent_id = "/spire/agent/join_token/t";
+    let alias = entry("alias", "/node", agent_id, &[&format!("spiffe_id:spiffe://example.org{agent_id}")]);
+    assert!(!store.create_join_token(&token("t"), Some(alias)).await.unwrap().unwrap().existing);
+    assert_eq!(fails(store.create_join_token(&token("t"), None).await).0, ErrorKind::AlreadyExists);
+    let missing = fails(store.create_join_token(&JoinToken { expires_at: 0, ..token("u") }, None).await);
+    assert_eq!(missing, (ErrorKind::InvalidArgument, "token and expiry are required".into()));
+    create(&store, entry("work", "/work", agent_id, &["unix:uid:1"])).await;
+    assert_eq!(store.fetch_join_token("t").await.unwrap(), Some(token("t")));
+    let record = AgentRecord { attestation_type: "join_token".into(), can_reattest: false, ..agent(agent_id) };
+    assert_eq!(store.attest_by_join_token("t", &record, NOW).await.unwrap(), Some(token("t")));
+    assert_eq!(store.attest_by_join_token("t", &record, NOW).await.unwrap(), None);
+    assert_eq!(store.fetch_node(&record.id).await.unwrap(), Some(record.clone()));
+    let (_, aliases) = store.delete_node(&record.id).await.unwrap();
+    assert_eq!(aliases.iter().map(|e| e.id.as_str()).collect::<Vec<_>>(), ["alias"]);
+    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1, "the operator's entry stays");
+    store.create_join_token(&token("late"), None).await.unwrap();
+    let late = store.attest_by_join_token("late", &record, NOW + 61).await.unwrap();
+    assert_eq!(late, Some(token("late")), "the caller sees that it expired");
+    assert_eq!(store.fetch_node(&record.id).await.unwrap(), None);
+    store.create_join_token(&token("old"), None).await.unwrap();
+    assert_eq!(store.prune_join_tokens(NOW + 60).await.unwrap(), 0);
+    assert_eq!(store.prune_join_tokens(NOW + 61).await.unwrap(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_many_callers_one_gets_the_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = finial_store::StoreSettings::file(folder.path().join("db"));
+    let store = Store::open(settings, clock()).await.unwrap();
+    for round in 0..5 {
+        let text = format!("t{round}");
+        store.create_join_token(&token(&text), None).await.unwrap();
+        let mut callers = tokio::task::JoinSet::new();
+        for caller in 0..32 {
+            let (store, text) = (store.clone(), text.clone());
+            callers.spawn(async move {
+                let record = agent(&format!("/spire/agent/join_token/{text}-{caller}"));
+                match caller % 2 {
+                    0 => store.consume_join_token(&text).await.unwrap().is_some(),
+                    _ => store.attest_by_join_token(&text, &record, NOW).await.unwrap().is_some(),
+                }
+            });
+        }
+        assert_eq!(callers.join_all().await.into_iter().filter(|got| *got).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn journals_are_found_by_their_authority() {
+    let store = memory().await;
+    let entries = |ends: i64| journal::Entries {
+        x509_c_as: vec![journal::X509caEntry { not_after: ends, ..Default::default() }],
+        jwt_keys: vec![journal::JwtKeyEntry { not_after: ends - 5, ..Default::default() }],
+        ..Default::default()
+    };
+    let new = CaJournal { id: 0, data: entries(NOW).encode_to_vec(), active_x509_authority_id: "aa".into() };
+    let stored = store.set_ca_journal(&new).await.unwrap();
+    assert_eq!(store.fetch_ca_journal("aa").await.unwrap(), Some(stored.clone()));
+    assert_eq!(store.fetch_ca_journal("bb").await.unwrap(), None);
+    let moved = CaJournal { active_x509_authority_id: "bb".into(), ..stored.clone() };
+    store.set_ca_journal(&moved).await.unwrap();
+    assert_eq!(store.fetch_ca_journal("aa").await.unwrap(), None);
+    assert_eq!(store.list_ca_journals().await.unwrap(), [moved.clone()]);
+    let text = "active X509 authority ID is required";
+    assert_eq!(fails(store.fetch_ca_journal("").await), (ErrorKind::InvalidArgument, text.into()));
+    assert!(matches!(store.set_ca_journal(&CaJournal { id: 99, ..moved }).await, Err(StoreError::NotFound)));
+    assert_eq!(store.prune_ca_journals(NOW - 1).await.unwrap(), 0);
+    assert_eq!(store.prune_ca_journals(NOW).await.unwrap(), 1);
+}

@@ -1,0 +1,93 @@
+//! What the store's tests share.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use finial_core::{AgentRecord, Bundle, Entry, EntryId, ManualClock, Selector, SelectorSet, SpiffeId, TrustDomain};
+use finial_store::{Store, StoreSettings};
+use std::sync::Arc;
+
+pub const NOW: i64 = 1_795_385_010;
+
+pub fn clock() -> Arc<ManualClock> {
+    Arc::new(ManualClock::at(NOW))
+}
+
+pub async fn memory() -> Store {
+    Store::open(StoreSettings::memory(), clock()).await.unwrap()
+}
+
+pub fn id(path: &str) -> SpiffeId {
+    SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap()
+}
+
+pub fn td(name: &str) -> TrustDomain {
+    TrustDomain::parse(name).unwrap()
+}
+
+pub fn selectors(texts: &[&str]) -> SelectorSet {
+    texts.iter().map(|text| Selector::parse(text).unwrap()).collect()
+}
+
+/// An entry with nothing but the needful.
+pub fn entry(entry_id: &str, path: &str, parent: &str, with: &[&str]) -> Entry {
+    Entry {
+        id: EntryId::parse(entry_id).unwrap(),
+        spiffe_id: id(path),
+        parent_id: id(parent),
+        selectors: selectors(with),
+        x509_svid_ttl: 0,
+        jwt_svid_ttl: 0,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        expires_at: 0,
+        dns_names: Vec::new(),
+        revision_number: 0,
+        store_svid: false,
+        hint: String::new(),
+        created_at: NOW,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
+
+/// An entry with every field set, which federates with `federates`.
+pub fn full_entry(entry_id: &str, federates: &[&str]) -> Entry {
+    Entry {
+        x509_svid_ttl: 60,
+        jwt_svid_ttl: 30,
+        federates_with: federates.iter().map(|name| td(name)).collect(),
+        admin: true,
+        downstream: true,
+        expires_at: 2_000_000_000,
+        dns_names: vec!["z.example".into(), "a.example".into()],
+        hint: "a hint".into(),
+        disable_x509_svid_prefetch: true,
+        jwt_svid_include_jti: true,
+        ..entry(entry_id, "/full", "/spire/agent/x", &["unix:uid:1000", "unix:gid:1"])
+    }
+}
+
+pub fn agent(path: &str) -> AgentRecord {
+    AgentRecord {
+        id: id(path),
+        attestation_type: "x509pop".into(),
+        serial_number: "12345".into(),
+        expires_at: NOW + 3600,
+        new_serial_number: String::new(),
+        new_expires_at: 0,
+        can_reattest: true,
+        agent_version: "1.15.3".into(),
+        selectors: selectors(&["x509pop:subject:cn:a", "x509pop:ca:fingerprint:b"]),
+    }
+}
+
+pub fn bundle(name: &str) -> Bundle {
+    Bundle::empty(td(name))
+}
+
+/// Creates one entry that must succeed and be new.
+pub async fn create(store: &Store, new: Entry) -> Entry {
+    let created = store.create_entries(vec![new]).await.unwrap().pop().unwrap().unwrap();
+    assert!(!created.existing);
+    created.entry
+}

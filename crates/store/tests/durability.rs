@@ -1,0 +1,192 @@
+//! What was acknowledged is there after a kill, one server at a time, and files that cannot be used say why.
+
+mod common;
+use common::*;
+use finial_core::{ErrorKind, SystemClock};
+use finial_store::{EntryFilter, Store, StoreError, StoreSettings};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+const CHILD_DATABASE: &str = "FINIAL_STORE_CHILD_DATABASE";
+
+/// Not a test of its own: the process that `kill_loses_nothing_that_was_acknowledged` starts and kills.
+#[tokio::test]
+#[ignore = "the child of another test"]
+async fn child_writes_and_acknowledges() {
+    let Some(path) = std::env::var_os(CHILD_DATABASE) else { return };
+    let store = Store::open(StoreSettings::file(path), Arc::new(SystemClock)).await.unwrap();
+    for n in 0.. {
+        let new = entry(
+            &format!("{}-{n}", std::process::id()),
+            &format!("/w/{n}"),
+            &format!("/p{}", std::process::id()),
+            &["t:a"],
+        );
+        let acknowledged = create(&store, new).await.id;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "ack {acknowledged}").and_then(|()| out.flush()).unwrap();
+    }
+}
+
+fn spawn_child(path: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_writes_and_acknowledges", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CHILD_DATABASE, path)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn kill_loses_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let mut acknowledged = Vec::new();
+    for round in 1..=3 {
+        let mut child = spawn_child(&path);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut here = 0;
+        // killed after a number of writes that differs per round, while the next one is under way
+        for line in &mut lines {
+            if let Some(id) = line.unwrap().strip_prefix("ack ") {
+                acknowledged.push(finial_core::EntryId::parse(id).unwrap());
+                here += 1;
+                if here == 7 * round {
+                    break;
+                }
+            }
+        }
+        child.kill().unwrap();
+        // acknowledged, but not read yet when the child was killed
+        acknowledged.extend(
+            lines.map_while(Result::ok).filter_map(|l| finial_core::EntryId::parse(l.strip_prefix("ack ")?).ok()),
+        );
+        child.wait().unwrap();
+    }
+    assert!(acknowledged.len() >= 42);
+    let store = Store::open(StoreSettings::file(&path), clock()).await.unwrap();
+    let found = store.fetch_entries(&acknowledged).await.unwrap();
+    assert_eq!(found.len(), acknowledged.len());
+    let all = store.count_entries(&EntryFilter::default()).await.unwrap();
+    assert!(all <= acknowledged.len() as u64 + 3, "at most one unacknowledged write per kill");
+    assert!(found.iter().all(|e| e.selectors == selectors(&["t:a"])), "no entry without its selectors");
+}
+
+#[tokio::test]
+async fn a_second_server_is_refused_and_told_who_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let mut child = spawn_child(&path);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("ack ")));
+    let refused = Store::open(StoreSettings::file(&path), clock()).await.map(|_| ()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    let text = refused.to_string();
+    assert!(text.contains(path.to_str().unwrap()) && text.contains(&format!("(pid {})", child.id())), "{text}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let store = Store::open(StoreSettings::file(&path), clock()).await.unwrap();
+    store.close().await;
+    drop(store);
+    Store::open(StoreSettings::file(&path), clock()).await.unwrap();
+}
+
+async fn refused(settings: StoreSettings) -> StoreError {
+    Store::open(settings, clock()).await.map(|_| ()).unwrap_err()
+}
+
+#[tokio::test]
+async fn another_process_that_holds_the_database_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    Store::open(StoreSettings::file(&path), clock()).await.unwrap().close().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let _held = pool.begin_with("BEGIN EXCLUSIVE").await.unwrap();
+    let error = refused(StoreSettings::file(&path)).await;
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    assert!(error.to_string().contains("in use by another process"));
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_say_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| -> PathBuf { folder.path().join(name) };
+
+    std::fs::write(file("garbage"), vec![b'x'; 8192]).unwrap();
+    let error = refused(StoreSettings::file(file("garbage"))).await;
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("garbage is damaged (file is not a database)"), "{error}");
+
+    let error = refused(StoreSettings::file(folder.path().join("no/such/folder"))).await;
+    assert!(matches!(error, StoreError::CannotOpen { .. }), "{error}");
+    assert!(error.to_string().contains("check that its folder exists"), "{error}");
+
+    let store = Store::open(StoreSettings::file(file("db")), clock()).await.unwrap();
+    create(&store, entry("1", "/1", "/p", &["t:a"])).await;
+    store.close().await;
+    drop(store);
+    let read_only = StoreSettings { read_only: true, ..StoreSettings::file(file("db")) };
+    let store = Store::open(read_only.clone(), clock()).await.unwrap();
+    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1);
+    let error = store.create_entries(vec![entry("2", "/2", "/p", &["t:a"])]).await.unwrap_err();
+    assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
+    assert!(error.to_string().contains("cannot be written"), "{error}");
+    store.close().await;
+    drop(store);
+
+    // the pages behind the schema are overwritten: it opens, and the first reader of them says so
+    let size = std::fs::metadata(file("db")).unwrap().len();
+    let mut bytes = std::fs::read(file("db")).unwrap();
+    bytes[8192..].fill(0xa5);
+    std::fs::write(file("db"), bytes).unwrap();
+    assert!(size > 8192);
+    let error = match Store::open(read_only, clock()).await {
+        Err(error) => error,
+        Ok(store) => store.load_entries(|_| ()).await.unwrap_err(),
+    };
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+}
+
+/// Needs the right to mount a file system of one megabyte; without it there is nothing to fill.
+#[tokio::test]
+async fn a_full_disk_fails_the_write_and_keeps_the_rest() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "finial-test"])
+        .arg(folder.path())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        eprintln!("skipped: mounting is not permitted");
+        return;
+    }
+    let outcome = fill(folder.path()).await;
+    Command::new("umount").arg(folder.path()).status().unwrap();
+    let (error, before, after) = outcome;
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Exhausted);
+    assert!(error.to_string().contains("no room left for database"), "{error}");
+    assert_eq!(before, after, "the failed batch left nothing");
+}
+
+async fn fill(folder: &Path) -> (StoreError, u64, u64) {
+    let store = Store::open(StoreSettings::file(folder.join("db")), clock()).await.unwrap();
+    let mut stored = 0;
+    for batch in 0.. {
+        let new = (0..100).map(|n| entry(&format!("{batch}-{n}"), &format!("/{batch}/{n}"), "/p", &["t:a"])).collect();
+        match store.create_entries(new).await {
+            Ok(_) => stored += 100,
+            Err(error) => {
+                let after = store.count_entries(&EntryFilter::default()).await.unwrap();
+                store.close().await;
+                return (error, stored, after);
+            }
+        }
+    }
+    unreachable!()
+}

@@ -1,0 +1,289 @@
+//! Registration entries: creation, similar entries, filters, paging, update, deletion, pruning, events.
+
+mod common;
+use common::*;
+use finial_core::{EntryId, ErrorKind, MatchBehavior, Selector};
+use finial_store::{EntryFilter, EntryUpdate, EventFeed, Page, Store, StoreError, StoreSettings};
+
+async fn paths(store: &Store, filter: EntryFilter) -> Vec<String> {
+    let listed = store.list_entries(&filter, None).await.unwrap();
+    assert_eq!(listed.next_page_token, "");
+    let paths: Vec<_> = listed.items.iter().map(|e| e.spiffe_id.path().to_owned()).collect();
+    assert_eq!(store.count_entries(&filter).await.unwrap(), paths.len() as u64);
+    paths
+}
+
+async fn subjects(store: &Store, feed: EventFeed) -> Vec<String> {
+    store.list_events(feed, 0, 1000).await.unwrap().into_iter().map(|e| e.subject).collect()
+}
+
+#[tokio::test]
+async fn every_field_comes_back() {
+    let store = memory().await;
+    for name in ["b.test", "a.test"] {
+        store.create_bundle(&bundle(name)).await.unwrap();
+    }
+    let full = full_entry("full", &["a.test", "b.test", "a.test"]);
+    let created = create(&store, full.clone()).await;
+    let stored = store.fetch_entry(&created.id).await.unwrap().unwrap();
+    let expected = finial_core::Entry { federates_with: vec![td("b.test"), td("a.test")], ..full };
+    assert_eq!(stored, expected);
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["full"]);
+}
+
+#[tokio::test]
+async fn a_similar_entry_is_returned_instead() {
+    let store = memory().await;
+    let first = create(&store, entry("1", "/w", "/a", &["unix:uid:1", "unix:gid:1"])).await;
+    let results = store
+        .create_entries(vec![
+            entry("2", "/w", "/a", &["unix:gid:1", "unix:uid:1", "unix:uid:1"]),
+            entry("3", "/w", "/a", &["unix:uid:1"]),
+            entry("4", "/w", "/a", &["unix:uid:1", "unix:gid:1", "unix:user:x"]),
+            entry("5", "/w", "/b", &["unix:uid:1", "unix:gid:1"]),
+            entry("6", "/v", "/a", &["unix:uid:1", "unix:gid:1"]),
+            entry("7", "/w", "/a", &["unix:uid:1"]),
+            entry("1", "/other", "/a", &["unix:uid:1"]),
+        ])
+        .await
+        .unwrap();
+    let outcome: Vec<_> = results
+        .iter()
+        .map(|r| r.as_ref().map(|c| (c.entry.id.as_str(), c.existing)).map_err(|e| (e.kind(), e.to_string())))
+        .collect();
+    let taken = "datastore-sql: UNIQUE constraint failed: registered_entries.entry_id";
+    assert_eq!(
+        outcome,
+        [
+            Ok(("1", true)),
+            Ok(("3", false)),
+            Ok(("4", false)),
+            Ok(("5", false)),
+            Ok(("6", false)),
+            Ok(("3", true)),
+            Err((ErrorKind::AlreadyExists, taken.to_owned())),
+        ]
+    );
+    assert_eq!(results[0].as_ref().unwrap().entry, first);
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["1", "3", "4", "5", "6"]);
+}
+
+#[tokio::test]
+async fn a_refused_entry_leaves_the_rest_of_its_batch() {
+    let store = memory().await;
+    let mut negative = entry("n", "/n", "/a", &["unix:uid:1"]);
+    negative.x509_svid_ttl = -1;
+    let mut mixed = entry("m", "/m", "/a", &["unix:uid:1", "k8s:ns:x"]);
+    mixed.store_svid = true;
+    let mut cached = entry("c", "/c", "/a", &["unix:uid:1"]);
+    (cached.store_svid, cached.disable_x509_svid_prefetch) = (true, true);
+    let mut strange = entry("s", "/s", "/a", &["unix:uid:1"]);
+    strange.federates_with = vec![td("strange.test")];
+    let none = entry("0", "/0", "/a", &[]);
+    let good = entry("g", "/g", "/a", &["unix:uid:1"]);
+    let results = store.create_entries(vec![negative, mixed, cached, strange, none, good]).await.unwrap();
+    let texts: Vec<_> = results.iter().map(|r| r.as_ref().map(|_| ()).map_err(ToString::to_string)).collect();
+    let refused = |text: &str| Err(text.to_owned());
+    assert_eq!(
+        texts,
+        [
+            refused("datastore-validation: invalid registration entry: X509SvidTtl is not set"),
+            refused(
+                "datastore-validation: invalid registration entry: selector types must be the same when store SVID is enabled"
+            ),
+            refused("datastore-validation: specifying cache behaviour is incompatible with storable SVIDs"),
+            refused("unable to find federated bundle \"spiffe://strange.test\""),
+            refused("datastore-validation: invalid registration entry: missing selector list"),
+            Ok(()),
+        ]
+    );
+    assert_eq!(paths(&store, EntryFilter::default()).await, ["/g"]);
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["g"]);
+}
+
+#[tokio::test]
+async fn filters_match_as_sets() {
+    let store = memory().await;
+    for name in ["a.test", "b.test"] {
+        store.create_bundle(&bundle(name)).await.unwrap();
+    }
+    let mut one = entry("1", "/1", "/p", &["t:a"]);
+    one.hint = "h".into();
+    let mut two = entry("2", "/2", "/p", &["t:a", "t:b"]);
+    two.federates_with = vec![td("a.test")];
+    let mut three = entry("3", "/3", "/q", &["t:a", "t:b", "t:c"]);
+    three.federates_with = vec![td("a.test"), td("b.test")];
+    three.downstream = true;
+    let four = entry("4", "/4", "/q", &["t:d"]);
+    for new in [one, two, three, four] {
+        create(&store, new).await;
+    }
+    let by_selectors = |behavior, texts: &[&str]| EntryFilter {
+        selectors: Some((behavior, selectors(texts).into_vec())),
+        ..EntryFilter::default()
+    };
+    for (behavior, given, expected) in [
+        (MatchBehavior::Exact, &["t:a", "t:b"][..], &["/2"][..]),
+        (MatchBehavior::Subset, &["t:a", "t:b"], &["/1", "/2"]),
+        (MatchBehavior::Superset, &["t:a", "t:b"], &["/2", "/3"]),
+        (MatchBehavior::Any, &["t:b", "t:d"], &["/2", "/3", "/4"]),
+        (MatchBehavior::Exact, &["t:x"], &[]),
+    ] {
+        assert_eq!(paths(&store, by_selectors(behavior, given)).await, expected, "{behavior:?} {given:?}");
+    }
+    let federated = |behavior, names: &[&str]| EntryFilter {
+        federates_with: Some((behavior, names.iter().map(|n| td(n)).collect())),
+        ..EntryFilter::default()
+    };
+    for (behavior, given, expected) in [
+        (MatchBehavior::Exact, &["a.test"][..], &["/2"][..]),
+        (MatchBehavior::Subset, &["a.test"], &["/2"]),
+        (MatchBehavior::Subset, &["a.test", "b.test"], &["/2", "/3"]),
+        (MatchBehavior::Superset, &["a.test"], &["/2", "/3"]),
+        (MatchBehavior::Any, &["b.test", "c.test"], &["/3"]),
+    ] {
+        assert_eq!(paths(&store, federated(behavior, given)).await, expected, "{behavior:?} {given:?}");
+    }
+    let of = |change: &dyn Fn(&mut EntryFilter)| {
+        let mut filter = EntryFilter::default();
+        change(&mut filter);
+        filter
+    };
+    assert_eq!(paths(&store, of(&|f| f.parent_id = Some(id("/q")))).await, ["/3", "/4"]);
+    assert_eq!(paths(&store, of(&|f| f.spiffe_id = Some(id("/2")))).await, ["/2"]);
+    assert_eq!(paths(&store, of(&|f| f.hint = Some("h".into()))).await, ["/1"]);
+    assert_eq!(paths(&store, of(&|f| f.downstream = Some(true))).await, ["/3"]);
+    let both = EntryFilter { parent_id: Some(id("/p")), ..by_selectors(MatchBehavior::Superset, &["t:b"]) };
+    assert_eq!(paths(&store, both).await, ["/2"]);
+    let empty = store.list_entries(&by_selectors(MatchBehavior::Any, &[]), None).await.unwrap_err();
+    assert_eq!(
+        (empty.kind(), empty.to_string().as_str()),
+        (ErrorKind::InvalidArgument, "cannot list by empty selector set")
+    );
+}
+
+#[tokio::test]
+async fn pages_are_full_and_end_with_an_empty_one() {
+    let store = memory().await;
+    let new = (0..5).map(|n| entry(&n.to_string(), &format!("/{n}"), "/p", &[if n == 1 { "t:b" } else { "t:a" }]));
+    store.create_entries(new.collect()).await.unwrap();
+    let filter = EntryFilter {
+        selectors: Some((MatchBehavior::Exact, vec![Selector::parse("t:a").unwrap()])),
+        ..EntryFilter::default()
+    };
+    let mut page = Page { token: String::new(), size: 2 };
+    let mut seen = Vec::new();
+    loop {
+        let listed = store.list_entries(&filter, Some(&page)).await.unwrap();
+        seen.push(listed.items.iter().map(|e| e.id.to_string()).collect::<Vec<_>>().join(","));
+        page.token = listed.next_page_token;
+        if page.token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, ["0,2", "3,4", ""]);
+    for (token, text) in [("x", "could not parse token 'x'"), ("-1", "could not parse token '-1'")] {
+        let error = store.list_entries(&filter, Some(&Page { token: token.into(), size: 2 })).await.unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::InvalidArgument, text));
+    }
+    let error = store.list_entries(&filter, Some(&Page::default())).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot paginate with pagesize = 0");
+}
+
+#[tokio::test]
+async fn an_update_changes_what_is_named_and_counts_the_revision() {
+    let store = memory().await;
+    store.create_bundle(&bundle("a.test")).await.unwrap();
+    let old = create(&store, full_entry("e", &["a.test"])).await;
+    let nothing = store.update_entry(&old.id, EntryUpdate::default()).await.unwrap();
+    assert_eq!(nothing, finial_core::Entry { revision_number: 1, ..old.clone() });
+    let update = EntryUpdate {
+        selectors: Some(selectors(&["t:new"])),
+        dns_names: Some(vec!["n.example".into(), "n.example".into()]),
+        federates_with: Some(Vec::new()),
+        admin: Some(false),
+        hint: Some(String::new()),
+        jwt_svid_include_jti: Some(false),
+        disable_x509_svid_prefetch: Some(false),
+        ..EntryUpdate::default()
+    };
+    let updated = store.update_entry(&old.id, update).await.unwrap();
+    let expected = finial_core::Entry {
+        selectors: selectors(&["t:new"]),
+        dns_names: vec!["n.example".into()],
+        federates_with: Vec::new(),
+        admin: false,
+        hint: String::new(),
+        jwt_svid_include_jti: false,
+        disable_x509_svid_prefetch: false,
+        revision_number: 2,
+        ..old.clone()
+    };
+    assert_eq!(updated, expected);
+    let bad =
+        EntryUpdate { federates_with: Some(vec![td("no.test")]), hint: Some("x".into()), ..EntryUpdate::default() };
+    assert!(matches!(store.update_entry(&old.id, bad).await, Err(StoreError::NoFederatedBundle(_))));
+    assert_eq!(store.fetch_entry(&old.id).await.unwrap().unwrap(), expected, "a failed update leaves nothing");
+    let missing = store.update_entry(&EntryId::parse("none").unwrap(), EntryUpdate::default()).await.unwrap_err();
+    assert_eq!(missing.to_string(), "datastore-sql: record not found");
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["e", "e", "e"]);
+}
+
+#[tokio::test]
+async fn deletion_and_pruning_leave_no_rows() {
+    let store = memory().await;
+    store.create_bundle(&bundle("a.test")).await.unwrap();
+    let first = create(&store, full_entry("e", &["a.test"])).await;
+    assert_eq!(store.delete_entry(&first.id).await.unwrap(), first);
+    assert!(matches!(store.delete_entry(&first.id).await, Err(StoreError::NotFound)));
+    // the same parts again: unique indexes would refuse them if rows had stayed behind
+    create(&store, full_entry("e", &["a.test"])).await;
+    let mut late = entry("late", "/late", "/p", &["t:a"]);
+    late.expires_at = 2_000_000_001;
+    create(&store, late).await;
+    create(&store, entry("ever", "/ever", "/p", &["t:a"])).await;
+    assert_eq!(store.prune_entries(2_000_000_000).await.unwrap(), []);
+    assert_eq!(store.prune_entries(2_000_000_001).await.unwrap(), [EntryId::parse("e").unwrap()]);
+    assert_eq!(paths(&store, EntryFilter::default()).await, ["/late", "/ever"]);
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["e", "e", "e", "late", "ever", "e"]);
+}
+
+#[tokio::test]
+async fn events_are_pruned_by_age() {
+    let clock = clock();
+    let store = Store::open(StoreSettings::memory(), clock.clone()).await.unwrap();
+    create(&store, entry("1", "/1", "/p", &["t:a"])).await;
+    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+    clock.advance(10);
+    create(&store, entry("2", "/2", "/p", &["t:a"])).await;
+    assert_eq!(store.prune_events(NOW).await.unwrap(), 0);
+    assert_eq!(store.prune_events(NOW + 5).await.unwrap(), 2);
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["2"]);
+    assert_eq!(subjects(&store, EventFeed::Nodes).await, [""; 0]);
+}
+
+/// The issue asks for 5,000 entries a second of an optimised build on an idle machine; this floor only catches a query
+/// that grows with the number of entries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_entries_below_one_parent() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreSettings::file(folder.path().join("db")), clock()).await.unwrap();
+    let start = std::time::Instant::now();
+    for batch in 0..20 {
+        let some = (0..500).map(|n| {
+            let n = batch * 500 + n;
+            entry(&format!("e{n}"), &format!("/w/{n}"), "/spire/agent/a", &[&format!("unix:uid:{n}"), "unix:gid:1"])
+        });
+        let results = store.create_entries(some.collect()).await.unwrap();
+        assert!(results.iter().all(|r| matches!(r, Ok(created) if !created.existing)));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let rate = 10_000.0 / seconds;
+    println!("{rate:.0} entries/s");
+    let loading = std::time::Instant::now();
+    let mut loaded = 0;
+    store.load_entries(|_| loaded += 1).await.unwrap();
+    println!("loaded in {:?}", loading.elapsed());
+    assert_eq!(loaded, 10_000);
+    assert!(rate > 500.0, "{rate} entries/s");
+}

@@ -1,1 +1,13 @@
-//! Test kit.
+//! Real processes for tests: Finial's servers and agents, the real SPIRE's, and client programs, each in a folder and on
+//! a port of its own, each ended by its own process id when the value is dropped, also when the test fails.
+//!
+//! Nothing here sleeps for a fixed time to "let something happen": [`eventually`] asks again until the real thing
+//! answers, up to a deadline that is only there to end a broken run.
+
+mod client;
+mod process;
+mod spire;
+
+pub use client::{Client, Serving};
+pub use process::{Output, Process, Workdir, eventually, free_port};
+pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, require_spire};

@@ -86,13 +86,24 @@ fn banned_crates_are_not_compiled_in() {
     assert!(banned.len() >= 4, "deny.toml lists no bans: its form changed?");
     // Not the lock file, which also names optional crates that nothing turns on.
     let tree = Command::new(env!("CARGO"))
-        .args(["tree", "--workspace", "--target", "all", "--prefix", "none", "--edges", "normal,build,dev", "--offline"])
+        .args([
+            "tree",
+            "--workspace",
+            "--target",
+            "all",
+            "--prefix",
+            "none",
+            "--edges",
+            "normal,build,dev",
+            "--offline",
+        ])
         .current_dir(root())
         .output()
         .unwrap();
     assert!(tree.status.success(), "cargo tree: {}", String::from_utf8_lossy(&tree.stderr));
     let tree = String::from_utf8(tree.stdout).unwrap();
-    let present: Vec<_> = banned.iter().filter(|name| tree.lines().any(|l| l.split(' ').next() == Some(**name))).collect();
+    let present: Vec<_> =
+        banned.iter().filter(|name| tree.lines().any(|l| l.split(' ').next() == Some(**name))).collect();
     assert!(present.is_empty(), "banned in deny.toml, but compiled in: {present:?}");
 }
 

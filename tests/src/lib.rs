@@ -1,1 +1,1 @@
-//! End to end tests.
+//! Nothing but tests: see `it/main.rs`.

@@ -60,7 +60,7 @@ def verify_chain(chain, roots):
 
 def tls_context(source, server_side):
     """A context for one connection: what the source holds now."""
-    svid = source.svid
+    svid = source.get_x509_context().default_svid
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
@@ -92,7 +92,7 @@ def serve(expected):
                     if peer != expected:
                         raise ValueError(f"peer is {peer}, not {expected}")
                     conn.makefile("r").readline()
-                    conn.sendall(f"{source.svid.spiffe_id}\n".encode())
+                    conn.sendall(f"{source.get_x509_context().default_svid.spiffe_id}\n".encode())
                     say(event="accepted", peer=peer)
             except (OSError, ValueError) as err:
                 say(event="refused", error=str(err))
@@ -117,7 +117,7 @@ def watch(count):
     with X509Source() as source:
         source.subscribe_for_updates(lambda: updates.put(None))
         while len(seen) < count:
-            svid = source.svid
+            svid = source.get_x509_context().default_svid
             if svid.leaf.serial_number not in seen:
                 seen.add(svid.leaf.serial_number)
                 say_x509(svid)

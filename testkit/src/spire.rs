@@ -1,0 +1,319 @@
+//! Servers and agents of either kind, by SPIRE's own configuration and commands.
+
+use crate::process::{self, Output, Process, Workdir, eventually, free_port};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+/// Whose binaries to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// Ours, called by SPIRE's names.
+    Finial,
+    /// The real SPIRE 1.15.3.
+    Spire,
+}
+
+/// Fails with what to do when the real SPIRE has not been built yet.
+pub fn require_spire() -> PathBuf {
+    let dir = process::cache().join("spire-1.15.3");
+    assert!(dir.join("spire-agent").exists(), "{} has no SPIRE: run tests/real-spire/build.sh", dir.display());
+    dir
+}
+
+impl Flavor {
+    fn binary(self, dir: &Workdir, name: &str) -> PathBuf {
+        match self {
+            Self::Spire => require_spire().join(name),
+            Self::Finial => {
+                let link = dir.sub("bin").join(name);
+                if !link.exists() {
+                    symlink(process::finial(), &link).expect("a link");
+                }
+                link
+            }
+        }
+    }
+}
+
+/// How a server differs from the usual one.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The trust domain's name.
+    pub trust_domain: String,
+    /// `disk` or `memory`.
+    pub key_manager: &'static str,
+    /// More lines for the `server { }` block.
+    pub server: String,
+    /// More lines for the `plugins { }` block.
+    pub plugins: String,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self { trust_domain: "example.org".into(), key_manager: "disk", server: String::new(), plugins: String::new() }
+    }
+}
+
+/// A running server with its data in a folder of its own.
+pub struct Server {
+    /// The process.
+    pub process: Process,
+    /// Where its data lies: configuration, keys, database, socket, log.
+    pub dir: Workdir,
+    /// The port that agents connect to.
+    pub port: u16,
+    /// The trust domain's name.
+    pub trust_domain: String,
+    binary: PathBuf,
+    config: PathBuf,
+}
+
+impl Server {
+    /// Starts one and waits until it is healthy.
+    pub fn start(flavor: Flavor, options: &ServerOptions) -> Self {
+        let dir = Workdir::new();
+        let port = free_port();
+        let data = dir.sub("data");
+        let keys = match options.key_manager {
+            "disk" => format!("keys_path = \"{}\"", data.join("keys.json").display()),
+            _ => String::new(),
+        };
+        let config = dir.write(
+            "server.conf",
+            &format!(
+                r#"server {{
+    bind_address = "127.0.0.1"
+    bind_port = "{port}"
+    socket_path = "{socket}"
+    trust_domain = "{td}"
+    data_dir = "{data}"
+    log_level = "DEBUG"
+    ratelimit {{ attestation = false }}
+    {more}
+}}
+plugins {{
+    DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{db}" }} }}
+    KeyManager "{km}" {{ plugin_data {{ {keys} }} }}
+    NodeAttestor "join_token" {{ plugin_data {{}} }}
+    {plugins}
+}}
+"#,
+                socket = dir.path().join("server.sock").display(),
+                td = options.trust_domain,
+                data = data.display(),
+                more = options.server,
+                db = data.join("datastore.sqlite3").display(),
+                km = options.key_manager,
+                plugins = options.plugins,
+            ),
+        );
+        let binary = flavor.binary(&dir, "spire-server");
+        let process = Self::launch(&binary, &config, &dir);
+        let mut server = Self { process, dir, port, trust_domain: options.trust_domain.clone(), binary, config };
+        server.wait_healthy();
+        server
+    }
+
+    fn launch(binary: &Path, config: &Path, dir: &Workdir) -> Process {
+        Process::start(
+            "server",
+            dir.path().join("server.log"),
+            process::command(binary).arg("run").arg("-config").arg(config),
+        )
+    }
+
+    /// Starts it again on the same data after it has ended.
+    pub fn restart(&mut self) {
+        self.process = Self::launch(&self.binary, &self.config, &self.dir);
+        self.wait_healthy();
+    }
+
+    /// Runs another server process on the same configuration and gives what it said when it ended.
+    pub fn second_on_same_data(&self) -> Output {
+        Output::of(process::command(&self.binary).arg("run").arg("-config").arg(&self.config))
+    }
+
+    fn wait_healthy(&mut self) {
+        eventually("the server is healthy", || {
+            if let Some(code) = self.process.ended() {
+                panic!("the server ended with {code}:\n{}", self.process.log());
+            }
+            let out = self.command(&["healthcheck"]);
+            if out.code == 0 { Ok(()) } else { Err(out.stderr) }
+        });
+    }
+
+    /// The admin socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("server.sock")
+    }
+
+    /// Runs one of its commands (`["entry", "show"]`) against it.
+    pub fn command(&self, args: &[&str]) -> Output {
+        self.command_of(&self.binary, args)
+    }
+
+    /// Runs a command of the other flavor's binary against this server.
+    pub fn command_by(&self, flavor: Flavor, args: &[&str]) -> Output {
+        self.command_of(&flavor.binary(&self.dir, "spire-server"), args)
+    }
+
+    fn command_of(&self, binary: &Path, args: &[&str]) -> Output {
+        Output::of(process::command(binary).args(args).arg("-socketPath").arg(self.socket()))
+    }
+
+    /// A join token for an agent that is also known as `spiffe://TD/node`.
+    pub fn join_token(&self) -> String {
+        let id = format!("spiffe://{}/node", self.trust_domain);
+        let out = self.command(&["token", "generate", "-spiffeID", &id]).ok();
+        let token = out.stdout.lines().find_map(|l| l.strip_prefix("Token: ")).expect("a token");
+        token.to_owned()
+    }
+
+    /// An entry below `spiffe://TD/node` for everything that runs as this user; gives its SPIFFE ID.
+    pub fn entry(&self, path: &str, more: &[&str]) -> String {
+        let id = format!("spiffe://{}{path}", self.trust_domain);
+        let parent = format!("spiffe://{}/node", self.trust_domain);
+        let selector = format!("unix:uid:{}", rustix::process::getuid().as_raw());
+        let mut args = vec!["entry", "create", "-parentID", &parent, "-spiffeID", &id];
+        if !more.contains(&"-selector") {
+            args.extend(["-selector", &selector]);
+        }
+        args.extend(more);
+        self.command(&args).ok();
+        id
+    }
+
+    /// The bundle as PEM, in a file.
+    pub fn bundle_file(&self) -> PathBuf {
+        let pem = self.command(&["bundle", "show"]).ok().stdout;
+        self.dir.write("bundle.pem", &pem)
+    }
+}
+
+/// How an agent differs from the usual one.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// `disk` or `memory`.
+    pub key_manager: &'static str,
+    /// More lines for the `agent { }` block.
+    pub agent: String,
+    /// The node attestor block; join_token by default.
+    pub node_attestor: String,
+    /// What the unix attestor's `plugin_data` says.
+    pub unix: String,
+    /// Whether to pass a join token.
+    pub join: bool,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            key_manager: "disk",
+            agent: String::new(),
+            node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
+            unix: String::new(),
+            join: true,
+        }
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    /// The process.
+    pub process: Process,
+    /// Where its data lies.
+    pub dir: Workdir,
+    binary: PathBuf,
+    config: PathBuf,
+}
+
+impl Agent {
+    /// Starts one below `server`; does not wait for anything.
+    pub fn start(flavor: Flavor, server: &Server, options: &AgentOptions) -> Self {
+        let dir = Workdir::new();
+        let data = dir.sub("data");
+        dir.sub("public");
+        let directory = match options.key_manager {
+            "disk" => format!("directory = \"{}\"", data.display()),
+            _ => String::new(),
+        };
+        let config = dir.write(
+            "agent.conf",
+            &format!(
+                r#"agent {{
+    data_dir = "{data}"
+    log_level = "DEBUG"
+    server_address = "127.0.0.1"
+    server_port = "{port}"
+    socket_path = "{socket}"
+    trust_bundle_path = "{bundle}"
+    trust_domain = "{td}"
+    experimental {{ sync_interval = "1s" }}
+    {more}
+}}
+plugins {{
+    {attestor}
+    KeyManager "{km}" {{ plugin_data {{ {directory} }} }}
+    WorkloadAttestor "unix" {{ plugin_data {{ {unix} }} }}
+}}
+"#,
+                data = data.display(),
+                port = server.port,
+                socket = dir.path().join("public/api.sock").display(),
+                bundle = server.bundle_file().display(),
+                td = server.trust_domain,
+                more = options.agent,
+                attestor = options.node_attestor,
+                km = options.key_manager,
+                unix = options.unix,
+            ),
+        );
+        let binary = flavor.binary(&dir, "spire-agent");
+        let token = options.join.then(|| server.join_token());
+        let process = Self::launch(&binary, &config, &dir, token.as_deref());
+        Self { process, dir, binary, config }
+    }
+
+    /// Starts one and waits until it gives this user an X.509-SVID (there must be an entry).
+    pub fn serving(flavor: Flavor, server: &Server, options: &AgentOptions) -> Self {
+        let mut agent = Self::start(flavor, server, options);
+        agent.wait_serving();
+        agent
+    }
+
+    fn launch(binary: &Path, config: &Path, dir: &Workdir, token: Option<&str>) -> Process {
+        let mut command = process::command(binary);
+        command.arg("run").arg("-config").arg(config);
+        if let Some(token) = token {
+            command.arg("-joinToken").arg(token);
+        }
+        Process::start("agent", dir.path().join("agent.log"), &mut command)
+    }
+
+    /// Starts it again on the same data after it has ended.
+    pub fn restart(&mut self) {
+        self.process = Self::launch(&self.binary, &self.config, &self.dir, None);
+    }
+
+    /// Waits until this user gets an X.509-SVID from it.
+    pub fn wait_serving(&mut self) {
+        eventually("the agent serves an X.509-SVID", || {
+            if let Some(code) = self.process.ended() {
+                panic!("the agent ended with {code}:\n{}", self.process.log());
+            }
+            let out = self.command(&["api", "fetch", "x509"]);
+            if out.code == 0 { Ok(()) } else { Err(out.stderr) }
+        });
+    }
+
+    /// The Workload API's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("public/api.sock")
+    }
+
+    /// Runs one of its commands against it.
+    pub fn command(&self, args: &[&str]) -> Output {
+        Output::of(process::command(&self.binary).args(args).arg("-socketPath").arg(self.socket()))
+    }
+}

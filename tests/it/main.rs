@@ -1,0 +1,6 @@
+//! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
+
+mod clients;
+mod documents;
+mod faults;
+mod spire;

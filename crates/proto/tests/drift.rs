@@ -1,6 +1,8 @@
 //! The code in `src/gen` is what the contracts in `/proto` give. `UPDATE_GEN=1 cargo test -p finial-proto --test drift`
 //! writes it anew. No `protoc` is needed.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)] // all of it is test
+
 use prost::Message as _;
 use std::fs;
 use std::path::Path;

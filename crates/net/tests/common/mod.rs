@@ -1,5 +1,6 @@
 //! A health service that remembers who called.
-#![allow(dead_code, missing_docs)] // each test file uses its part
+// Each test file uses its part.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use finial_net::PeerInfo;
 use finial_net::tls::TlsPeer;
@@ -12,13 +13,13 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 #[derive(Debug, Default)]
-pub struct Seen {
-    pub unix: Vec<PeerInfo>,
-    pub tls: Vec<TlsPeer>,
+pub(crate) struct Seen {
+    pub(crate) unix: Vec<PeerInfo>,
+    pub(crate) tls: Vec<TlsPeer>,
 }
 
 #[derive(Clone, Default)]
-pub struct Recorder(pub Arc<Mutex<Seen>>);
+pub(crate) struct Recorder(pub(crate) Arc<Mutex<Seen>>);
 
 #[tonic::async_trait]
 impl Health for Recorder {
@@ -36,11 +37,11 @@ impl Health for Recorder {
     }
 }
 
-pub fn service(recorder: &Recorder) -> HealthServer<Recorder> {
+pub(crate) fn service(recorder: &Recorder) -> HealthServer<Recorder> {
     HealthServer::new(recorder.clone())
 }
 
 /// Nothing here takes long; what does is stuck.
-pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), what).await.expect("in time")
 }

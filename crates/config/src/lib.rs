@@ -5,20 +5,32 @@
 //! said otherwise.
 
 mod agent;
+mod agent_file;
 mod common;
+mod duration;
+mod expand;
 mod plugins;
+mod problem;
+mod raw;
+mod resolve;
 mod server;
+mod server_file;
 
 pub use agent::{
     AgentRateLimits, AgentSettings, Bootstrap, BrokerReference, BrokerSettings, BrokerUser, RebootstrapMode,
     SdsSettings, TrustBundleFormat, WorkloadKeyType,
 };
+pub use agent_file::{AGENT_CONFIG_DEFAULT, AGENT_SOCKET_DEFAULT, AgentOverrides, load_agent, parse_agent};
 pub use common::{
     HealthSettings, LogFormat, LogLevel, LogSettings, M3Sink, ProfilingSettings, PrometheusSettings, PrometheusTls,
     TelemetrySettings,
 };
+pub use duration::{format_go_duration, parse_go_duration};
+pub use expand::expand_env;
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
+pub use problem::{ConfigError, Loaded, Notice, Problem};
 pub use server::{
     BundleEndpointProfile, BundleEndpointSettings, CaSubject, EndpointProfile, EventSettings, FederatesWith,
     FederationSettings, PruneAgentsSettings, RateLimitSettings, ServerSettings,
 };
+pub use server_file::{SERVER_CONFIG_DEFAULT, SERVER_SOCKET_DEFAULT, ServerOverrides, load_server, parse_server};

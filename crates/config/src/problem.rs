@@ -1,0 +1,77 @@
+//! What is wrong with a file: all of it at once, each with its place and what to do.
+
+use crate::LogSettings;
+use finial_hcl::Pos;
+use std::fmt;
+use std::path::PathBuf;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What, in SPIRE's words where SPIRE has any.
+    pub message: String,
+    /// Where in the file; None if nothing stands there or a flag set it.
+    pub pos: Option<Pos>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// A file that cannot be used. Prints every problem.
+#[derive(Clone, Debug)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong; never empty.
+    pub problems: Vec<Problem>,
+    /// What the log should say before the error.
+    pub notices: Vec<Notice>,
+    /// How to log it, as far as it is known.
+    pub log: LogSettings,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            if index > 0 {
+                write!(f, "\nalso: ")?;
+            }
+            write!(f, "{}", problem.message)?;
+            if let Some(pos) = problem.pos {
+                write!(f, "\n  at {}:{pos}", self.file.display())?;
+            }
+            if let Some(hint) = &problem.hint {
+                write!(f, "\n  hint: {hint}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Something the log should say about a file that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A warning.
+    Warn(String),
+    /// A warning with `alert=true alert_type=deprecated_config`.
+    Deprecated(String),
+    /// An information.
+    Info(String),
+    /// An error, `Unknown configuration detected`, with these fields.
+    Unknown {
+        /// Field `section`.
+        section: String,
+        /// Field `keys`: sorted, joined by `,`.
+        keys: String,
+    },
+}
+
+/// Settings and what the log should say about them.
+#[derive(Clone, Debug)]
+pub struct Loaded<T> {
+    /// The settings.
+    pub settings: T,
+    /// What to log, in order.
+    pub notices: Vec<Notice>,
+}

@@ -229,8 +229,18 @@ pub async fn replayed_and_altered_answers_are_refused(fixture: NodeAttestorFixtu
     let cut: fn(Vec<u8>) -> Vec<u8> = |answer| answer[..answer.len() / 2].to_vec();
     let empty: fn(Vec<u8>) -> Vec<u8> = |_| Vec::new();
     let turned: fn(Vec<u8>) -> Vec<u8> = |mut answer| {
-        // Somewhere in the signature's text: swap one letter for another that is as valid.
-        let at = answer.len() - 12;
+        // Within the longest run of base64, which is or belongs to the signature: swap one letter for another.
+        let letter = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+        let (mut longest, mut start) = (0..0, 0);
+        for at in 0..=answer.len() {
+            if at == answer.len() || !letter(answer[at]) {
+                if at - start >= longest.len() {
+                    longest = start..at;
+                }
+                start = at + 1;
+            }
+        }
+        let at = (longest.start + longest.end) / 2;
         answer[at] = if answer[at] == b'A' { b'B' } else { b'A' };
         answer
     };

@@ -1,0 +1,6 @@
+//! Workload attestors.
+
+mod names;
+mod unix;
+
+pub use unix::Unix;

@@ -1,0 +1,172 @@
+use super::*;
+use finial_core::{ManualClock, SystemClock, TrustDomain};
+use rustix::fd::{AsFd, OwnedFd};
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+
+fn unix(config: &str, clock: Arc<dyn Clock>) -> Unix {
+    let trust_domain = TrustDomain::parse("example.org").expect("a name");
+    let data = finial_hcl::parse(config).expect("is HCL");
+    Unix::new(&data, &PluginContext { trust_domain, clock }).expect("is configured well")
+}
+
+/// A child that does nothing, ended when dropped.
+struct Sleeper(Child, OwnedFd);
+
+impl Sleeper {
+    fn start(command: &mut Command) -> Self {
+        let child = command.arg("600").spawn().expect("starts");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc_dir = rustix::fs::open(format!("/proc/{}", child.id()), flags, Mode::empty()).expect("opens");
+        Self(child, proc_dir)
+    }
+    fn peer(&self) -> Peer<'_> {
+        Peer { pid: self.0.id() as i32, proc_dir: self.1.as_fd() }
+    }
+}
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn values(unix: &Unix, sleeper: &Sleeper) -> BTreeSet<String> {
+    let selectors = unix.attest(&sleeper.peer()).await.expect("attests");
+    assert!(selectors.iter().all(|s| s.kind == "unix"));
+    selectors.into_iter().map(|s| s.value).collect()
+}
+
+fn id(flag: &str) -> String {
+    let out = Command::new("id").arg(flag).output().expect("runs id").stdout;
+    String::from_utf8(out).expect("text").trim().to_owned()
+}
+
+fn real_sleep() -> std::path::PathBuf {
+    std::fs::canonicalize("/bin/sleep").expect("sleep is there")
+}
+
+#[tokio::test]
+async fn a_process_of_ours_has_our_user_and_groups() {
+    let sleeper = Sleeper::start(&mut Command::new("sleep"));
+    let found = values(&unix("", Arc::new(SystemClock)), &sleeper).await;
+    let mut expected = BTreeSet::from([format!("uid:{}", id("-u")), format!("gid:{}", id("-g"))]);
+    expected.insert(format!("user:{}", id("-un")));
+    expected.insert(format!("group:{}", id("-gn")));
+    // `id -G` lists the primary group as well; the kernel's list is what counts.
+    let status = std::fs::read_to_string("/proc/self/status").expect("reads");
+    let groups = status.lines().find_map(|l| l.strip_prefix("Groups:")).expect("a line").split_whitespace();
+    let names = Names::of("/etc/group");
+    for gid in groups {
+        expected.insert(format!("supplementary_gid:{gid}"));
+        expected.extend(names.find(gid.parse().expect("a number")).map(|n| format!("supplementary_group:{n}")));
+    }
+    assert_eq!(found, expected, "no path and no hash unless configured");
+}
+
+#[tokio::test]
+async fn another_user_is_told_apart() {
+    if id("-u") != "0" {
+        return; // only root may become someone else
+    }
+    let sleeper = Sleeper::start(Command::new("sleep").uid(12_345).gid(54_321));
+    let found = values(&unix("", Arc::new(SystemClock)), &sleeper).await;
+    // Unknown names just drop their selectors; root's supplementary groups are dropped by the change of the user.
+    let expected = ["gid:54321", "uid:12345"].map(str::to_owned);
+    assert_eq!(found, BTreeSet::from(expected));
+}
+
+#[tokio::test]
+async fn the_effective_user_and_supplementary_groups_count() {
+    let status = b"Name:\tUid:\t7\nUid:\t1000\t0\t1000\t1000\nGid:\t1000\t5\t6\t7\nFDSize:\t64\nGroups:\t4 24 \n";
+    assert_eq!(parse_status(status).expect("parses"), Owner { uid: 0, gid: 5, groups: vec![4, 24] });
+    assert!(parse_status(b"Uid:\t1\nGid:\t1\t2\nGroups:\n").is_err());
+    assert!(parse_status(b"Uid:\t1\t1\nGid:\t1\t2\n").is_err(), "without groups the answer would be too small");
+    assert!(parse_status(b"Uid:\t1\t1\nGid:\t1\t2\nGroups:\t1 x\n").is_err());
+    assert_eq!(parse_status(b"Uid:\t1\t1\nGid:\t1\t2\nGroups:\n").expect("parses").groups.len(), 0);
+    if id("-u") == "0" {
+        let mut command = Command::new("setpriv");
+        command.args(["--regid=0", "--groups=4,65001", "sleep"]);
+        let sleeper = Sleeper::start(&mut command);
+        let attestor = unix("", Arc::new(SystemClock));
+        // setpriv becomes sleep by exec; until then it has its starter's groups.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let found = loop {
+            let found = values(&attestor, &sleeper).await;
+            if found.contains("supplementary_gid:65001") || std::time::Instant::now() > deadline {
+                break found;
+            }
+            tokio::task::yield_now().await;
+        };
+        for expected in ["uid:0", "user:root", "gid:0", "group:root", "supplementary_gid:4", "supplementary_gid:65001"]
+        {
+            assert!(found.contains(expected), "{expected} in {found:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn path_and_hash_are_those_of_the_program() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let program = folder.path().join("my sleep");
+    std::fs::copy(real_sleep(), &program).expect("copies");
+    let sleeper = Sleeper::start(&mut Command::new(&program));
+    let attestor = unix("discover_workload_path = true", Arc::new(SystemClock));
+    let found = values(&attestor, &sleeper).await;
+    let content = std::fs::read(&program).expect("reads");
+    let (path, hash) =
+        (format!("path:{}", program.display()), format!("sha256:{}", finial_crypto::sha256_hex(&content)));
+    assert!(found.contains(&path) && found.contains(&hash), "{found:?}");
+    // Also when the file is no longer where it was, or another is there: it is the process's program that counts.
+    std::fs::remove_file(&program).expect("removes");
+    std::fs::write(&program, "something else").expect("writes");
+    let found = values(&attestor, &sleeper).await;
+    assert!(found.contains(&format!("{path} (deleted)")) && found.contains(&hash), "{found:?}");
+    let no_hash = unix("discover_workload_path = true\nworkload_size_limit = -1", Arc::new(SystemClock));
+    assert!(!values(&no_hash, &sleeper).await.iter().any(|v| v.starts_with("sha256:")));
+}
+
+#[tokio::test]
+async fn a_program_above_the_limit_fails_the_attestation() {
+    let sleeper = Sleeper::start(&mut Command::new("sleep"));
+    let size = std::fs::metadata(real_sleep()).expect("is there").len();
+    for (limit, fits) in [(size, true), (size - 1, false)] {
+        let config = format!("discover_workload_path = true\nworkload_size_limit = {limit}");
+        let result = unix(&config, Arc::new(SystemClock)).attest(&sleeper.peer()).await;
+        match result {
+            Ok(_) => assert!(fits),
+            Err(error) => {
+                let pid = sleeper.0.id();
+                let expected = format!("SHA256 digest: workload /proc/{pid}/exe exceeds size limit ({size} > {limit})");
+                assert_eq!((fits, error.to_string()), (false, expected));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn hashes_are_remembered_unless_the_file_is_too_new() {
+    let sleeper = Sleeper::start(&mut Command::new("sleep"));
+    let changed = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).expect("is there").ctime()
+    };
+    let ctime = changed(&real_sleep());
+    for (now, remembered) in [(ctime + 1, 0), (ctime + 10, 1)] {
+        let attestor = unix("discover_workload_path = true", Arc::new(ManualClock::at(now)));
+        let first = values(&attestor, &sleeper).await;
+        assert_eq!(attestor.hashes.lock().expect("no panics").len(), remembered);
+        assert_eq!(values(&attestor, &sleeper).await, first);
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_gone_is_not_attested() {
+    let mut sleeper = Sleeper::start(&mut Command::new("sleep"));
+    sleeper.0.kill().expect("kills");
+    sleeper.0.wait().expect("waits");
+    let error = unix("", Arc::new(SystemClock)).attest(&sleeper.peer()).await.expect_err("is gone");
+    assert!(error.to_string().starts_with("failed to get process: "), "{error}");
+}

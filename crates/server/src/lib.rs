@@ -1,8 +1,20 @@
 //! The server: the authority of a trust domain.
+//!
+//! The rooms, in the order of a call: [`endpoints`] (the doors) -> [`authz`] (the gate: who may) -> [`api`] (the handlers) ->
+//! [`entries`] and [`nodes`] (what is known, in memory) -> [`issue`] (signs) with what [`authority`] keeps ready, [`publish`]
+//! (bundles for readers), [`svid`] (the server's own), [`prune`] (what expires). [`start`] puts them together.
 
+pub mod api;
 pub mod authority;
+pub mod authz;
+pub mod endpoints;
+pub mod entries;
 pub mod health;
 pub mod issue;
+pub mod nodes;
 pub mod prune;
 pub mod publish;
+mod start;
 pub mod svid;
+
+pub use start::{Environment, Running, StartError, open_store, start};

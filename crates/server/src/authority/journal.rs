@@ -7,6 +7,7 @@
 use super::AuthorityError;
 use super::plan::Status;
 use super::store::AuthorityStore;
+use finial_core::UnixSeconds;
 use finial_crypto::Signer;
 use finial_proto::journal as pb;
 use finial_store::{CaJournal, StoreError};
@@ -67,6 +68,7 @@ impl Journal {
         store: &dyn AuthorityStore,
         keys: &[(String, Arc<dyn Signer>)],
     ) -> Result<Self, AuthorityError> {
+        let mut found: Option<Self> = None;
         for (_, key) in keys {
             let authority_id = hex(&key.public_key().subject_key_id());
             let Some(row) = store.journal(&authority_id).await.map_err(AuthorityError::FetchJournal)? else {
@@ -78,10 +80,21 @@ impl Journal {
                 local_authority_id = %authority_id,
                 "Found a CA journal record that matches with a local X509 authority ID"
             );
-            return Ok(Self { row: row.id, active_x509_authority_id: authority_id, entries, unsaved: false });
+            let journal = Self { row: row.id, active_x509_authority_id: authority_id, entries, unsaved: false };
+            // There is one, unless a row was left behind: the newest is right.
+            if found.as_ref().is_none_or(|f| f.newest() <= journal.newest()) {
+                found = Some(journal);
+            }
         }
-        tracing::info!("There is not a CA journal record that matches any of the local X509 authority IDs");
-        Ok(Self::default())
+        Ok(found.unwrap_or_else(|| {
+            tracing::info!("There is not a CA journal record that matches any of the local X509 authority IDs");
+            Self::default()
+        }))
+    }
+
+    /// When the newest X.509 authority was made.
+    fn newest(&self) -> UnixSeconds {
+        self.entries.x509_c_as.iter().map(|e| e.issued_at).max().unwrap_or(UnixSeconds::MIN)
     }
 
     pub(super) fn entries(&self) -> &pb::Entries {
@@ -128,6 +141,11 @@ impl Journal {
     pub(super) async fn save(&mut self, store: &dyn AuthorityStore) -> Result<(), AuthorityError> {
         if !self.unsaved || self.active_x509_authority_id.is_empty() {
             return Ok(());
+        }
+        if self.row == 0 {
+            // It may be there: made by an attempt whose answer got lost.
+            let row = store.journal(&self.active_x509_authority_id).await.map_err(AuthorityError::FetchJournal)?;
+            self.row = row.map_or(0, |row| row.id);
         }
         if self.row == 0 {
             tracing::info!("Creating a new CA journal entry");

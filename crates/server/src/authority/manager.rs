@@ -249,7 +249,7 @@ impl AuthorityManager {
         let (ca, tenure) = self.self_sign(signer).await?;
         let certificate = Certificate::parse(ca.certificate().clone()).map_err(finial_crypto::IssueError::from)?;
         let authority = ActiveX509 {
-            authority_id: hex(ca.subject_key_id()),
+            authority_id: hex(&ca.subject_key_id()),
             upstream_authority_id: hex(certificate.authority_key_id().unwrap_or_default()),
             ca,
         };

@@ -6,6 +6,8 @@
 
 mod journal;
 mod manager;
+#[cfg(test)]
+mod manager_tests;
 pub mod plan;
 mod slots;
 mod store;

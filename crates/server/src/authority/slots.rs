@@ -169,7 +169,7 @@ impl Sources<'_> {
             not_after: certificate.not_after(),
         };
         let authority = ActiveX509 {
-            authority_id: hex(ca.subject_key_id()),
+            authority_id: hex(&ca.subject_key_id()),
             upstream_authority_id: hex(certificate.authority_key_id().unwrap_or_default()),
             ca,
         };

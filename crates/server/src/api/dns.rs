@@ -1,0 +1,113 @@
+//! DNS names of entries and CSRs: the rules that SPIRE takes from IDNA's strict profile, for names in ASCII.
+
+/// Why a DNS name is refused, in SPIRE's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DnsNameError {
+    #[error("name must be ascii")]
+    NotAscii,
+    #[error("too many wildcards")]
+    TooManyWildcards,
+    #[error("wildcard must be first label")]
+    WildcardNotFirst,
+    #[error("empty or only whitespace")]
+    Empty,
+    #[error("domain ends with dot")]
+    TrailingDot,
+    #[error("idna error")]
+    Idna,
+    #[error("label mismatch after idna")]
+    NotLowercase,
+}
+
+/// Checks a name; one leading `*.` is allowed. Labels are of letters, digits and dashes, 1 to 63 bytes, with no dash at
+/// either end and none in third and fourth place unless it is punycode; names have at most 253 bytes.
+pub(crate) fn check_dns_name(name: &str) -> Result<(), DnsNameError> {
+    if !name.is_ascii() {
+        return Err(DnsNameError::NotAscii);
+    }
+    let bare = match name.matches('*').count() {
+        0 => name,
+        1 => name.strip_prefix("*.").ok_or(DnsNameError::WildcardNotFirst)?,
+        _ => return Err(DnsNameError::TooManyWildcards),
+    };
+    if bare.trim().is_empty() {
+        return Err(DnsNameError::Empty);
+    }
+    if bare.ends_with('.') {
+        return Err(DnsNameError::TrailingDot);
+    }
+    if bare.len() > 253 || !bare.split('.').all(label_is_valid) {
+        return Err(DnsNameError::Idna);
+    }
+    if bare.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err(DnsNameError::NotLowercase);
+    }
+    Ok(())
+}
+
+fn label_is_valid(label: &str) -> bool {
+    let bytes = label.as_bytes();
+    let dashes_inside = bytes.get(2..4) == Some(b"--") && !label.to_ascii_lowercase().starts_with("xn--");
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
+        && !dashes_inside
+}
+
+/// A name that a wildcard of the same list covers already.
+pub(crate) fn wildcard_overlap<'a>(names: &[&'a str]) -> Option<&'a str> {
+    let covered = |name: &&&str| {
+        let rest = name.split_once('.').map(|(_, rest)| rest);
+        !name.starts_with('*') && rest.is_some_and(|rest| names.iter().any(|n| n.strip_prefix("*.") == Some(rest)))
+    };
+    names.iter().find(covered).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_apart() {
+        use DnsNameError::*;
+        let long_label = "a".repeat(64);
+        let long = ["a".repeat(60).as_str(); 5].join(".");
+        for (name, want) in [
+            ("example.org", Ok(())),
+            ("*.example.org", Ok(())),
+            ("a-b.x1", Ok(())),
+            ("xn--bcher-kva.example", Ok(())),
+            ("localhost", Ok(())),
+            ("", Err(Empty)),
+            ("  ", Err(Empty)),
+            ("*.", Err(Empty)),
+            ("*", Err(WildcardNotFirst)),
+            ("a.*.b", Err(WildcardNotFirst)),
+            ("*.*.b", Err(TooManyWildcards)),
+            ("b\u{fc}cher.example", Err(NotAscii)),
+            ("example.org.", Err(TrailingDot)),
+            ("a..b", Err(Idna)),
+            (".a", Err(Idna)),
+            ("-a.b", Err(Idna)),
+            ("a-.b", Err(Idna)),
+            ("ab--c.d", Err(Idna)),
+            ("a_b.c", Err(Idna)),
+            ("a b.c", Err(Idna)),
+            (" a.b", Err(Idna)),
+            ("a.b/c", Err(Idna)),
+            (long_label.as_str(), Err(Idna)),
+            (long.as_str(), Err(Idna)),
+            ("Example.org", Err(NotLowercase)),
+        ] {
+            assert_eq!(check_dns_name(name), want, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn wildcards_that_cover_others_are_found() {
+        assert_eq!(wildcard_overlap(&["*.a.b", "x.a.b"]), Some("x.a.b"));
+        assert_eq!(wildcard_overlap(&["*.a.b", "x.y.a.b", "a.b", "*.c"]), None);
+        assert_eq!(wildcard_overlap(&["c", "*.c"]), None);
+    }
+}

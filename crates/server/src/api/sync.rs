@@ -1,0 +1,86 @@
+//! `SyncAuthorizedEntries`: an agent learns which entries it may have, and fetches those it does not know yet.
+
+use super::Api;
+use super::entry::masked;
+use super::stream::{Inlet, Outlet};
+use crate::authz::{Permit, method};
+use crate::entries::Indexed;
+use finial_proto::server::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
+use finial_proto::types;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Status;
+
+/// Entries or revisions per message.
+const PAGE: usize = 500;
+/// How long an agent may be silent on the stream.
+pub(super) const IDLE_MAX: Duration = Duration::from_secs(180);
+
+impl Api {
+    /// Up to 500 entries are sent at once. Of more, IDs and revisions are sent, in pages, and then whole entries as the
+    /// agent asks for them, each request answered for itself. The mask of the first request holds throughout.
+    pub(super) async fn sync_entries(
+        &self,
+        permit: Permit<method::SyncAuthorizedEntries>,
+        mut inlet: Inlet<SyncAuthorizedEntriesRequest>,
+        outlet: Outlet<SyncAuthorizedEntriesResponse>,
+    ) -> Result<(), Status> {
+        let (agent, selectors) = permit.agent()?;
+        let mut entries = self.entries.authorized(agent, &selectors);
+        let Some(first) = inlet.next().await? else {
+            return Err(Status::unknown("EOF"));
+        };
+        if !first.ids.is_empty() {
+            return Err(Status::invalid_argument("specifying IDs on initial request is not supported"));
+        }
+        let mask = first.output_mask;
+        if mask.is_some_and(|mask| !mask.revision_number) {
+            return Err(Status::invalid_argument("revision number cannot be masked"));
+        }
+        if entries.len() <= PAGE {
+            outlet.send(full(&entries, mask.as_ref(), false)).await?;
+            permit.audit();
+            return Ok(());
+        }
+        let mut pages = entries.chunks(PAGE).peekable();
+        while let Some(page) = pages.next() {
+            outlet.send(sparse(page, pages.peek().is_some())).await?;
+        }
+        entries.sort_unstable_by(|a, b| a.id().cmp(b.id()));
+        while let Some(request) = inlet.next().await? {
+            permit.still_agent()?;
+            let wanted = pick(&entries, request.ids);
+            if wanted.is_empty() {
+                outlet.send(SyncAuthorizedEntriesResponse::default()).await?;
+            }
+            let mut pages = wanted.chunks(PAGE).peekable();
+            while let Some(page) = pages.next() {
+                outlet.send(full(page, mask.as_ref(), pages.peek().is_some())).await?;
+            }
+        }
+        permit.audit();
+        Ok(())
+    }
+}
+
+/// Those of the sorted entries that are asked for, in order of their IDs; others are silently left out.
+fn pick(entries: &[Arc<Indexed>], mut ids: Vec<String>) -> Vec<Arc<Indexed>> {
+    ids.sort_unstable();
+    ids.dedup();
+    let find = |id: &String| entries.binary_search_by(|entry| entry.id().cmp(id)).ok();
+    ids.iter().filter_map(find).filter_map(|at| entries.get(at).cloned()).collect()
+}
+
+fn full(page: &[Arc<Indexed>], mask: Option<&types::EntryMask>, more: bool) -> SyncAuthorizedEntriesResponse {
+    let entries = page.iter().map(|entry| masked(entry.to_proto(), mask)).collect();
+    SyncAuthorizedEntriesResponse { entries, more, ..Default::default() }
+}
+
+fn sparse(page: &[Arc<Indexed>], more: bool) -> SyncAuthorizedEntriesResponse {
+    let revision = |entry: &Arc<Indexed>| EntryRevision {
+        id: entry.id().to_owned(),
+        revision_number: entry.revision_number,
+        created_at: entry.created_at,
+    };
+    SyncAuthorizedEntriesResponse { entry_revisions: page.iter().map(revision).collect(), more, ..Default::default() }
+}

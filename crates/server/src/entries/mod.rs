@@ -1,0 +1,197 @@
+//! Registration entries: the index that answers, and the one writer that changes store and index together.
+//!
+//! A change is committed to the store first and then applied to the index, by one task at a time, and that task is not the
+//! caller's: a client that hangs up cannot leave the index behind the store. Readers hold the index's lock for the length
+//! of one lookup and never while waiting for anything.
+
+mod index;
+
+pub use index::{Index, Indexed};
+
+use crate::publish::BundleFeed;
+use finial_core::{Entry, EntryId, JoinToken, SelectorSet, SpiffeId, TrustDomain};
+use finial_runtime::Spawner;
+use finial_store::{CreatedEntry, DeleteMode, EntryUpdate, Store, StoreError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+/// Lets one change after the other through, each in a task of its own. Shared by all that is indexed.
+#[derive(Clone)]
+pub struct Turn {
+    order: Arc<tokio::sync::Mutex<()>>,
+    spawner: Spawner,
+}
+
+impl Turn {
+    /// A new line.
+    pub fn new(spawner: Spawner) -> Self {
+        Self { order: Arc::default(), spawner }
+    }
+
+    /// Runs `work` when its turn comes, to its end even if the caller goes away.
+    pub(crate) async fn take<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let order = self.order.clone();
+        let task = self.spawner.spawn("write", async move {
+            let _turn = order.lock().await;
+            work.await
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Missing("datastore-sql: the change was not finished; the log says why".into())),
+        }
+    }
+}
+
+/// All registration entries.
+pub struct Entries {
+    store: Store,
+    turn: Turn,
+    index: RwLock<Index>,
+}
+
+impl Entries {
+    /// Reads all entries into the index.
+    pub async fn load(store: Store, turn: Turn, trust_domain: TrustDomain) -> Result<Arc<Self>, StoreError> {
+        let mut index = Index::new(trust_domain);
+        store.load_entries(|entry| index.put(&entry)).await?;
+        Ok(Arc::new(Self { store, turn, index: RwLock::new(index) }))
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, act: impl FnOnce(&mut Index) -> T) -> T {
+        act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many entries are indexed.
+    pub fn count(&self) -> usize {
+        self.read().len()
+    }
+
+    /// Whether an entry makes the holder of `id` an admin.
+    pub fn is_admin(&self, id: &SpiffeId) -> bool {
+        self.read().is_admin(id)
+    }
+
+    /// Whether an entry makes the holder of `id` a downstream server.
+    pub fn is_downstream(&self, id: &SpiffeId) -> bool {
+        self.read().is_downstream(id)
+    }
+
+    /// All entries that an agent with these node selectors may have.
+    pub fn authorized(&self, agent: &SpiffeId, selectors: &SelectorSet) -> Vec<Arc<Indexed>> {
+        self.read().authorized(agent, selectors)
+    }
+
+    /// For each ID, in order, its entry if the agent may have it.
+    pub fn authorized_among<'i>(
+        &self,
+        agent: &SpiffeId,
+        selectors: &SelectorSet,
+        ids: impl Iterator<Item = &'i str>,
+    ) -> Vec<Option<Arc<Indexed>>> {
+        self.read().authorized_among(agent, selectors, ids)
+    }
+
+    /// The store, for what reads it: lists, counts and single entries.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Stores a batch; see [`Store::create_entries`].
+    pub async fn create(
+        self: &Arc<Self>,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
+        let this = self.clone();
+        let work = async move {
+            let created = this.store.create_entries(entries).await?;
+            this.change(|index| {
+                for new in created.iter().flatten().filter(|c| !c.existing) {
+                    index.put(&new.entry);
+                }
+            });
+            Ok(created)
+        };
+        self.turn.take(work).await
+    }
+
+    /// Changes an entry.
+    pub async fn update(self: &Arc<Self>, id: EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
+        let this = self.clone();
+        let work = async move {
+            let entry = this.store.update_entry(&id, update).await?;
+            this.change(|index| index.put(&entry));
+            Ok(entry)
+        };
+        self.turn.take(work).await
+    }
+
+    /// Deletes entries, each with its own result.
+    pub async fn delete(self: &Arc<Self>, ids: Vec<EntryId>) -> Result<Vec<Result<(), StoreError>>, StoreError> {
+        let this = self.clone();
+        let work = async move {
+            let mut results = Vec::with_capacity(ids.len());
+            for id in &ids {
+                let result = this.store.delete_entry(id).await;
+                if matches!(result, Ok(_) | Err(StoreError::NotFound)) {
+                    this.forget(std::slice::from_ref(id));
+                }
+                results.push(result.map(|_| ()));
+            }
+            Ok(results)
+        };
+        self.turn.take(work).await
+    }
+
+    /// Stores a join token and its alias entry.
+    pub async fn create_join_token(
+        self: &Arc<Self>,
+        token: JoinToken,
+        alias: Option<Entry>,
+    ) -> Result<Option<CreatedEntry>, StoreError> {
+        let this = self.clone();
+        let work = async move {
+            let created = this.store.create_join_token(&token, alias).await?;
+            if let Some(new) = created.as_ref().filter(|c| !c.existing) {
+                this.change(|index| index.put(&new.entry));
+            }
+            Ok(created)
+        };
+        self.turn.take(work).await
+    }
+
+    /// Deletes a federated bundle, from the feed too, with what `mode` says about the entries that federate with it.
+    pub async fn delete_bundle(
+        self: &Arc<Self>,
+        trust_domain: TrustDomain,
+        mode: DeleteMode,
+        feed: Arc<BundleFeed>,
+    ) -> Result<(), StoreError> {
+        let this = self.clone();
+        let work = async move {
+            let touched = this.store.delete_bundle(&trust_domain, mode).await?;
+            if let Err(error) = feed.refresh(&trust_domain).await {
+                tracing::warn!(%error, "Bundle will be read again");
+            }
+            match mode {
+                DeleteMode::Delete => this.forget(&touched),
+                DeleteMode::Dissociate | DeleteMode::Restrict => {
+                    let changed = this.store.fetch_entries(&touched).await?;
+                    this.change(|index| changed.iter().for_each(|entry| index.put(entry)));
+                }
+            }
+            Ok(())
+        };
+        self.turn.take(work).await
+    }
+
+    /// Takes entries out of the index that are gone from the store.
+    pub(crate) fn forget(&self, ids: &[EntryId]) {
+        self.change(|index| ids.iter().for_each(|id| index.remove(id.as_str())));
+    }
+}

@@ -1,0 +1,214 @@
+//! Puts a server together and starts it.
+
+use crate::api::{Api, InfoCache, Service};
+use crate::authority::{
+    Authorities, AuthorityError, AuthorityManager, AuthorityParts, AuthoritySettings, AuthorityStore,
+};
+use crate::authz::{Gate, GateSettings};
+use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
+use crate::entries::{Entries, Turn};
+use crate::issue::{Issuer, IssuerSettings, ttl_warnings};
+use crate::nodes::Nodes;
+use crate::prune::{PruneListener, PruneSettings, Pruner};
+use crate::publish::BundleFeed;
+use crate::svid::{ServerSvid, ServerSvidError};
+use finial_config::{PluginConfig, ServerSettings};
+use finial_core::{Clock, EntryId, SpiffeId};
+use finial_plugin::ServerPlugins;
+use finial_runtime::health::Health;
+use finial_runtime::log::LogHandle;
+use finial_runtime::{BoxError, Metrics, Shutdown, Spawner};
+use finial_store::{SqlConfig, Store, StoreError};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the program that holds the server gives it.
+#[derive(Clone)]
+pub struct Environment {
+    /// Time of day.
+    pub clock: Arc<dyn Clock>,
+    /// Runs the server's tasks; its shutdown ends them.
+    pub spawner: Spawner,
+    /// Counts and times.
+    pub metrics: Metrics,
+    /// Where the server's checks are added; the program starts the listener.
+    pub health: Health,
+    /// The log whose level the Logger API changes.
+    pub log: Option<LogHandle>,
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Not exactly one datastore is configured, or not one that we have.
+    #[error("{0}")]
+    DataStore(String),
+    /// The datastore does not open or cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is nothing to sign with.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The server has no SVID of its own.
+    #[error("failed to make the server's SVID: {0}")]
+    Svid(#[from] ServerSvidError),
+    /// A door does not open.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The health checks.
+    #[error("health: {0}")]
+    Health(BoxError),
+}
+
+/// A server that answers.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Where TCP listens.
+    pub address: SocketAddr,
+    /// Where the local socket is.
+    pub socket_path: PathBuf,
+}
+
+/// Opens the datastore that the configuration names.
+pub async fn open_store(plugins: &[PluginConfig], clock: Arc<dyn Clock>) -> Result<Store, StartError> {
+    let mut stores = plugins.iter().filter(|plugin| plugin.kind == "DataStore" && plugin.enabled);
+    let (Some(plugin), None) = (stores.next(), stores.next()) else {
+        let message = "exactly one DataStore plugin must be configured: add `DataStore \"sql\" { ... }` to `plugins`";
+        return Err(StartError::DataStore(message.into()));
+    };
+    if plugin.name != "sql" {
+        return Err(StartError::DataStore(format!("unknown DataStore {:?}: only \"sql\" exists", plugin.name)));
+    }
+    let data = plugin.load_data().map_err(|e| StartError::DataStore(e.to_string()))?;
+    let config: SqlConfig = finial_plugin::decode(&data).map_err(|e| StartError::DataStore(e.message))?;
+    Ok(Store::open(config.resolve()?, clock).await?)
+}
+
+/// Forgets in memory what was pruned in the datastore.
+struct Forget {
+    entries: Arc<Entries>,
+    nodes: Arc<Nodes>,
+}
+
+impl PruneListener for Forget {
+    fn entries_pruned(&self, ids: &[EntryId]) {
+        self.entries.forget(ids);
+    }
+
+    fn agents_pruned(&self, ids: &[SpiffeId]) {
+        self.nodes.forget(ids);
+    }
+}
+
+/// Starts a server. When this returns it answers on both doors, and goes on until the spawner's shutdown.
+pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Environment) -> Result<Running, StartError> {
+    let began = env.clock.now();
+    for warning in ttl_warnings(settings) {
+        tracing::warn!("{warning}");
+    }
+    let store = open_store(&settings.plugins, env.clock.clone()).await?;
+    let turn = Turn::new(env.spawner.clone());
+    let trust_domain = settings.trust_domain.clone();
+    let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;
+    let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await?;
+    let authority_store: Arc<dyn AuthorityStore> = Arc::new(store.clone());
+    let bundles = BundleFeed::open(authority_store.clone(), trust_domain.clone()).await?;
+    let authorities = Authorities::new();
+    let parts = AuthorityParts {
+        store: authority_store,
+        keys: plugins.key_manager.clone(),
+        feed: bundles.clone(),
+        authorities: authorities.clone(),
+        clock: env.clock.clone(),
+        metrics: env.metrics.clone(),
+    };
+    let mut manager = AuthorityManager::load(AuthoritySettings::of(settings), parts).await?;
+    manager.start().await?;
+    let issuer =
+        Arc::new(Issuer::new(IssuerSettings::of(settings), authorities, env.clock.clone(), env.metrics.clone()));
+    let svid = ServerSvid::new(
+        issuer.clone(),
+        settings.ca_key_type,
+        env.clock.clone(),
+        env.metrics.clone(),
+        env.spawner.clone(),
+    );
+    svid.rotate().await?;
+    let gate_settings = GateSettings {
+        admin_ids: settings.admin_ids.clone(),
+        rate_limit: settings.rate_limit,
+        audit_log_enabled: settings.audit_log_enabled,
+    };
+    let gate = Gate::new(gate_settings, entries.clone(), nodes.clone(), env.metrics.clone(), env.clock.clone());
+    let doors = Doors {
+        address: settings.bind_address,
+        socket_path: settings.socket_path.clone(),
+        identity: svid.tls_identity(),
+        admissible: Admissible {
+            trust_domain: trust_domain.clone(),
+            admin_ids: settings.admin_ids.clone(),
+            bundles: bundles.clone(),
+        },
+        audit: settings.audit_log_enabled,
+        clock: env.clock.clone(),
+        spawner: env.spawner.clone(),
+    };
+    let endpoints = Endpoints::listen(doors)?;
+    crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone())
+        .map_err(StartError::Health)?;
+    let listener = Arc::new(Forget { entries: entries.clone(), nodes: nodes.clone() });
+    let pruner = Pruner::new(
+        PruneSettings::of(settings),
+        store.clone(),
+        bundles.clone(),
+        env.clock.clone(),
+        env.metrics.clone(),
+        listener,
+    );
+    let service = Service(Arc::new(Api {
+        trust_domain,
+        gate,
+        store: store.clone(),
+        turn,
+        entries,
+        nodes,
+        issuer,
+        svid: svid.clone(),
+        bundles: bundles.clone(),
+        plugins,
+        clock: env.clock.clone(),
+        log: env.log.clone(),
+        disable_jwt_svids: settings.disable_jwt_svids,
+        agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
+        info: InfoCache::new(began),
+    }));
+    let running = Running { address: endpoints.address(), socket_path: settings.socket_path.clone() };
+    let shutdown = env.spawner.shutdown();
+    background(&env.spawner, "authorities", manager.run(shutdown.clone()));
+    background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
+    background(&env.spawner, "bundle feed", bundles.run(shutdown.clone()));
+    background(&env.spawner, "pruning", pruner.run(shutdown.clone()));
+    env.spawner.service("endpoints", serve(endpoints, service, store, shutdown));
+    Ok(running)
+}
+
+fn background(spawner: &Spawner, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    spawner.service(name, async move {
+        task.await;
+        Ok::<(), Infallible>(())
+    });
+}
+
+/// Answers until shutdown; the datastore is closed last.
+async fn serve(
+    endpoints: Endpoints,
+    service: Service,
+    store: Store,
+    shutdown: Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    let served = endpoints.serve(service, shutdown).await;
+    store.close().await;
+    served
+}

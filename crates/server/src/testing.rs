@@ -1,0 +1,236 @@
+//! A world for tests: a datastore and a key manager in memory that can be made to fail at any call, and a clock.
+
+use crate::authority::{Authorities, AuthorityManager, AuthorityParts, AuthoritySettings, AuthorityStore};
+use crate::issue::{Issuer, IssuerSettings};
+use crate::publish::BundleFeed;
+use async_trait::async_trait;
+use finial_core::{Bundle, Clock, KeyType, ManualClock, TrustDomain};
+use finial_crypto::{DistinguishedName, PrivateKey, Signer};
+use finial_plugin::{KeyManager, PluginError};
+use finial_runtime::Metrics;
+use finial_store::{CaJournal, StoreError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+pub(crate) const START: i64 = 1_700_000_000;
+pub(crate) const HOUR: i64 = 3600;
+
+/// When a call fails: before it had an effect, or after (the answer got lost).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    Request,
+    Answer,
+}
+
+/// Fails one call, or all.
+#[derive(Default)]
+pub(crate) struct Faults {
+    pub(crate) calls: usize,
+    pub(crate) fail_at: Option<(usize, Lost)>,
+    pub(crate) fail_all: bool,
+}
+
+impl Faults {
+    fn next(&mut self) -> Option<Lost> {
+        let call = self.calls;
+        self.calls += 1;
+        if self.fail_all {
+            return Some(Lost::Request);
+        }
+        self.fail_at.filter(|(at, _)| *at == call).map(|(_, lost)| lost)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Data {
+    pub(crate) bundles: BTreeMap<String, Bundle>,
+    pub(crate) journals: BTreeMap<i64, CaJournal>,
+    pub(crate) keys: BTreeMap<String, PrivateKey>,
+}
+
+/// Datastore and key manager in one.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) faults: Mutex<Faults>,
+    pub(crate) data: Mutex<Data>,
+}
+
+impl Memory {
+    fn act<T, E>(&self, error: impl FnOnce() -> E, act: impl FnOnce(&mut Data) -> T) -> Result<T, E> {
+        let lost = self.faults.lock().unwrap().next();
+        if lost == Some(Lost::Request) {
+            return Err(error());
+        }
+        let result = act(&mut self.data.lock().unwrap());
+        if lost.is_some() { Err(error()) } else { Ok(result) }
+    }
+
+    fn store<T>(&self, act: impl FnOnce(&mut Data) -> T) -> Result<T, StoreError> {
+        self.act(|| StoreError::Busy(1), act)
+    }
+
+    fn key_manager<T>(&self, act: impl FnOnce(&mut Data) -> T) -> Result<T, PluginError> {
+        self.act(|| PluginError::internal("key manager is away"), act)
+    }
+}
+
+#[async_trait]
+impl AuthorityStore for Memory {
+    async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
+        self.store(|d| d.bundles.get(trust_domain.as_str()).cloned())
+    }
+
+    async fn bundles(&self) -> Result<Vec<Bundle>, StoreError> {
+        self.store(|d| d.bundles.values().cloned().collect())
+    }
+
+    async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
+        self.store(|d| {
+            let name = bundle.trust_domain.as_str().to_owned();
+            let known = d.bundles.entry(name).or_insert_with(|| Bundle::empty(bundle.trust_domain.clone()));
+            known.x509_authorities.extend(bundle.x509_authorities.iter().cloned());
+            known.jwt_authorities.extend(bundle.jwt_authorities.iter().cloned());
+            known.sequence_number += 1;
+            known.clone()
+        })
+    }
+
+    async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {
+        self.store(|d| {
+            d.journals.values().find(|j| j.active_x509_authority_id == active_x509_authority_id).cloned()
+        })
+    }
+
+    async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {
+        self.store(|d| {
+            let id = if journal.id == 0 { d.journals.len() as i64 + 1 } else { journal.id };
+            let stored = CaJournal { id, ..journal.clone() };
+            d.journals.insert(id, stored.clone());
+            stored
+        })
+    }
+}
+
+#[async_trait]
+impl KeyManager for Memory {
+    async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, PluginError> {
+        self.key_manager(|d| {
+            let key = PrivateKey::generate(key_type).unwrap();
+            d.keys.insert(id.to_owned(), key.clone());
+            Arc::new(key) as Arc<dyn Signer>
+        })
+    }
+
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, PluginError> {
+        self.key_manager(|d| d.keys.get(id).map(|k| Arc::new(k.clone()) as Arc<dyn Signer>))
+    }
+
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError> {
+        self.key_manager(|d| {
+            d.keys.iter().map(|(id, k)| (id.clone(), Arc::new(k.clone()) as Arc<dyn Signer>)).collect()
+        })
+    }
+}
+
+/// A process on top of what survives it.
+pub(crate) struct World {
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) settings: AuthoritySettings,
+}
+
+/// What dies with the process.
+pub(crate) struct Process {
+    pub(crate) manager: AuthorityManager,
+    pub(crate) authorities: Authorities,
+    pub(crate) feed: Arc<BundleFeed>,
+}
+
+pub(crate) fn trust_domain() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let settings = AuthoritySettings {
+            trust_domain: trust_domain(),
+            ca_ttl_seconds: 24 * HOUR,
+            ca_subject: DistinguishedName::ca_default(),
+            ca_key_type: KeyType::EcP256,
+            jwt_key_type: Some(KeyType::EcP256),
+        };
+        Self { memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings }
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        self.clock.now()
+    }
+
+    /// Starts a process and loads the journal.
+    pub(crate) async fn load(&self) -> Result<Process, Box<dyn std::error::Error>> {
+        let authorities = Authorities::new();
+        let feed = BundleFeed::open(self.memory.clone(), trust_domain()).await?;
+        let parts = AuthorityParts {
+            store: self.memory.clone(),
+            keys: self.memory.clone(),
+            feed: feed.clone(),
+            authorities: authorities.clone(),
+            clock: self.clock.clone(),
+            metrics: Metrics::disabled(),
+        };
+        let manager = AuthorityManager::load(self.settings.clone(), parts).await?;
+        Ok(Process { manager, authorities, feed })
+    }
+
+    /// Starts a process whose authorities are ready.
+    pub(crate) async fn start(&self) -> Process {
+        let mut process = self.load().await.unwrap();
+        process.manager.start().await.unwrap();
+        process
+    }
+
+    pub(crate) fn issuer(&self, authorities: &Authorities) -> Issuer {
+        let settings = IssuerSettings {
+            trust_domain: trust_domain(),
+            x509_svid_ttl_seconds: HOUR,
+            agent_svid_ttl_seconds: 2 * HOUR,
+            jwt_svid_ttl_seconds: 300,
+            jwt_issuer: None,
+        };
+        Issuer::new(settings, authorities.clone(), self.clock.clone(), Metrics::disabled())
+    }
+
+    pub(crate) fn bundle(&self) -> Option<Bundle> {
+        self.memory.data.lock().unwrap().bundles.get("example.org").cloned()
+    }
+
+    pub(crate) fn fail(&self, at: Option<(usize, Lost)>) {
+        let mut faults = self.memory.faults.lock().unwrap();
+        faults.calls = 0;
+        faults.fail_at = at;
+    }
+
+    pub(crate) fn fail_all(&self, all: bool) {
+        self.memory.faults.lock().unwrap().fail_all = all;
+    }
+
+    /// Whether the planned fault happened.
+    pub(crate) fn fault_fired(&self) -> bool {
+        let faults = self.memory.faults.lock().unwrap();
+        faults.fail_at.is_some_and(|(at, _)| faults.calls > at)
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.memory.faults.lock().unwrap().calls
+    }
+}
+
+impl Process {
+    pub(crate) fn x509_id(&self) -> Option<String> {
+        self.authorities.x509().map(|a| a.authority_id.clone())
+    }
+
+    pub(crate) fn jwt_id(&self) -> Option<String> {
+        self.authorities.jwt().map(|a| a.signer.key_id().to_owned())
+    }
+}

@@ -1,1 +1,287 @@
-//! Placeholder.
+//! The plugins that exist, by kind and name: the only crate that sees all of them. A new plugin is one line in a table here.
+
+use finial_config::{PluginConfig, PluginDataError};
+use finial_core::Secret;
+use finial_hcl::Value;
+use finial_plugin::{
+    AgentNodeAttestor, AgentPlugins, KeyManager, PluginContext, PluginError, ServerNodeAttestor, ServerPlugins,
+    WorkloadAttestor,
+};
+use finial_plugins_base::key_manager::{Disk, Memory};
+use finial_plugins_base::node_attestor::JoinTokenAgent;
+use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
+use finial_plugins_base::workload_attestor::Unix;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Why the plugins of a configuration cannot be used. Texts follow SPIRE's.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// A kind that this program does not know.
+    #[error("unsupported plugin type {0:?}")]
+    UnknownKind(String),
+    /// No plugin of that kind and name is built in.
+    #[error("no built-in plugin {name:?} for type {kind:?}{hint}")]
+    Unknown {
+        /// The kind, such as `NodeAttestor`.
+        kind: String,
+        /// The name.
+        name: String,
+        /// What there is instead.
+        hint: String,
+    },
+    /// A `plugin_cmd` is given.
+    #[error("failed to load plugin {0:?}: external plugins (plugin_cmd) are not supported yet")]
+    External(String),
+    /// SPIRE refuses this as well.
+    #[error("the built-in join_token node attestor cannot be overridden by an external plugin")]
+    ExternalJoinToken,
+    /// Too many or too few of a kind.
+    #[error("plugin type {kind:?} constraint not satisfied: expected {expected} but got {got}")]
+    Count {
+        /// The kind.
+        kind: &'static str,
+        /// How many there must be, in words.
+        expected: &'static str,
+        /// How many are enabled.
+        got: usize,
+    },
+    /// Its data file cannot be used.
+    #[error("failed to configure plugin {name:?}: {source}")]
+    Data {
+        /// The plugin.
+        name: String,
+        /// Why.
+        source: PluginDataError,
+    },
+    /// It does not accept its configuration.
+    #[error("failed to configure plugin {name:?}: {source}")]
+    Configure {
+        /// The plugin.
+        name: String,
+        /// Why.
+        source: PluginError,
+    },
+    /// The datastore is not a plugin any more.
+    #[error("pluggability for the DataStore is deprecated; only the built-in \"sql\" plugin is supported")]
+    DataStore,
+}
+
+type Make<T> = fn(&Value, &PluginContext) -> Result<T, PluginError>;
+type Table<T> = &'static [(&'static str, Make<T>)];
+
+const SERVER_KEY_MANAGERS: Table<Arc<dyn KeyManager>> =
+    &[("disk", |data, _| Ok(Arc::new(Disk::for_server(data)?))), ("memory", |_, _| Ok(Arc::new(Memory::default())))];
+
+const AGENT_KEY_MANAGERS: Table<Arc<dyn KeyManager>> =
+    &[("disk", |data, _| Ok(Arc::new(Disk::for_agent(data)?))), ("memory", |_, _| Ok(Arc::new(Memory::default())))];
+
+/// Without `join_token`, which the server core handles.
+const SERVER_NODE_ATTESTORS: Table<Arc<dyn ServerNodeAttestor>> =
+    &[(x509pop::NAME, |data, context| Ok(Arc::new(X509PopServer::new(data, context.clone())?)))];
+
+const AGENT_NODE_ATTESTORS: Table<Arc<dyn AgentNodeAttestor>> = &[
+    // Its token comes from elsewhere; this one stands for an agent that has attested before.
+    (JoinTokenAgent::NAME, |_, _| Ok(Arc::new(JoinTokenAgent::new(Secret::default())))),
+    (x509pop::NAME, |data, _| Ok(Arc::new(X509PopAgent::new(data)?))),
+];
+
+const WORKLOAD_ATTESTORS: Table<Arc<dyn WorkloadAttestor>> =
+    &[(Unix::NAME, |data, context| Ok(Arc::new(Unix::new(data, context)?)))];
+
+/// Builds and configures the plugins of a server, in the order of the configuration.
+///
+/// # Errors
+/// The first plugin that does not exist or does not accept its configuration, or a kind with too many or too few.
+pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -> Result<ServerPlugins, CatalogError> {
+    let mut key_managers = Vec::new();
+    let mut node_attestors = BTreeMap::new();
+    let (mut join_token, mut datastores) = (false, Vec::new());
+    for config in configs.iter().filter(|c| c.enabled) {
+        match (config.kind.as_str(), config.name.as_str()) {
+            ("DataStore", "sql") if config.command.is_none() => datastores.push(()),
+            ("DataStore", _) => return Err(CatalogError::DataStore),
+            ("KeyManager", _) => key_managers.push(make(SERVER_KEY_MANAGERS, config, context)?),
+            ("NodeAttestor", JoinTokenAgent::NAME) if config.command.is_none() => {
+                loaded(config);
+                join_token = true;
+            }
+            ("NodeAttestor", name) => {
+                node_attestors.insert(name.to_owned(), make(SERVER_NODE_ATTESTORS, config, context)?);
+            }
+            ("UpstreamAuthority" | "Notifier" | "BundlePublisher" | "CredentialComposer", _) => {
+                return Err(unknown(config, &[]));
+            }
+            (kind, _) => return Err(CatalogError::UnknownKind(kind.to_owned())),
+        }
+    }
+    exactly_one("DataStore", datastores)?;
+    let key_manager = exactly_one("KeyManager", key_managers)?;
+    Ok(ServerPlugins { key_manager, node_attestors, join_token })
+}
+
+/// Builds and configures the plugins of an agent. A join token takes the place of the configured node attestor, as in SPIRE.
+///
+/// # Errors
+/// As [`build_server_plugins`].
+pub fn build_agent_plugins(
+    configs: &[PluginConfig],
+    join_token: Option<Secret<String>>,
+    context: &PluginContext,
+) -> Result<AgentPlugins, CatalogError> {
+    let (mut key_managers, mut node_attestors) = (Vec::new(), Vec::new());
+    let mut workload_attestors = Vec::new();
+    for config in configs.iter().filter(|c| c.enabled) {
+        let name = || config.name.clone();
+        match config.kind.as_str() {
+            "KeyManager" => key_managers.push((name(), make(AGENT_KEY_MANAGERS, config, context)?)),
+            "NodeAttestor" if config.command.is_some() && config.name == JoinTokenAgent::NAME => {
+                return Err(CatalogError::ExternalJoinToken);
+            }
+            "NodeAttestor" => node_attestors.push((name(), make(AGENT_NODE_ATTESTORS, config, context)?)),
+            "WorkloadAttestor" => workload_attestors.push(make(WORKLOAD_ATTESTORS, config, context)?),
+            "SVIDStore" => return Err(unknown(config, &[])),
+            kind => return Err(CatalogError::UnknownKind(kind.to_owned())),
+        }
+    }
+    let (key_manager_name, key_manager) = exactly_one("KeyManager", key_managers)?;
+    let configured = exactly_one("NodeAttestor", node_attestors)?;
+    let node_attestor = match join_token {
+        Some(token) => (JoinTokenAgent::NAME.to_owned(), Arc::new(JoinTokenAgent::new(token)) as Arc<_>),
+        None => configured,
+    };
+    if workload_attestors.is_empty() {
+        return Err(CatalogError::Count { kind: "WorkloadAttestor", expected: "at least 1", got: 0 });
+    }
+    Ok(AgentPlugins { key_manager, keys_are_volatile: key_manager_name == "memory", node_attestor, workload_attestors })
+}
+
+fn make<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> Result<T, CatalogError> {
+    if config.command.is_some() {
+        let join_token = config.kind == "NodeAttestor" && config.name == JoinTokenAgent::NAME;
+        return Err(if join_token {
+            CatalogError::ExternalJoinToken
+        } else {
+            CatalogError::External(config.name.clone())
+        });
+    }
+    let row = table.iter().find(|(name, _)| *name == config.name);
+    let (_, make) = row.ok_or_else(|| unknown(config, &table.iter().map(|(name, _)| *name).collect::<Vec<_>>()))?;
+    let name = || config.name.clone();
+    let data = config.load_data().map_err(|source| CatalogError::Data { name: name(), source })?;
+    let plugin = make(&data, context).map_err(|source| CatalogError::Configure { name: name(), source })?;
+    tracing::info!(
+        subsystem_name = "catalog",
+        external = false,
+        plugin_name = config.name,
+        plugin_type = config.kind,
+        reconfigurable = false,
+        "Configured plugin"
+    );
+    loaded(config);
+    Ok(plugin)
+}
+
+fn loaded(config: &PluginConfig) {
+    tracing::info!(
+        subsystem_name = "catalog",
+        external = false,
+        plugin_name = config.name,
+        plugin_type = config.kind,
+        "Plugin loaded"
+    );
+}
+
+fn unknown(config: &PluginConfig, known: &[&str]) -> CatalogError {
+    let hint = match known {
+        [] => " (none of this type yet; see docs/compatibility.md)".to_owned(),
+        known => format!(" (there is {}; see docs/compatibility.md for others)", known.join(", ")),
+    };
+    CatalogError::Unknown { kind: config.kind.clone(), name: config.name.clone(), hint }
+}
+
+fn exactly_one<T>(kind: &'static str, mut plugins: Vec<T>) -> Result<T, CatalogError> {
+    let got = plugins.len();
+    plugins.pop().filter(|_| got == 1).ok_or(CatalogError::Count { kind, expected: "exactly 1", got })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_core::{SystemClock, TrustDomain};
+    use std::path::PathBuf;
+
+    fn plugin(kind: &str, name: &str, data: &str) -> PluginConfig {
+        PluginConfig::inline(kind, name, finial_hcl::parse(data).expect("is HCL"))
+    }
+
+    fn context() -> PluginContext {
+        PluginContext { trust_domain: TrustDomain::parse("example.org").expect("a name"), clock: Arc::new(SystemClock) }
+    }
+
+    fn server() -> Vec<PluginConfig> {
+        vec![
+            plugin("DataStore", "sql", ""),
+            plugin("KeyManager", "memory", ""),
+            plugin("NodeAttestor", "join_token", ""),
+        ]
+    }
+
+    fn agent() -> Vec<PluginConfig> {
+        vec![
+            plugin("KeyManager", "memory", ""),
+            plugin("NodeAttestor", "join_token", ""),
+            plugin("WorkloadAttestor", "unix", ""),
+        ]
+    }
+
+    fn refusal(configs: &[PluginConfig]) -> String {
+        build_server_plugins(configs, &context()).err().expect("is refused").to_string()
+    }
+
+    #[test]
+    fn the_smallest_configurations_work() {
+        let built = build_server_plugins(&server(), &context()).expect("builds");
+        assert!(built.join_token && built.node_attestors.is_empty());
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut with_disk = agent();
+        with_disk[0] = plugin("KeyManager", "disk", &format!("directory = \"{}\"", folder.path().display()));
+        let built = build_agent_plugins(&with_disk, None, &context()).expect("builds");
+        assert!(!built.keys_are_volatile && built.node_attestor.0 == "join_token");
+        assert_eq!(built.workload_attestors[0].name(), "unix");
+        let token = Some(Secret::new("t".to_owned()));
+        assert!(build_agent_plugins(&agent(), token, &context()).expect("builds").keys_are_volatile);
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused_in_the_words_of_spire() {
+        let with = |extra: PluginConfig| [server(), vec![extra]].concat();
+        let text = refusal(&with(plugin("NodeAttestor", "aws_iid", "")));
+        assert!(text.starts_with("no built-in plugin \"aws_iid\" for type \"NodeAttestor\""), "{text}");
+        assert!(refusal(&with(plugin("UpstreamAuthority", "disk", ""))).starts_with("no built-in plugin \"disk\""));
+        assert_eq!(refusal(&with(plugin("Nope", "x", ""))), "unsupported plugin type \"Nope\"");
+        let expected = "plugin type \"KeyManager\" constraint not satisfied: expected exactly 1 but got 2";
+        assert_eq!(refusal(&with(plugin("KeyManager", "memory", ""))), expected);
+        let disabled = PluginConfig { enabled: false, ..plugin("KeyManager", "nope", "") };
+        build_server_plugins(&with(disabled), &context()).expect("a disabled plugin is not looked at");
+        let external =
+            PluginConfig { command: Some(PathBuf::from("/bin/x")), ..plugin("NodeAttestor", "join_token", "") };
+        assert!(refusal(&with(external)).contains("cannot be overridden by an external plugin"));
+        assert!(refusal(&with(plugin("DataStore", "other", ""))).contains("only the built-in \"sql\" plugin"));
+        assert!(
+            refusal(&server()[1..]).contains("\"DataStore\" constraint not satisfied: expected exactly 1 but got 0")
+        );
+        let disk = [plugin("DataStore", "sql", ""), plugin("KeyManager", "disk", "")];
+        assert_eq!(refusal(&disk), "failed to configure plugin \"disk\": keys_path is required");
+        let missing = PluginConfig {
+            data: finial_config::PluginData::File(PathBuf::from("/nonexistent")),
+            ..plugin("KeyManager", "disk", "")
+        };
+        assert!(refusal(&[plugin("DataStore", "sql", ""), missing]).contains("/nonexistent"));
+        let text = build_agent_plugins(&agent()[..2], None, &context()).err().expect("is refused").to_string();
+        assert!(
+            text.contains("\"WorkloadAttestor\" constraint not satisfied: expected at least 1 but got 0"),
+            "{text}"
+        );
+    }
+}

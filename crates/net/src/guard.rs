@@ -24,12 +24,21 @@ pub struct Limits {
     pub handshakes: usize,
     /// How long a TLS handshake may take, and after it the beginning of HTTP/2.
     pub silence: Duration,
+    /// When a connection is cut off, whatever it does; `None` = never. (tonic's `max_connection_age` asks it to end before;
+    /// its `max_connection_age_grace` is of no use, as with it tonic 0.14 no longer asks.)
+    pub lifetime: Option<Duration>,
 }
 
 impl Default for Limits {
-    /// 16,384 connections, all of which may be one peer's; 1,024 handshakes; 10 s.
+    /// 16,384 connections, all of which may be one peer's; 1,024 handshakes; 10 s; no end.
     fn default() -> Self {
-        Self { connections: 16_384, connections_per_peer: 16_384, handshakes: 1_024, silence: Duration::from_secs(10) }
+        Self {
+            connections: 16_384,
+            connections_per_peer: 16_384,
+            handshakes: 1_024,
+            silence: Duration::from_secs(10),
+            lifetime: None,
+        }
     }
 }
 
@@ -86,14 +95,29 @@ impl<K: Eq + Hash> Drop for Counted<K> {
 /// A connection that is counted and must begin to speak in time.
 pub(crate) struct Guarded<S> {
     stream: S,
-    /// How many bytes are still to come until when; `None` once they came.
-    silent: Option<(usize, Pin<Box<Sleep>>)>,
+    /// How many bytes of the preface are still to come.
+    missing: usize,
+    /// Until when they must come; after that, until when the connection may live.
+    deadline: Option<Pin<Box<Sleep>>>,
+    lifetime: Option<Duration>,
     _admitted: Admitted,
 }
 
 impl<S> Guarded<S> {
-    pub(crate) fn new(stream: S, silence: Duration, admitted: Admitted) -> Self {
-        Self { stream, silent: Some((PREFACE_BYTES, Box::pin(tokio::time::sleep(silence)))), _admitted: admitted }
+    pub(crate) fn new(stream: S, limits: &Limits, admitted: Admitted) -> Self {
+        let deadline = Some(Box::pin(tokio::time::sleep(limits.silence)));
+        Self { stream, missing: PREFACE_BYTES, deadline, lifetime: limits.lifetime, _admitted: admitted }
+    }
+
+    /// Takes note of bytes that came.
+    fn note(&mut self, bytes: usize) {
+        if self.missing == 0 {
+            return;
+        }
+        self.missing = self.missing.saturating_sub(bytes);
+        if self.missing == 0 {
+            self.deadline = self.lifetime.map(|end| Box::pin(tokio::time::sleep(end)));
+        }
     }
 }
 
@@ -102,20 +126,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let this = &mut *self;
         let before = buf.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let Some((missing, deadline)) = &mut this.silent else { return read };
-        match read {
-            Poll::Pending => {
-                ready!(deadline.as_mut().poll(cx));
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer did not begin to speak HTTP/2")))
-            }
-            done => {
-                *missing = missing.saturating_sub(buf.filled().len() - before);
-                if *missing == 0 {
-                    this.silent = None;
-                }
-                done
-            }
+        if read.is_ready() {
+            this.note(buf.filled().len() - before);
+            return read;
         }
+        let Some(deadline) = &mut this.deadline else { return Poll::Pending };
+        ready!(deadline.as_mut().poll(cx));
+        let what =
+            if this.missing > 0 { "the peer did not begin to speak HTTP/2" } else { "the connection is too old" };
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, what)))
     }
 }
 
@@ -215,15 +234,16 @@ mod tests {
         assert!(admission.open.lock().unwrap().by_peer.len() <= 1, "no leftovers");
     }
 
-    fn guarded(limit: Duration) -> (tokio::io::DuplexStream, Guarded<tokio::io::DuplexStream>) {
+    fn guarded(lifetime: Option<Duration>) -> (tokio::io::DuplexStream, Guarded<tokio::io::DuplexStream>) {
         let (near, far) = tokio::io::duplex(256);
-        let admitted = Admission::new(Limits::default()).admit(0).unwrap();
-        (near, Guarded::new(far, limit, admitted))
+        let limits = Limits { lifetime, ..Limits::default() };
+        let admitted = Admission::new(limits).admit(0).unwrap();
+        (near, Guarded::new(far, &limits, admitted))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_says_nothing_or_only_a_little_is_cut_off() {
-        let (mut client, mut server) = guarded(Duration::from_secs(10));
+        let (mut client, mut server) = guarded(None);
         client.write_all(b"PRI * HTTP/2.0").await.unwrap();
         let mut buf = [0; 64];
         assert_eq!(server.read(&mut buf).await.unwrap(), 14);
@@ -232,11 +252,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_has_begun_may_be_idle() {
-        let (mut client, mut server) = guarded(Duration::from_secs(10));
+        let (mut client, mut server) = guarded(None);
         client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
         let mut buf = [0; 64];
         assert_eq!(server.read(&mut buf).await.unwrap(), PREFACE_BYTES);
         let idle = tokio::time::timeout(Duration::from_secs(3600), server.read(&mut buf)).await;
         assert!(idle.is_err(), "still open after an hour");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_with_its_lifetime() {
+        let (mut client, mut server) = guarded(Some(Duration::from_secs(100)));
+        client.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+        let mut buf = [0; 64];
+        assert_eq!(server.read(&mut buf).await.unwrap(), PREFACE_BYTES);
+        let began = tokio::time::Instant::now();
+        assert_eq!(server.read(&mut buf).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(began.elapsed().as_secs(), 100);
     }
 }

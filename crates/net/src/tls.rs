@@ -106,16 +106,16 @@ impl Accept {
         // An agent's calls are small and it waits for each.
         let _ = tcp.set_nodelay(true);
         self.make_room();
-        let (acceptor, sender, silence) = (self.acceptor.clone(), self.sender.clone(), self.limits.silence);
+        let (acceptor, sender, limits) = (self.acceptor.clone(), self.sender.clone(), self.limits);
         let task = self.spawner.spawn("tls-handshake", async move {
-            match tokio::time::timeout(silence, acceptor.accept(tcp)).await {
+            match tokio::time::timeout(limits.silence, acceptor.accept(tcp)).await {
                 Ok(Ok(tls)) => {
                     let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
                     let peer = TlsPeer {
                         address,
                         certificates: certificates.iter().map(|c| c.clone().into_owned()).collect(),
                     };
-                    let stream = Guarded::new(tls, silence, admitted);
+                    let stream = Guarded::new(tls, &limits, admitted);
                     let _ = sender.send(TlsConnection { stream, peer }).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),

@@ -122,7 +122,7 @@ fn identify(stream: UnixStream, admission: &Arc<Admission<u32>>, limits: Limits)
         tracing::warn!(uid = peer.uid, pid = peer.pid, "Too many connections; this one was closed");
         return None;
     };
-    Some(UnixConnection { stream: Guarded::new(stream, limits.silence, admitted), peer })
+    Some(UnixConnection { stream: Guarded::new(stream, &limits, admitted), peer })
 }
 
 impl Stream for UnixIncoming {

@@ -248,6 +248,14 @@ fn refuse(error: VerifyError) -> Error {
     })
 }
 
+/// A handshake error in words: rustls prints errors of verifiers in their debug form only.
+pub fn explain(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => cause.to_string(),
+        other => other.to_string(),
+    }
+}
+
 struct ClientVerifier(ClientAuth);
 
 impl std::fmt::Debug for ClientVerifier {

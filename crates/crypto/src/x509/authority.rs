@@ -283,7 +283,7 @@ impl Inner {
 }
 
 /// Writes a TBSCertificate in one pass, all lengths being known.
-fn tbs(
+pub(crate) fn tbs(
     serial: SerialNumber,
     after_serial: &[u8],
     not_before: UnixSeconds,
@@ -398,7 +398,7 @@ async fn sign(signer: &dyn Signer, algorithm: SignatureAlgorithm, tbs: &[u8]) ->
 }
 
 /// Puts a certificate together.
-fn assemble(tbs: &[u8], algorithm: &[u8], signature: &[u8]) -> Arc<[u8]> {
+pub(crate) fn assemble(tbs: &[u8], algorithm: &[u8], signature: &[u8]) -> Arc<[u8]> {
     let length = tbs.len() + algorithm.len() + der::element_len(signature.len() + 1);
     let mut out = Vec::with_capacity(der::element_len(length));
     der::put_header(&mut out, der::SEQUENCE, length);

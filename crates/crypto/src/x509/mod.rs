@@ -5,6 +5,8 @@ pub(crate) mod certificate;
 mod csr;
 mod extensions;
 mod name;
+#[cfg(test)]
+mod tests;
 mod time;
 pub(crate) mod verify;
 

@@ -1,4 +1,5 @@
 //! Registration entries: creation, similar entries, filters, paging, update, deletion, pruning, events.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
 
 mod common;
 use common::*;
@@ -153,6 +154,7 @@ async fn filters_match_as_sets() {
     assert_eq!(paths(&store, of(&|f| f.spiffe_id = Some(id("/2")))).await, ["/2"]);
     assert_eq!(paths(&store, of(&|f| f.hint = Some("h".into()))).await, ["/1"]);
     assert_eq!(paths(&store, of(&|f| f.downstream = Some(true))).await, ["/3"]);
+    assert_eq!(paths(&store, of(&|f| f.downstream = Some(false))).await.len(), 4);
     let both = EntryFilter { parent_id: Some(id("/p")), ..by_selectors(MatchBehavior::Superset, &["t:b"]) };
     assert_eq!(paths(&store, both).await, ["/2"]);
     let empty = store.list_entries(&by_selectors(MatchBehavior::Any, &[]), None).await.unwrap_err();

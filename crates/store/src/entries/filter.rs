@@ -18,7 +18,7 @@ pub struct EntryFilter {
     pub federates_with: Option<(MatchBehavior, Vec<TrustDomain>)>,
     /// Exactly this hint.
     pub hint: Option<String>,
-    /// Downstream or not.
+    /// `Some(true)`: only downstream servers. `Some(false)` filters nothing, as in SPIRE, whose CLI always sends it.
     pub downstream: Option<bool>,
 }
 
@@ -62,8 +62,8 @@ impl EntryFilter {
         if let Some(hint) = &self.hint {
             query.push(" AND e.hint = ").push_bind(hint.clone());
         }
-        if let Some(downstream) = self.downstream {
-            query.push(" AND e.downstream = ").push_bind(downstream);
+        if self.downstream == Some(true) {
+            query.push(" AND e.downstream = ").push_bind(true);
         }
         if let Some((behavior, selectors)) = &self.selectors {
             if selectors.is_empty() {

@@ -1,0 +1,95 @@
+//! Databases of other SPIRE releases: brought forward, opened with a warning, or refused.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
+
+mod common;
+use common::*;
+use finial_store::{AgentFilter, EntryFilter, Store, StoreError, StoreSettings};
+use sqlx::SqlitePool;
+use std::path::Path;
+
+async fn edit(path: &Path, statements: &[&str]) {
+    let pool = SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(path)).await.unwrap();
+    for statement in statements {
+        sqlx::query(sqlx::AssertSqlSafe(*statement)).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+}
+
+async fn stated(path: &Path) -> (i64, String) {
+    let pool = SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(path)).await.unwrap();
+    let row = sqlx::query_as("SELECT version, code_version FROM migrations").fetch_one(&pool).await.unwrap();
+    pool.close().await;
+    row
+}
+
+/// Makes a database with one entry and one agent, states another version in it, and opens it again.
+async fn reopened(statements: &[&str], disabled: bool) -> (Result<Store, StoreError>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("db");
+    let store = Store::open(StoreSettings::file(&path), clock()).await.unwrap();
+    create(&store, entry("1", "/1", "/p", &["t:a"])).await;
+    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+    store.close().await;
+    drop(store);
+    edit(&path, statements).await;
+    let settings = StoreSettings { disable_migration: disabled, ..StoreSettings::file(&path) };
+    (Store::open(settings, clock()).await, folder)
+}
+
+#[tokio::test]
+async fn older_schemas_are_brought_forward() {
+    let to_24 = [
+        "ALTER TABLE registered_entries DROP COLUMN additional_attributes",
+        "UPDATE migrations SET version = 24, code_version = '1.14.0'",
+    ];
+    let to_23 = [
+        "ALTER TABLE registered_entries DROP COLUMN additional_attributes",
+        "ALTER TABLE attested_node_entries DROP COLUMN agent_version",
+        "UPDATE migrations SET version = 23, code_version = '1.8.0'",
+    ];
+    for statements in [&to_24[..], &to_23[..]] {
+        let (store, folder) = reopened(statements, false).await;
+        let store = store.unwrap();
+        let mut new = entry("2", "/2", "/p", &["t:a"]);
+        new.jwt_svid_include_jti = true;
+        create(&store, new.clone()).await;
+        assert_eq!(store.fetch_entry(&new.id).await.unwrap(), Some(new));
+        assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 2);
+        assert_eq!(store.count_nodes(&AgentFilter::default()).await.unwrap(), 1);
+        assert_eq!(stated(&folder.path().join("db")).await, (25, "1.15.3".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_migrated_is_refused_and_stays_as_it_was() {
+    for (statement, disabled, text) in [
+        (
+            "UPDATE migrations SET version = 22, code_version = '1.7.2'",
+            false,
+            "datastore-sql: migrating from schema version 22 requires a previous SPIRE release; please follow the upgrade strategy at doc/upgrading.md",
+        ),
+        (
+            "UPDATE migrations SET version = 26, code_version = '1.17.0'",
+            false,
+            "datastore-sql: incompatible DB schema and code version",
+        ),
+        (
+            "UPDATE migrations SET version = 24, code_version = '1.13.0'",
+            true,
+            "datastore-sql: auto-migration must be enabled for current DB",
+        ),
+    ] {
+        let (store, folder) = reopened(&[statement], disabled).await;
+        assert_eq!(store.map(|_| ()).unwrap_err().to_string(), text);
+        let version = stated(&folder.path().join("db")).await;
+        assert!(statement.contains(&format!("{}, code_version = '{}'", version.0, version.1)));
+    }
+}
+
+#[tokio::test]
+async fn the_next_minor_release_may_have_been_there() {
+    let next = "UPDATE migrations SET version = 26, code_version = '1.16.0-dev'";
+    let (store, folder) = reopened(&[next], false).await;
+    assert_eq!(store.unwrap().count_entries(&EntryFilter::default()).await.unwrap(), 1);
+    assert_eq!(stated(&folder.path().join("db")).await, (26, "1.16.0-dev".to_owned()));
+}

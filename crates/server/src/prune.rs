@@ -213,3 +213,7 @@ impl Pruner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod tests;

@@ -169,3 +169,7 @@ impl BundleSource for BundleFeed {
         self.bundles.load().get(trust_domain).and_then(|b| b.roots.clone())
     }
 }
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

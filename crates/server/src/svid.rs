@@ -139,3 +139,7 @@ impl ServerSvid {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "svid_tests.rs"]
+mod tests;

@@ -96,9 +96,7 @@ impl AuthorityStore for Memory {
     }
 
     async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {
-        self.store(|d| {
-            d.journals.values().find(|j| j.active_x509_authority_id == active_x509_authority_id).cloned()
-        })
+        self.store(|d| d.journals.values().find(|j| j.active_x509_authority_id == active_x509_authority_id).cloned())
     }
 
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {

@@ -363,3 +363,6 @@ impl Issuer {
 async fn deadline<T>(sign: impl Future<Output = T>) -> Result<T, IssueError> {
     tokio::time::timeout(Duration::from_secs(SIGN_SECONDS), sign).await.map_err(|_| IssueError::Timeout)
 }
+
+#[cfg(test)]
+mod tests;

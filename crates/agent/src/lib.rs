@@ -1,1 +1,197 @@
-//! Placeholder.
+//! The agent of a node: attests to the server, keeps SVIDs and bundles at hand, and serves them to workloads.
+//!
+//! Follow a call through `workload_api` (who calls, what may they see) and `cache` (ready-made answers); follow the data
+//! through `sync` (the only one who asks the server) into `cache`. `attest` and `svid` are the agent's own identity,
+//! `storage` what is left of it after a restart, `admin` and `health` what it says of itself.
+//!
+//! Start at [`run`].
+
+mod admin;
+mod attest;
+mod cache;
+mod endpoints;
+mod entry;
+mod error;
+mod health;
+mod join_token;
+mod rotation;
+mod status;
+mod storage;
+mod svid;
+mod sync;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod workload_api;
+
+pub use error::AgentError;
+
+use finial_config::AgentSettings;
+use finial_core::Clock;
+use finial_crypto::tls::{PeerPolicy, ServerAuth, TlsIdentity, client_config};
+use finial_net::client::tls_channel;
+use finial_plugin::{AgentNodeAttestor, AgentPlugins};
+use finial_runtime::log::LogHandle;
+use finial_runtime::{Metrics, Shutdown, Spawner, telemetry};
+use join_token::JoinTokenAttestor;
+use rotation::{Jitter, RotationStrategy};
+use status::AgentStatus;
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use storage::Storage;
+use sync::Syncer;
+use sync::client::ServerLink;
+use tokio::time::Instant;
+
+/// An agent that can be run.
+pub struct Agent {
+    /// What it is told.
+    pub settings: AgentSettings,
+    /// Its plugins.
+    pub plugins: AgentPlugins,
+    /// Starts its tasks; the agent ends when its shutdown triggers.
+    pub spawner: Spawner,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// The process's log, for the Logger API on the admin socket; none = no such API.
+    pub log: Option<LogHandle>,
+    /// The version that it tells the server.
+    pub version: String,
+}
+
+/// What all parts of a running agent share.
+pub(crate) struct Context {
+    pub(crate) settings: AgentSettings,
+    pub(crate) plugins: AgentPlugins,
+    /// With its name.
+    pub(crate) node_attestor: (String, Arc<dyn AgentNodeAttestor>),
+    pub(crate) spawner: Spawner,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Metrics,
+    pub(crate) storage: Storage,
+    pub(crate) rotation: RotationStrategy,
+    pub(crate) jitter: Arc<Jitter>,
+    pub(crate) version: String,
+}
+
+impl Context {
+    /// `host:port`, with brackets where they are needed.
+    pub(crate) fn server_address(&self) -> String {
+        let (host, port) = (&self.settings.server_address, self.settings.server_port);
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    fn new(agent: Agent, metrics: Metrics, shutdown: Shutdown) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
+        let Agent { settings, plugins, spawner, clock, log, version } = agent;
+        let failed = |e: std::io::Error| {
+            AgentError::internal(format!("failed to create data directory {}: {e}", settings.data_dir.display()))
+        };
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&settings.data_dir).map_err(failed)?;
+        let storage = Storage::open(&settings.data_dir)
+            .map_err(|e| AgentError::internal(format!("failed to open storage: {e}")).because(e))?;
+        // A join token given beside an attestor goes first, as with SPIRE.
+        let node_attestor = match &settings.join_token {
+            Some(token) => ("join_token".to_owned(), Arc::new(JoinTokenAttestor::new(token.clone())) as Arc<_>),
+            None => plugins.node_attestor.clone(),
+        };
+        let context = Self {
+            rotation: RotationStrategy::new(settings.availability_target),
+            jitter: Arc::new(Jitter::new()),
+            settings,
+            plugins,
+            node_attestor,
+            spawner,
+            shutdown,
+            clock,
+            metrics,
+            storage,
+            version,
+        };
+        Ok((Arc::new(context), log))
+    }
+}
+
+fn metrics(settings: &AgentSettings) -> Metrics {
+    let telemetry = &settings.telemetry;
+    if telemetry.prometheus.is_none() {
+        return Metrics::disabled();
+    }
+    let host = telemetry.hostname_label.unwrap_or(true);
+    Metrics::new(telemetry::Settings {
+        prefix: telemetry.metric_prefix.clone().unwrap_or_else(|| "spire_agent".to_owned()),
+        host: host.then(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
+        trust_domain: telemetry.trust_domain_label.then(|| settings.trust_domain.as_str().to_owned()),
+    })
+}
+
+/// Runs an agent until its spawner's shutdown triggers, which is no failure.
+///
+/// # Errors
+/// When the agent cannot start, is banned, or cannot go on; the text says why.
+pub async fn run(agent: Agent) -> Result<(), AgentError> {
+    // Ends our tasks also when we end by ourselves.
+    let shutdown = agent.spawner.shutdown().child();
+    let ended = run_until(agent, shutdown.clone()).await;
+    shutdown.trigger();
+    ended
+}
+
+async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
+    let started = Instant::now();
+    tracing::info!(data_dir = %agent.settings.data_dir.display(), version = %agent.version, "Starting agent");
+    let metrics = metrics(&agent.settings);
+    let (context, log) = Context::new(agent, metrics, shutdown)?;
+    let settings = &context.settings;
+    // Before attestation, which may take long: so that its failures can be seen.
+    if let Some(prometheus) = &settings.telemetry.prometheus {
+        let address = format!("{}:{}", prometheus.host, prometheus.port);
+        let served = telemetry::serve_prometheus(context.metrics.clone(), &address, &context.spawner).await;
+        served.map_err(|e| AgentError::internal(format!("failed to serve metrics on {address}: {e}")).because(e))?;
+    }
+    context.metrics.started(&context.version, settings.trust_domain.as_str());
+    let status = Arc::new(AgentStatus::default());
+    endpoints::start_health(&context, status.clone());
+
+    let Some(attested) = attest::attest(&context).await? else { return Ok(()) };
+    if !attested.svid.reattestable && context.plugins.keys_are_volatile {
+        tracing::warn!(
+            "Node attestation is not reattestable and the 'memory' key manager is in use; if the agent process is \
+             restarted, it will be unable to obtain a new SVID and will need to be manually evicted to be able to re-attest."
+        );
+    }
+    let own = cache::BundleForms::new(attested.bundle);
+    let own = own.map_err(|e| AgentError::internal(format!("invalid trust domain bundle: {e}")))?;
+    let (cache, writer) = cache::Cache::new(Arc::new(own), settings.jwt_svid_cache_max_size, context.clock.clone());
+    let identity = Arc::new(TlsIdentity::empty());
+    attested.svid.install(&identity)?;
+    let link = Arc::new(server_link(&context, cache.clone(), identity.clone())?);
+    let mut syncer = Syncer::new(context.clone(), writer, link.clone(), identity, status.clone(), attested.svid);
+    if !syncer.initialize().await? {
+        return Ok(());
+    }
+    let servers = endpoints::start(&context, cache.clone(), link, status.clone(), log, started)?;
+    status.set_started();
+    let ended = context.spawner.spawn("sync", syncer.run()).await;
+    context.shutdown.trigger();
+    cache.close();
+    servers.ended().await;
+    match ended {
+        Ok(result) => result,
+        Err(_) => Err(AgentError::internal("the sync loop panicked; the log has the place")),
+    }
+}
+
+/// The connection to the server, as ourselves. It trusts what the cache says at the time of each handshake.
+fn server_link(
+    context: &Context,
+    cache: Arc<cache::Cache>,
+    identity: Arc<TlsIdentity>,
+) -> Result<ServerLink, AgentError> {
+    let policy = PeerPolicy::Exact(context.settings.trust_domain.server_id());
+    let config = client_config(Some(identity), ServerAuth::Spiffe { bundles: cache, policy }, context.clock.clone());
+    let config = Arc::new(config.map_err(|e| AgentError::internal(format!("create server client: {e}")).because(e))?);
+    let address = context.server_address();
+    Ok(ServerLink::new(move || tls_channel(&address, config.clone())))
+}

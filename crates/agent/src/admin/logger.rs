@@ -1,0 +1,52 @@
+//! `spire.api.agent.logger.v1.Logger`.
+
+use finial_proto::agent::logger::logger_server::Logger;
+use finial_proto::agent::logger::{GetLoggerRequest, ResetLogLevelRequest, SetLogLevelRequest};
+use finial_proto::types;
+use finial_runtime::log::{Level, LogHandle};
+use tonic::{Request, Response, Status};
+
+/// The log level, while the agent runs.
+pub(crate) struct LoggerApi(LogHandle);
+
+impl LoggerApi {
+    pub(crate) fn new(log: LogHandle) -> Self {
+        tracing::info!(launch_log_level = log.launch_level().as_str(), "Logger service configured");
+        Self(log)
+    }
+
+    fn answer(&self) -> Response<types::Logger> {
+        // SPIRE's numbers are logrus's plus one: 0 is for "not said".
+        let number = |level: Level| level as i32 + 1;
+        Response::new(types::Logger {
+            current_level: number(self.0.level()),
+            launch_level: number(self.0.launch_level()),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Logger for LoggerApi {
+    async fn get_logger(&self, _: Request<GetLoggerRequest>) -> Result<Response<types::Logger>, Status> {
+        tracing::info!("GetLogger Called");
+        Ok(self.answer())
+    }
+
+    async fn set_log_level(&self, request: Request<SetLogLevelRequest>) -> Result<Response<types::Logger>, Status> {
+        let number = request.get_ref().new_level;
+        if number == types::LogLevel::Unspecified as i32 {
+            return Err(Status::invalid_argument("newLevel value cannot be LogLevel_UNSPECIFIED"));
+        }
+        let level = Level::ALL.into_iter().find(|level| *level as i32 + 1 == number);
+        let level = level.ok_or_else(|| Status::invalid_argument("unsupported log level"))?;
+        tracing::info!(new_log_level = level.as_str(), "SetLogLevel Called");
+        self.0.set_level(level);
+        Ok(self.answer())
+    }
+
+    async fn reset_log_level(&self, _: Request<ResetLogLevelRequest>) -> Result<Response<types::Logger>, Status> {
+        tracing::info!(launch_log_level = self.0.launch_level().as_str(), "ResetLogLevel Called");
+        self.0.set_level(self.0.launch_level());
+        Ok(self.answer())
+    }
+}

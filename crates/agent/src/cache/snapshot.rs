@@ -1,0 +1,75 @@
+//! The state of the cache at one moment: immutable, shared.
+
+use super::bundle::Bundles;
+use super::index::SelectorIndex;
+use crate::entry::WorkloadEntry;
+use bytes::Bytes;
+use finial_core::{EntryId, SelectorSet, SpiffeId, UnixSeconds};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+/// An X.509-SVID that was issued to a workload.
+pub(crate) struct WorkloadSvid {
+    pub(crate) id: SpiffeId,
+    /// Leaf first, DER, one after the other.
+    pub(crate) chain: Bytes,
+    /// PKCS#8, DER; wiped when the last user lets go.
+    pub(crate) key: Bytes,
+    pub(crate) not_after: UnixSeconds,
+    /// From then on it is to be renewed. Milliseconds since the epoch.
+    pub(crate) rotate_at_ms: i64,
+    /// Of the entry, when it was issued.
+    pub(crate) revision_number: i64,
+    /// Of the entry, when it was issued.
+    pub(crate) created_at: i64,
+    /// Key IDs of those who signed the certificates of the chain.
+    pub(crate) signed_by: Vec<Box<[u8]>>,
+}
+
+impl std::fmt::Debug for WorkloadSvid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WorkloadSvid({}, until {})", self.id, self.not_after)
+    }
+}
+
+/// An entry with what was issued for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) entry: Arc<WorkloadEntry>,
+    pub(crate) svid: Option<Arc<WorkloadSvid>>,
+    /// When a workload asked for it last, milliseconds since the epoch; 0 = never.
+    pub(crate) last_used_ms: Arc<AtomicI64>,
+}
+
+impl Record {
+    pub(crate) fn new(entry: Arc<WorkloadEntry>) -> Self {
+        Self { entry, svid: None, last_used_ms: Arc::default() }
+    }
+}
+
+/// The records, in order of entry IDs, and the bundles.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) records: Arc<[Record]>,
+    pub(crate) index: Arc<SelectorIndex>,
+    pub(crate) bundles: Bundles,
+}
+
+impl Snapshot {
+    /// Records whose selectors are all among the workload's, in order of entry IDs.
+    pub(crate) fn matching<'a>(&'a self, workload: &'a SelectorSet) -> impl Iterator<Item = &'a Record> {
+        let candidates = self.index.candidates(workload).into_iter();
+        candidates.filter_map(|at| self.records.get(at)).filter(|r| r.entry.selectors.is_subset_of(workload))
+    }
+
+    /// One record.
+    pub(crate) fn record(&self, id: &EntryId) -> Option<&Record> {
+        let at = self.records.binary_search_by(|r| r.entry.id.cmp(id)).ok()?;
+        self.records.get(at)
+    }
+
+    /// How many SVIDs are held.
+    pub(crate) fn svid_count(&self) -> usize {
+        self.records.iter().filter(|r| r.svid.is_some()).count()
+    }
+}

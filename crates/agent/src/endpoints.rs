@@ -1,0 +1,191 @@
+//! The sockets: Workload API and health on the public one, debug and logger on the admin one, `/live` and `/ready` on TCP.
+
+use crate::Context;
+use crate::admin::{DebugApi, LoggerApi};
+use crate::cache::Cache;
+use crate::error::AgentError;
+use crate::health::{AgentCheck, HealthApi};
+use crate::status::AgentStatus;
+use crate::sync::client::ServerLink;
+use crate::sync::jwt::JwtFetcher;
+use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
+use finial_net::Limits;
+use finial_net::unix::{self, UnixIncoming};
+use finial_proto::agent::debug::debug_server::DebugServer;
+use finial_proto::agent::logger::logger_server::LoggerServer;
+use finial_proto::health::health_server::HealthServer;
+use finial_proto::workload::server::SpiffeWorkloadApiServer;
+use finial_runtime::health::{Health, Settings as HealthSettings};
+use finial_runtime::log::LogHandle;
+use futures::StreamExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+
+/// The health listener starts when the agent is ready, at the latest after this time.
+const HEALTH_LISTENS_AFTER: Duration = Duration::from_secs(8);
+/// How long open calls may take to end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Streams on one connection.
+const STREAMS_MAX: u32 = 1_000;
+/// Headers of one request, bytes.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
+/// A request to the agent, bytes: the largest is a token to validate.
+const REQUEST_BYTES_MAX: usize = 256 << 10;
+
+/// Listeners at work.
+pub(crate) struct Servers(Vec<JoinHandle<()>>);
+
+impl Servers {
+    /// Waits for them to end, for a while.
+    pub(crate) async fn ended(self) {
+        let all = futures::future::join_all(self.0);
+        if tokio::time::timeout(DRAIN, all).await.is_err() {
+            tracing::debug!("Some calls did not end in time");
+        }
+    }
+}
+
+fn server() -> Server {
+    Server::builder().max_concurrent_streams(STREAMS_MAX).http2_max_header_list_size(HEADERS_BYTES_MAX)
+}
+
+/// Opens the sockets and serves them until shutdown.
+pub(crate) fn start(
+    context: &Arc<Context>,
+    cache: Arc<Cache>,
+    link: Arc<ServerLink>,
+    status: Arc<AgentStatus>,
+    log: Option<LogHandle>,
+    started: Instant,
+) -> Result<Servers, AgentError> {
+    let mut servers = Vec::new();
+    match &context.settings.socket_path {
+        Some(path) => servers.push(start_public(context, cache.clone(), link, path)?),
+        None => {
+            tracing::info!(apis = "Workload and SDS APIs", "Skipping agent APIs because public endpoint is disabled")
+        }
+    }
+    if let Some(path) = &context.settings.admin_socket_path {
+        servers.push(start_admin(context, cache, status, log, started, path)?);
+    }
+    Ok(Servers(servers))
+}
+
+fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
+    let bound = unix::bind(path, mode, dir_mode, Limits::default());
+    bound.map_err(|e| AgentError::internal(format!("create UDS listener: {e}")).because(e))
+}
+
+fn start_public(
+    context: &Arc<Context>,
+    cache: Arc<Cache>,
+    link: Arc<ServerLink>,
+    path: &Path,
+) -> Result<JoinHandle<()>, AgentError> {
+    let settings = &context.settings;
+    let incoming = bind(path, 0o777, 0o755)?;
+    let attestation = Attestation {
+        attestors: context.plugins.workload_attestors.clone(),
+        cache: cache.clone(),
+        metrics: context.metrics.clone(),
+    };
+    let jwt = Arc::new(JwtFetcher {
+        cache: cache.clone(),
+        link,
+        clock: context.clock.clone(),
+        rotation: context.rotation,
+        jitter: context.jitter.clone(),
+        cache_hit_timeout: settings.jwt_svid_cache_hit_timeout,
+    });
+    let api = WorkloadApi::new(
+        Settings {
+            trust_domain: settings.trust_domain.clone(),
+            allow_unauthenticated_verifiers: settings.allow_unauthenticated_verifiers,
+            allowed_foreign_jwt_claims: settings.allowed_foreign_jwt_claims.iter().cloned().collect(),
+            log_selectors: settings.log_selectors.clone(),
+            rate_limits: settings.rate_limits,
+        },
+        cache,
+        attestation,
+        jwt,
+        context.clock.clone(),
+    );
+    let on = !settings.disable_workload_api;
+    let health = HealthApi { socket: on.then(|| path.to_owned()) };
+    let mut router = server().add_service(HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX));
+    if on {
+        router = router.add_service(SpiffeWorkloadApiServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX));
+    }
+    let apis = if on { "Workload API" } else { "no APIs" };
+    tracing::info!(network = "unix", address = %path.display(), apis, "Starting agent APIs");
+    let incoming = incoming.map(|connection| connection.map(CallerConnection::new));
+    let shutdown = context.shutdown.clone();
+    Ok(context.spawner.spawn("workload-api", async move {
+        serve(router.serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })).await;
+        tracing::info!(apis, "Stopping agent APIs");
+    }))
+}
+
+fn start_admin(
+    context: &Arc<Context>,
+    cache: Arc<Cache>,
+    status: Arc<AgentStatus>,
+    log: Option<LogHandle>,
+    started: Instant,
+    path: &Path,
+) -> Result<JoinHandle<()>, AgentError> {
+    let incoming = bind(path, 0o770, 0o750)?;
+    let debug = DebugApi::new(cache, status, context.clock.clone(), started);
+    let mut router: Router = server().add_service(DebugServer::new(debug).max_decoding_message_size(REQUEST_BYTES_MAX));
+    if let Some(log) = log {
+        router =
+            router.add_service(LoggerServer::new(LoggerApi::new(log)).max_decoding_message_size(REQUEST_BYTES_MAX));
+    }
+    tracing::info!(network = "unix", address = %path.display(), "Starting Admin APIs");
+    let shutdown = context.shutdown.clone();
+    Ok(context.spawner.spawn("admin-api", async move {
+        serve(router.serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })).await;
+        tracing::info!("Admin APIs have stopped");
+    }))
+}
+
+async fn serve(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(%error, "An API ended");
+    }
+}
+
+/// Starts the HTTP health listener, soon.
+pub(crate) fn start_health(context: &Arc<Context>, status: Arc<AgentStatus>) {
+    let settings = &context.settings;
+    if !settings.health.listener_enabled {
+        return;
+    }
+    let health = Health::default();
+    let check = AgentCheck { socket: settings.socket_path.clone(), status: status.clone() };
+    if let Err(error) = health.add("agent", Arc::new(check)) {
+        tracing::error!(%error, "failed adding healthcheck");
+        return;
+    }
+    let (host, port) = (&settings.health.bind_address, settings.health.bind_port);
+    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let listen = HealthSettings {
+        address: Some(address),
+        live_path: settings.health.live_path.clone(),
+        ready_path: settings.health.ready_path.clone(),
+    };
+    let (spawner, shutdown) = (context.spawner.clone(), context.shutdown.clone());
+    context.spawner.spawn("health-start", async move {
+        tokio::select! {
+            () = status.started() => {}
+            () = tokio::time::sleep(HEALTH_LISTENS_AFTER) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let _ = health.start(&listen, &spawner).await; // it logs what fails, and goes on without
+    });
+}

@@ -1,0 +1,51 @@
+//! What the agent says of itself on its admin socket and to health checks.
+
+use crate::svid::AgentSvid;
+use finial_core::UnixSeconds;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+/// Written by the sync loop, read by the admin API and the health checks.
+#[derive(Default)]
+pub(crate) struct AgentStatus {
+    chain: Mutex<Vec<Arc<[u8]>>>,
+    last_sync: AtomicI64,
+    started: AtomicBool,
+    on_start: Notify,
+}
+
+impl AgentStatus {
+    pub(crate) fn svid_changed(&self, svid: &AgentSvid) {
+        *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = svid.chain.clone();
+    }
+
+    /// The agent's SVID, leaf first.
+    pub(crate) fn chain(&self) -> Vec<Arc<[u8]>> {
+        self.chain.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn synced(&self, now: UnixSeconds) {
+        self.last_sync.store(now, Ordering::Relaxed);
+    }
+
+    /// When a sync succeeded last.
+    pub(crate) fn last_sync(&self) -> UnixSeconds {
+        self.last_sync.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_started(&self) {
+        self.started.store(true, Ordering::Release);
+        self.on_start.notify_one();
+    }
+
+    /// Whether the agent attested and its APIs listen.
+    pub(crate) fn is_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// Returns when the agent has started. For one waiter.
+    pub(crate) async fn started(&self) {
+        self.on_start.notified().await;
+    }
+}

@@ -1,0 +1,195 @@
+//! Bringing the known entries up to date: the server tells revisions, and we ask for what we do not have.
+
+use crate::entry::WorkloadEntry;
+use finial_core::EntryId;
+use finial_proto::server::entry::EntryRevision;
+use finial_proto::types;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// How much a sync moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SyncStats {
+    pub(crate) total: usize,
+    pub(crate) missing: usize,
+    pub(crate) stale: usize,
+    pub(crate) dropped: usize,
+}
+
+/// One sync under way. Nothing changes before it is finished.
+pub(crate) struct EntrySync<'a> {
+    known: &'a BTreeMap<EntryId, Arc<WorkloadEntry>>,
+    /// Still authorized, by ID.
+    seen: HashSet<String>,
+    wanted: BTreeSet<String>,
+    fresh: HashMap<EntryId, WorkloadEntry>,
+    stats: SyncStats,
+}
+
+fn is_stale(entry: &WorkloadEntry, revision_number: i64, created_at: i64) -> bool {
+    // An entry that was deleted and made again has the same ID and revision; old servers do not tell when it was made.
+    entry.revision_number != revision_number || (created_at != 0 && entry.created_at != created_at)
+}
+
+impl<'a> EntrySync<'a> {
+    pub(crate) fn new(known: &'a BTreeMap<EntryId, Arc<WorkloadEntry>>) -> Self {
+        Self {
+            known,
+            seen: HashSet::new(),
+            wanted: BTreeSet::new(),
+            fresh: HashMap::new(),
+            stats: SyncStats::default(),
+        }
+    }
+
+    /// Takes a page of revisions.
+    pub(crate) fn revisions(&mut self, page: &[EntryRevision]) {
+        for revision in page {
+            if revision.id.is_empty() || revision.revision_number < 0 {
+                tracing::warn!(
+                    entry_id = %revision.id,
+                    revision_number = revision.revision_number,
+                    "Received malformed entry revision from SPIRE server; are the server and agent versions compatible?"
+                );
+                continue;
+            }
+            let current = self.known.get(revision.id.as_str());
+            if current.is_none_or(|e| is_stale(e, revision.revision_number, revision.created_at)) {
+                self.wanted.insert(revision.id.clone());
+            }
+            self.seen.insert(revision.id.clone());
+        }
+    }
+
+    /// IDs of entries to ask for, in order, which spares the server some work.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        self.wanted.iter().cloned().collect()
+    }
+
+    /// Takes a page of entries.
+    pub(crate) fn entries(&mut self, page: Vec<types::Entry>) {
+        for entry in page {
+            let (id, revision_number) = (entry.id.clone(), entry.revision_number);
+            let entry = match WorkloadEntry::try_from(entry) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    tracing::warn!(
+                        entry_id = %id, revision_number, %error,
+                        "Received malformed entry from SPIRE server; are the server and agent versions compatible?"
+                    );
+                    continue;
+                }
+            };
+            match self.known.get(&entry.id) {
+                None => self.stats.missing += 1,
+                Some(old) if is_stale(old, entry.revision_number, entry.created_at) => self.stats.stale += 1,
+                Some(_) => {}
+            }
+            self.seen.insert(id);
+            self.fresh.insert(entry.id.clone(), entry);
+        }
+    }
+
+    /// All entries now, unless they are what they were.
+    pub(crate) fn finish(mut self) -> (Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>, SyncStats) {
+        self.fresh.retain(|id, entry| self.known.get(id).is_none_or(|old| **old != *entry));
+        self.stats.dropped = self.known.keys().filter(|id| !self.seen.contains(id.as_str())).count();
+        let changed = !self.fresh.is_empty() || self.stats.dropped > 0;
+        let entries = changed.then(|| {
+            let kept = self.known.iter().filter(|(id, _)| self.seen.contains(id.as_str()));
+            let mut entries: BTreeMap<_, _> = kept.map(|(id, e)| (id.clone(), e.clone())).collect();
+            entries.extend(self.fresh.into_iter().map(|(id, e)| (id, Arc::new(e))));
+            entries
+        });
+        self.stats.total = entries.as_ref().unwrap_or(self.known).len();
+        (entries, self.stats)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn wire(id: &str, revision_number: i64, created_at: i64) -> types::Entry {
+        types::Entry {
+            id: id.into(),
+            spiffe_id: Some(types::Spiffeid { trust_domain: "td".into(), path: "/x".into() }),
+            selectors: vec![types::Selector { r#type: "unix".into(), value: "uid:1".into() }],
+            revision_number,
+            created_at,
+            ..Default::default()
+        }
+    }
+
+    fn known(list: &[types::Entry]) -> BTreeMap<EntryId, Arc<WorkloadEntry>> {
+        list.iter().map(|e| WorkloadEntry::try_from(e.clone()).unwrap()).map(|e| (e.id.clone(), Arc::new(e))).collect()
+    }
+
+    fn revision(entry: &types::Entry) -> EntryRevision {
+        EntryRevision { id: entry.id.clone(), revision_number: entry.revision_number, created_at: entry.created_at }
+    }
+
+    #[test]
+    fn the_same_revisions_change_nothing() {
+        let known = known(&[wire("a", 0, 5)]);
+        let mut sync = EntrySync::new(&known);
+        sync.revisions(&[revision(&wire("a", 0, 5))]);
+        assert!(sync.missing().is_empty());
+        assert_eq!(sync.finish(), (None, SyncStats { total: 1, ..Default::default() }));
+    }
+
+    #[test]
+    fn an_entry_made_again_under_its_old_id_is_another_one() {
+        let known = known(&[wire("a", 0, 5)]);
+        let mut sync = EntrySync::new(&known);
+        sync.revisions(&[revision(&wire("a", 0, 6))]);
+        assert_eq!(sync.missing(), ["a"]);
+        // a server that does not tell when it was made
+        let mut sync = EntrySync::new(&known);
+        sync.revisions(&[revision(&wire("a", 0, 0))]);
+        assert!(sync.missing().is_empty());
+    }
+
+    #[test]
+    fn a_malformed_entry_is_left_out_and_an_old_version_of_it_stays() {
+        let known = known(&[wire("a", 0, 5)]);
+        let mut sync = EntrySync::new(&known);
+        sync.revisions(&[revision(&wire("a", 1, 5)), EntryRevision { id: String::new(), ..Default::default() }]);
+        sync.entries(vec![types::Entry { selectors: Vec::new(), ..wire("a", 1, 5) }]);
+        assert_eq!(sync.finish().0, None);
+    }
+
+    proptest! {
+        #[test]
+        fn after_a_sync_we_have_what_the_server_has(
+            ours in proptest::collection::btree_map(0u8..20, (0i64..3, 1i64..3), 0..15),
+            theirs in proptest::collection::btree_map(0u8..20, (0i64..3, 1i64..3), 0..15),
+            sparse: bool,
+        ) {
+            let list = |map: &std::collections::BTreeMap<u8, (i64, i64)>| -> Vec<_> {
+                map.iter().map(|(id, (r, c))| wire(&format!("e{id}"), *r, *c)).collect()
+            };
+            let (ours, theirs) = (list(&ours), list(&theirs));
+            let known_before = known(&ours);
+            let mut sync = EntrySync::new(&known_before);
+            if sparse {
+                sync.revisions(&theirs.iter().map(revision).collect::<Vec<_>>());
+                let ask = sync.missing();
+                sync.entries(theirs.iter().filter(|e| ask.contains(&e.id)).cloned().collect());
+            } else {
+                sync.entries(theirs.clone());
+            }
+            let (entries, stats) = sync.finish();
+            let expected = known(&theirs);
+            prop_assert_eq!(entries.is_none(), expected == known_before);
+            prop_assert_eq!(entries.as_ref().unwrap_or(&known_before), &expected);
+            prop_assert_eq!(stats.total, expected.len());
+            for (id, entry) in entries.iter().flatten() {
+                if let Some(before) = known_before.get(id).filter(|b| ***b == **entry) {
+                    prop_assert!(Arc::ptr_eq(before, entry), "unchanged entries stay the same value");
+                }
+            }
+        }
+    }
+}

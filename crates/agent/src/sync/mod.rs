@@ -1,0 +1,476 @@
+//! The one loop that speaks with the server: entries, bundles, workloads' SVIDs and the agent's own.
+//!
+//! What to do is decided by [`plan`], a pure function. A server that pushes its changes would only have to wake this
+//! loop earlier ([`Syncer::run`] waits in one place).
+
+pub(crate) mod client;
+mod entries;
+pub(crate) mod jwt;
+mod mint;
+pub(crate) mod plan;
+
+use crate::Context;
+use crate::attest;
+use crate::cache::{BundleForms, Bundles, Cache, CacheWriter, Change};
+use crate::entry::WorkloadEntry;
+use crate::error::{AgentError, ServerError, Verdict};
+use crate::status::AgentStatus;
+use crate::svid::{AgentKey, AgentSvid};
+use client::ServerLink;
+use finial_config::RebootstrapMode;
+use finial_core::{Bundle, EntryId, ErrorKind};
+use finial_crypto::tls::TlsIdentity;
+use finial_proto::convert::bundle_from_proto;
+use finial_runtime::Backoff;
+use plan::{BatchSize, Input, plan};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Between two syncs, unless configured; also while there is nothing in the cache.
+const SYNC_INTERVAL: Duration = Duration::from_secs(5);
+/// A server that fails is asked again after at most this time.
+const SYNC_BACKOFF_MAX: Duration = Duration::from_secs(8 * 60);
+/// After failing to get SVIDs, at first and at most.
+const SVID_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4 * 60));
+/// How often due renewals are looked for, also when syncs are rarer.
+const TICK: Duration = Duration::from_secs(5);
+/// Keys made before other tasks get their turn.
+const KEYS_AT_ONCE: usize = 8;
+
+/// The loop and all that it alone changes.
+pub(crate) struct Syncer {
+    context: Arc<Context>,
+    writer: CacheWriter,
+    link: Arc<ServerLink>,
+    identity: Arc<TlsIdentity>,
+    status: Arc<AgentStatus>,
+    svid: AgentSvid,
+    /// All entries, those for SVID stores included.
+    entries: BTreeMap<EntryId, Arc<WorkloadEntry>>,
+    batch: BatchSize,
+    /// Since when the server has been signed by someone unknown.
+    unknown_since_ms: Option<i64>,
+    /// Tainted keys that were dealt with.
+    tainted_jwt_done: Vec<String>,
+    tainted: Vec<Vec<u8>>,
+}
+
+impl Syncer {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        writer: CacheWriter,
+        link: Arc<ServerLink>,
+        identity: Arc<TlsIdentity>,
+        status: Arc<AgentStatus>,
+        svid: AgentSvid,
+    ) -> Self {
+        status.svid_changed(&svid);
+        Self {
+            context,
+            writer,
+            link,
+            identity,
+            status,
+            svid,
+            entries: BTreeMap::new(),
+            batch: BatchSize::new(),
+            unknown_since_ms: None,
+            tainted_jwt_done: Vec::new(),
+            tainted: Vec::new(),
+        }
+    }
+
+    fn cache(&self) -> &Arc<Cache> {
+        self.writer.cache()
+    }
+
+    /// The first sync, tried again for a while. `false` when the agent was asked to end first.
+    pub(crate) async fn initialize(&mut self) -> Result<bool, AgentError> {
+        let context = self.context.clone();
+        let mut retry = attest::Retry::new(&context);
+        loop {
+            self.store_svid();
+            self.store_bundle();
+            if let Err(error) = self.link.post_status(&context.version).await {
+                tracing::error!(%error, agent_version = %context.version, "Failed to post agent status");
+            }
+            let error = tokio::select! {
+                result = self.synchronize() => match result {
+                    Ok(()) => return Ok(true),
+                    Err(error) => error,
+                },
+                () = context.shutdown.cancelled() => return Ok(false),
+            };
+            match error.verdict() {
+                Verdict::Reattest => {
+                    tracing::error!(%error, "Agent needs to re-attest: removing SVID and shutting down");
+                    self.delete_svid();
+                    return Err(error.into());
+                }
+                Verdict::Banned => {
+                    tracing::error!(%error, "Agent is banned: removing SVID and shutting down");
+                    self.delete_svid();
+                    return Err(error.into());
+                }
+                Verdict::UnknownAuthority => self.unknown_authority(&error)?,
+                Verdict::Retry => {}
+            }
+            if retry.wait(&context, "Failed to initialize manager", error.into()).await?.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Runs until shutdown.
+    pub(crate) async fn run(mut self) -> Result<(), AgentError> {
+        let context = self.context.clone();
+        let interval = context.settings.sync_interval;
+        let mut backoff = Backoff::new(interval, SYNC_BACKOFF_MAX.min(interval * 48)).shape(1.5, 0.1);
+        let mut svid_backoff = Backoff::new(SVID_BACKOFF.0, SVID_BACKOFF.1).shape(1.5, 0.1);
+        let mut next_sync = Instant::now() + backoff.next_wait().min(SYNC_INTERVAL);
+        let mut next_tick = Instant::now();
+        let mut svids_not_before = Instant::now();
+        loop {
+            let cache = self.cache().clone();
+            let wanted = async {
+                tokio::time::sleep_until(svids_not_before).await;
+                cache.wanted().await;
+            };
+            let result = tokio::select! {
+                () = context.shutdown.cancelled() => {
+                    tracing::info!("Cache manager stopped");
+                    return Ok(());
+                }
+                () = tokio::time::sleep_until(next_sync) => {
+                    let result = self.synchronize().await;
+                    next_sync = Instant::now() + self.next_sync_wait(&result, &mut backoff);
+                    result.inspect_err(|error| tracing::error!(%error, "Synchronize failed"))
+                }
+                () = tokio::time::sleep_until(next_tick) => {
+                    let own = self.rotate_own().await;
+                    next_tick = Instant::now() + TICK;
+                    own?;
+                    if Instant::now() < svids_not_before { Ok(()) } else { self.update_svids().await }
+                }
+                () = wanted => self.update_svids().await,
+            };
+            match &result {
+                Ok(()) => {
+                    svid_backoff.reset();
+                    svids_not_before = Instant::now();
+                }
+                Err(error) => {
+                    svids_not_before = Instant::now() + svid_backoff.next_wait();
+                    next_tick = next_tick.min(svids_not_before);
+                    self.heed(error).await?;
+                }
+            }
+        }
+    }
+
+    fn next_sync_wait(&self, result: &Result<(), ServerError>, backoff: &mut Backoff) -> Duration {
+        let unknown = matches!(result, Err(e) if e.verdict() == Verdict::UnknownAuthority);
+        if result.is_ok() || unknown {
+            backoff.reset();
+        }
+        let wait = backoff.next_wait();
+        // With nothing to serve, the next sync comes soon whatever is configured.
+        let eager = unknown || (result.is_ok() && self.cache().snapshot().svid_count() == 0);
+        if eager { wait.min(SYNC_INTERVAL) } else { wait }
+    }
+
+    /// Does what a refusal of the server asks for.
+    async fn heed(&mut self, error: &ServerError) -> Result<(), AgentError> {
+        match error.verdict() {
+            Verdict::Retry => Ok(()),
+            Verdict::UnknownAuthority => self.unknown_authority(error),
+            Verdict::Banned => {
+                tracing::warn!(%error, "Agent is banned: removing SVID and shutting down");
+                self.delete_svid();
+                Err(AgentError::new(ErrorKind::Denied, error.to_string()))
+            }
+            Verdict::Reattest => {
+                tracing::warn!(%error, "Agent needs to re-attest; will attempt to re-attest");
+                let reattested = if self.svid.reattestable {
+                    self.reattest().await
+                } else {
+                    Err(AgentError::internal("attestation method is not re-attestable"))
+                };
+                reattested.map_err(|reason| {
+                    tracing::error!(error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
+                    self.delete_svid();
+                    AgentError::new(ErrorKind::Denied, error.to_string())
+                })
+            }
+        }
+    }
+
+    /// The server is signed by an authority that we do not know. Ends the agent, at once or after the configured delay.
+    fn unknown_authority(&mut self, error: &ServerError) -> Result<(), AgentError> {
+        let settings = &self.context.settings;
+        if settings.rebootstrap_mode == RebootstrapMode::Never {
+            tracing::info!(%error, "Synchronize failed, non-recoverable error");
+            return Err(AgentError::internal(format!("failed to sync with SPIRE Server: {error}")));
+        }
+        let now_ms = self.context.clock.now_ms();
+        let since = *self.unknown_since_ms.get_or_insert(now_ms);
+        let delay = i64::try_from(settings.rebootstrap_delay.as_millis()).unwrap_or(i64::MAX);
+        let left = delay.saturating_sub(now_ms.saturating_sub(since));
+        if left > 0 {
+            tracing::info!(time_left = %format!("{}s", left / 1000), "Trust Bundle and Server don't agree, ignoring for now");
+            return Ok(());
+        }
+        tracing::warn!("Trust Bundle and Server don't agree, rebootstrapping");
+        self.context.storage.store_bundle(&[])?;
+        Err(AgentError::internal("shutting down for rebootstrapping"))
+    }
+
+    /// Entries and bundles, then whatever SVIDs follow from them.
+    async fn synchronize(&mut self) -> Result<(), ServerError> {
+        let call = self.context.metrics.call("manager.sync.fetch_entries_updates");
+        let fetched = self.fetch().await;
+        call.finish_with(&fetched, |e| finial_proto::convert::kind_of(e.status.code()));
+        self.writer.publish(fetched?);
+        self.unknown_since_ms = None;
+        self.update_svids().await?;
+        self.status.synced(self.context.clock.now());
+        Ok(())
+    }
+
+    async fn fetch(&mut self) -> Result<Change, ServerError> {
+        let settings = &self.context.settings;
+        let (entries, stats) = if settings.use_sync_authorized_entries {
+            self.link.sync_entries(&self.entries).await?
+        } else {
+            self.link.all_entries(&self.entries).await?
+        };
+        let metrics = &self.context.metrics;
+        for (what, number) in
+            [("total", stats.total), ("missing", stats.missing), ("stale", stats.stale), ("dropped", stats.dropped)]
+        {
+            metrics.gauge(&format!("sync_entries.{what}"), number as f64, &[]);
+        }
+        let mut change = Change::default();
+        if let Some(entries) = entries {
+            change.entries =
+                Some(entries.iter().filter(|(_, e)| !e.store_svid).map(|(id, e)| (id.clone(), e.clone())).collect());
+            self.entries = entries;
+        }
+        change.bundles = self.fetch_bundles().await?;
+        Ok(change)
+    }
+
+    /// All bundles, if any of them changed.
+    async fn fetch_bundles(&mut self) -> Result<Option<Bundles>, ServerError> {
+        let known = self.cache().snapshot().bundles.clone();
+        let mut bundles = Bundles { own: known.own.clone(), federated: BTreeMap::new() };
+        let own = bundle_from_proto(&self.link.bundle().await?);
+        match own.map_err(|e| e.to_string()).and_then(|b| renew(Some(&known.own), b)) {
+            Ok(own) => bundles.own = own,
+            Err(error) => {
+                return Err(ServerError::bare(tonic::Status::internal(format!(
+                    "failed to parse trust domain bundle: {error}"
+                ))));
+            }
+        }
+        let domains: BTreeSet<_> = self.entries.values().flat_map(|e| e.federates_with.iter().cloned()).collect();
+        for (domain, bundle) in self.link.federated_bundles(domains.into_iter().collect()).await? {
+            let Some(bundle) = bundle else { continue };
+            let old = known.federated.get(&domain);
+            match bundle_from_proto(&bundle).map_err(|e| e.to_string()).and_then(|b| renew(old, b)) {
+                Ok(bundle) => {
+                    bundles.federated.insert(domain, bundle);
+                }
+                Err(error) => tracing::warn!(
+                    %error, trust_domain_id = %domain,
+                    "Received malformed bundle from SPIRE server; are the server and agent versions compatible?"
+                ),
+            }
+        }
+        let same_federated = known.federated.len() == bundles.federated.len()
+            && known.federated.iter().zip(&bundles.federated).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
+        if Arc::ptr_eq(&known.own, &bundles.own) && same_federated {
+            return Ok(None);
+        }
+        if !Arc::ptr_eq(&known.own, &bundles.own) {
+            self.own_bundle_changed(&bundles.own);
+        }
+        Ok(Some(bundles))
+    }
+
+    fn own_bundle_changed(&mut self, own: &BundleForms) {
+        store_bundle(&self.context, own);
+        self.tainted = own.tainted_x509();
+        let tainted_jwt = own.tainted_jwt();
+        if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
+            let removed = self.cache().jwt.purge_tainted(&tainted_jwt);
+            tracing::info!(
+                jwt_authority_key_ids = %tainted_jwt.join(","), tainted_jwt_svids = removed,
+                "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
+            );
+        }
+        self.tainted_jwt_done = tainted_jwt;
+    }
+
+    /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch.
+    async fn update_svids(&mut self) -> Result<(), ServerError> {
+        let snapshot = self.cache().snapshot();
+        let in_use = self.cache().in_use();
+        let plan = plan(&Input {
+            records: &snapshot.records,
+            in_use: &in_use,
+            tainted: &self.tainted,
+            limit: self.context.settings.x509_svid_cache_max_size,
+            now_ms: self.context.clock.now_ms(),
+        });
+        if !plan.evict.is_empty() {
+            self.writer.publish(Change { evict: plan.evict, ..Change::default() });
+        }
+        let mut left = plan.request.as_slice();
+        while !left.is_empty() {
+            let (now, later) = left.split_at(self.batch.get().min(left.len()));
+            tracing::debug!(count = left.len(), limit = now.len(), "Renewing stale entries");
+            let call = self.context.metrics.call("manager.sync.fetch_svids_updates");
+            let issued = self.issue(now).await;
+            call.finish_with(&issued, |e| finial_proto::convert::kind_of(e.status.code()));
+            match issued {
+                Ok(svids) => {
+                    self.batch.succeeded();
+                    self.writer.publish(Change { svids, ..Change::default() });
+                }
+                Err(error) => {
+                    self.batch.failed();
+                    return Err(error);
+                }
+            }
+            left = later;
+        }
+        Ok(())
+    }
+
+    async fn issue(&mut self, ids: &[EntryId]) -> Result<Vec<(EntryId, Arc<crate::cache::WorkloadSvid>)>, ServerError> {
+        let snapshot = self.cache().snapshot();
+        let failed =
+            |e: finial_crypto::SignError| ServerError::bare(tonic::Status::internal(format!("cannot make a key: {e}")));
+        let mut requests = Vec::with_capacity(ids.len());
+        for (number, record) in ids.iter().filter_map(|id| snapshot.record(id)).enumerate() {
+            let entry = &record.entry;
+            match &record.svid {
+                None => tracing::info!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, "Creating X509-SVID"),
+                Some(svid) => tracing::info!(
+                    spiffe_id = %entry.spiffe_id, entry_id = %entry.id, expires_at = svid.not_after, "Renewing X509-SVID"
+                ),
+            }
+            let (key_type, spawner) = (self.context.settings.workload_key_type, &self.context.spawner);
+            requests.push(mint::request(entry.clone(), key_type, spawner).await.map_err(failed)?);
+            if number % KEYS_AT_ONCE == KEYS_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let csrs: Vec<_> = requests.iter().map(|r| (r.entry.id.clone(), r.csr.clone())).collect();
+        let answers = self.link.new_x509_svids(&csrs).await?;
+        let mut svids = Vec::with_capacity(answers.len());
+        for (request, answer) in requests.iter().zip(answers) {
+            let Some(answer) = answer else {
+                tracing::debug!(entry_id = %request.entry.id, "Entry not found");
+                continue;
+            };
+            match mint::svid(request, &answer, self.context.rotation, &self.context.jitter) {
+                Ok(svid) => svids.push((request.entry.id.clone(), Arc::new(svid))),
+                Err(error) => {
+                    tracing::error!(%error, entry_id = %request.entry.id, "Received malformed X509-SVID from SPIRE server")
+                }
+            }
+        }
+        Ok(svids)
+    }
+
+    /// Renews the agent's own SVID when its time has come.
+    async fn rotate_own(&mut self) -> Result<(), AgentError> {
+        let now_ms = self.context.clock.now_ms();
+        if now_ms < self.svid.rotate_at_ms && !self.svid.is_tainted(&self.tainted) {
+            return Ok(());
+        }
+        let reattest = self.svid.reattestable;
+        let what = if reattest { "reattest agent" } else { "rotate agent SVID" };
+        let call = self.context.metrics.call(if reattest { "agent_svid.reattest" } else { "agent_svid.rotate" });
+        let result = if reattest { self.reattest().await } else { self.renew().await };
+        call.finish_with(&result, AgentError::kind);
+        let Err(error) = result else { return Ok(()) };
+        tracing::error!(%error, "Could not {what}");
+        if now_ms > self.svid.not_after.saturating_mul(1000) {
+            return Err(AgentError::internal(format!("current SVID has already expired and {what} failed: {error}"))
+                .because(error));
+        }
+        match attest::verdict_of(&error) {
+            Verdict::Banned => {
+                tracing::warn!(%error, "Agent is banned: removing SVID and shutting down");
+                self.delete_svid();
+                Err(error)
+            }
+            Verdict::Reattest if !self.svid.reattestable => {
+                tracing::error!(%error, "Agent failed re-attestation; removing SVID and shutting down");
+                self.delete_svid();
+                Err(error)
+            }
+            _ => Ok(()), // at the next tick
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), AgentError> {
+        tracing::debug!("Rotating agent SVID");
+        let key = AgentKey::generate(self.context.plugins.key_manager.as_ref(), Some(&self.svid.key)).await?;
+        let answer = self.link.renew_agent(key.csr().await?).await?;
+        let chain = answer.cert_chain.iter().map(|der| Arc::from(der.as_ref())).collect();
+        let svid = AgentSvid::new(chain, key, self.svid.reattestable, self.context.rotation, &self.context.jitter)?;
+        tracing::info!(spiffe_id = %svid.id, "Successfully rotated agent SVID");
+        self.use_svid(svid)
+    }
+
+    async fn reattest(&mut self) -> Result<(), AgentError> {
+        let svid = attest::reattest(&self.context, self.cache().clone(), &self.svid).await?;
+        self.use_svid(svid)
+    }
+
+    fn use_svid(&mut self, svid: AgentSvid) -> Result<(), AgentError> {
+        svid.install(&self.identity)?;
+        self.status.svid_changed(&svid);
+        self.svid = svid;
+        self.store_svid();
+        self.link.release();
+        Ok(())
+    }
+
+    fn store_svid(&self) {
+        if let Err(error) = self.context.storage.store_svid(&self.svid.chain, self.svid.reattestable) {
+            tracing::warn!(%error, "Could not store SVID");
+        }
+    }
+
+    fn store_bundle(&self) {
+        store_bundle(&self.context, &self.cache().snapshot().bundles.own);
+    }
+
+    fn delete_svid(&self) {
+        if let Err(error) = self.context.storage.delete_svid() {
+            tracing::error!(%error, "Failed to remove SVID");
+        }
+    }
+}
+
+fn store_bundle(context: &Context, own: &BundleForms) {
+    let roots: Vec<_> = own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect();
+    if let Err(error) = context.storage.store_bundle(&roots) {
+        tracing::error!(%error, "Could not store bundle");
+    }
+}
+
+/// The forms of a bundle: the known ones if it did not change.
+fn renew(known: Option<&Arc<BundleForms>>, bundle: Bundle) -> Result<Arc<BundleForms>, String> {
+    match known.filter(|k| k.bundle == bundle) {
+        Some(known) => Ok(known.clone()),
+        None => BundleForms::new(bundle).map(Arc::new).map_err(|e| e.to_string()),
+    }
+}

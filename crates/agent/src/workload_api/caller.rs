@@ -1,0 +1,223 @@
+//! Who calls: the process behind a connection, what was attested of it, and for how long that holds.
+//! The decision is `docs/adr/0002-attestation-per-connection.md`.
+
+use crate::cache::{Cache, View};
+use finial_core::{Selector, SelectorSet};
+use finial_net::unix::{PeerInfo, UnixConnection};
+use finial_plugin::{Peer, WorkloadAttestor};
+use finial_runtime::Metrics;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rustix::fs::{AtFlags, fstat, statat};
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::transport::server::Connected;
+
+/// For how long selectors of a connection's process are believed, while nothing that we look at on each call changed.
+pub(crate) const ATTESTED_FOR: Duration = Duration::from_secs(5);
+/// How long one attestor may take.
+const ATTESTOR_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What changes when a process runs another program or changes its user: looked at on each call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Print {
+    exe_device: u64,
+    exe_inode: u64,
+    exe_changed: (i64, i64),
+    uid: u32,
+    gid: u32,
+}
+
+impl Print {
+    /// `None` if we may not look (another user's process, and we are not root): then nothing is believed twice.
+    #[allow(clippy::unnecessary_cast)] // the fields' types differ between architectures
+    fn of(peer: &PeerInfo) -> Option<Self> {
+        let folder = peer.handle.proc_dir();
+        let owner = fstat(folder).ok()?;
+        let exe = statat(folder, "exe", AtFlags::empty()).ok()?;
+        Some(Self {
+            exe_device: exe.st_dev as u64,
+            exe_inode: exe.st_ino as u64,
+            exe_changed: (exe.st_ctime as i64, exe.st_ctime_nsec as i64),
+            uid: owner.st_uid,
+            gid: owner.st_gid,
+        })
+    }
+}
+
+#[derive(Clone)]
+struct Attested {
+    at: Instant,
+    print: Print,
+    view: Arc<View>,
+}
+
+/// The process behind a connection.
+pub(crate) struct Caller {
+    pub(crate) peer: PeerInfo,
+    attested: Mutex<Option<Attested>>,
+    /// The process is gone: the connection is to be closed.
+    gone: AtomicBool,
+}
+
+impl Caller {
+    fn new(peer: PeerInfo) -> Self {
+        Self { peer, attested: Mutex::new(None), gone: AtomicBool::new(false) }
+    }
+
+    /// Whether the agent calls itself, as its health check does.
+    pub(crate) fn is_agent(&self) -> bool {
+        u32::try_from(self.peer.pid).is_ok_and(|pid| pid == std::process::id())
+    }
+
+    fn check_alive(&self) -> Result<(), Status> {
+        if self.peer.handle.is_alive() {
+            return Ok(());
+        }
+        self.gone.store(true, Ordering::Release);
+        Err(Status::unauthenticated("could not verify existence of the original caller: the process has ended"))
+    }
+
+    /// The view that still holds, if nothing changed.
+    fn remembered(&self) -> Option<Arc<View>> {
+        let attested = self.attested.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let fresh = attested.at.elapsed() < ATTESTED_FOR && Print::of(&self.peer) == Some(attested.print);
+        fresh.then_some(attested.view)
+    }
+}
+
+/// Attests callers, with all attestors at the same time.
+pub(crate) struct Attestation {
+    pub(crate) attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) metrics: Metrics,
+}
+
+impl Attestation {
+    /// What the caller may see.
+    pub(crate) async fn view(&self, caller: &Caller) -> Result<Arc<View>, Status> {
+        caller.check_alive()?;
+        if let Some(view) = caller.remembered() {
+            return Ok(view);
+        }
+        let print = Print::of(&caller.peer);
+        let started = Instant::now();
+        let selectors = self.attest(caller).await?;
+        // Otherwise we might have attested another process with the same number.
+        caller.check_alive()?;
+        let view = self.cache.view(&selectors);
+        // A process that changed while we looked is attested again on its next call.
+        if let Some(print) = print.filter(|before| Print::of(&caller.peer) == Some(*before)) {
+            let attested = Attested { at: started, print, view: view.clone() };
+            *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+        }
+        Ok(view)
+    }
+
+    async fn attest(&self, caller: &Caller) -> Result<SelectorSet, Status> {
+        let call = self.metrics.call("workload_api.workload_attestation");
+        let peer = Peer { pid: caller.peer.pid, proc_dir: caller.peer.handle.proc_dir() };
+        let ask = |attestor: &Arc<dyn WorkloadAttestor>| {
+            let attestor = attestor.clone();
+            async move {
+                let name = attestor.name();
+                let mut call = self.metrics.call("workload_api.workload_attestor");
+                call.label("attestor", name);
+                let result = tokio::time::timeout(ATTESTOR_TIMEOUT, attestor.attest(&peer)).await;
+                call.finish(if matches!(result, Ok(Ok(_))) { "OK" } else { "Unknown" });
+                match result {
+                    Ok(Ok(selectors)) => Some(selectors),
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, pid = caller.peer.pid, "workload attestor {name:?} failed");
+                        None
+                    }
+                    Err(_) => {
+                        tracing::error!(pid = caller.peer.pid, "workload attestor {name:?} failed: it took too long");
+                        None
+                    }
+                }
+            }
+        };
+        let mut answers: FuturesUnordered<_> = self.attestors.iter().map(ask).collect();
+        let (mut successes, mut selectors) = (0, Vec::<Selector>::new());
+        while let Some(answer) = answers.next().await {
+            successes += usize::from(answer.is_some());
+            selectors.extend(answer.into_iter().flatten());
+        }
+        if successes == 0 && !self.attestors.is_empty() {
+            call.finish("Unknown");
+            caller.check_alive()?;
+            tracing::error!(pid = caller.peer.pid, "Workload attestation failed");
+            return Err(Status::unavailable("workload attestation failed"));
+        }
+        if successes < self.attestors.len() {
+            tracing::error!(pid = caller.peer.pid, "Failed to collect all selectors");
+        }
+        call.finish("OK");
+        self.metrics.sample("workload_api.discovered_selectors", selectors.len() as f64, &[]);
+        Ok(SelectorSet::new(selectors))
+    }
+}
+
+/// A connection of a workload. Requests on it carry an `Arc<Caller>` extension. It ends when the process has gone.
+pub(crate) struct CallerConnection {
+    inner: UnixConnection,
+    caller: Arc<Caller>,
+}
+
+impl CallerConnection {
+    pub(crate) fn new(inner: UnixConnection) -> Self {
+        let caller = Arc::new(Caller::new(inner.peer().clone()));
+        Self { inner, caller }
+    }
+}
+
+impl Connected for CallerConnection {
+    type ConnectInfo = Arc<Caller>;
+
+    fn connect_info(&self) -> Arc<Caller> {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for CallerConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.caller.gone.load(Ordering::Acquire) {
+            return Poll::Ready(Ok(())); // the end
+        }
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for CallerConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

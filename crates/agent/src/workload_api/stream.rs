@@ -1,0 +1,69 @@
+//! A stream of ready-made answers: one at once, and one after each change that the workload can see. No task and no timer.
+
+use crate::cache::{Subscription, ViewState};
+use finial_proto::encoded::Encoded;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::WatchStream;
+use tonic::Status;
+
+/// What a method answers in a state.
+pub(super) type Answer<T> = Box<dyn Fn(&ViewState) -> Result<Encoded<T>, Status> + Send + Sync>;
+
+/// The stream of one call.
+pub(crate) struct AnswerStream<T> {
+    states: WatchStream<Arc<ViewState>>,
+    answer: Answer<T>,
+    last: Option<Encoded<T>>,
+    /// Nothing was sent yet: wait until there is an SVID for each entry.
+    waiting: bool,
+    ended: bool,
+    /// Keeps the view's SVIDs in the cache.
+    _subscription: Subscription,
+}
+
+impl<T> AnswerStream<T> {
+    pub(super) fn new(subscription: Subscription, answer: Answer<T>) -> Self {
+        Self {
+            states: WatchStream::new(subscription.states()),
+            answer,
+            last: None,
+            waiting: true,
+            ended: false,
+            _subscription: subscription,
+        }
+    }
+}
+
+impl<T: 'static> Stream for AnswerStream<T> {
+    type Item = Result<Encoded<T>, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        while !this.ended {
+            let Some(state) = std::task::ready!(Pin::new(&mut this.states).poll_next(cx)) else { break };
+            if state.closed {
+                this.ended = true;
+                return Poll::Ready(Some(Err(Status::unavailable("the agent is shutting down"))));
+            }
+            if this.waiting && state.incomplete {
+                continue;
+            }
+            this.waiting = false;
+            match (this.answer)(&state) {
+                Ok(answer) if this.last.as_ref() == Some(&answer) => {}
+                Ok(answer) => {
+                    this.last = Some(answer.clone());
+                    return Poll::Ready(Some(Ok(answer)));
+                }
+                Err(status) => {
+                    this.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+            }
+        }
+        Poll::Ready(None)
+    }
+}

@@ -16,5 +16,7 @@ pub mod prune;
 pub mod publish;
 mod start;
 pub mod svid;
+#[cfg(test)]
+mod testing;
 
 pub use start::{Environment, Running, StartError, open_store, start};

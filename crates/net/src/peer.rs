@@ -7,7 +7,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, open, openat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::fmt;
@@ -57,26 +57,44 @@ impl PeerInfo {
         let credentials = socket.peer_cred().map_err(PeerError::Credentials)?;
         // A process outside our pid namespace has the number 0.
         let pid = credentials.pid().and_then(Pid::from_raw).ok_or(PeerError::NotVisible)?;
-        let handle = Arc::new(PeerHandle::of(socket.as_fd(), pid)?);
+        let handle = Arc::new(PeerHandle::of(socket.as_fd(), pid, credentials.uid())?);
         Ok(Self { pid: pid.as_raw_nonzero().get(), uid: credentials.uid(), gid: credentials.gid(), handle })
     }
 }
 
 impl PeerHandle {
-    fn of(socket: BorrowedFd<'_>, pid: Pid) -> Result<Self, PeerError> {
-        let number = pid.as_raw_nonzero().get();
-        let gone = |call| move |e| if e == Errno::SRCH { PeerError::Gone(number) } else { PeerError::Kernel(call, e) };
-        let pidfd = match peer_pidfd(socket) {
-            Some(pidfd) => pidfd.map_err(gone("SO_PEERPIDFD"))?,
-            None => open_older(pid).map_err(gone("pidfd_open"))?,
-        };
+    fn of(socket: BorrowedFd<'_>, pid: Pid, uid: u32) -> Result<Self, PeerError> {
+        match peer_pidfd(socket) {
+            Some(pidfd) => Self::held_by(pidfd.map_err(failed(pid, "SO_PEERPIDFD"))?, pid),
+            None => Self::by_number(pid, uid),
+        }
+    }
+
+    /// Kernels before 6.5 do not hand out the pidfd of a peer; one opened by number leaves a window since `connect`, in
+    /// which the number can change hands. Such a hold is only good when the process at least runs as who connected:
+    /// nobody gets at another user's identities through that window.
+    fn by_number(pid: Pid, uid: u32) -> Result<Self, PeerError> {
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(failed(pid, "pidfd_open"))?;
+        let handle = Self::held_by(pidfd, pid)?;
+        if handle.effective_uid() != Some(uid) {
+            return Err(PeerError::Gone(pid.as_raw_nonzero().get()));
+        }
+        Ok(handle)
+    }
+
+    fn held_by(pidfd: OwnedFd, pid: Pid) -> Result<Self, PeerError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc_dir = open(format!("/proc/{number}"), flags, Mode::empty()).map_err(|e| {
-            if e == Errno::NOENT { PeerError::Gone(number) } else { PeerError::Kernel("open /proc", e) }
-        })?;
+        let path = format!("/proc/{}", pid.as_raw_nonzero());
+        let proc_dir = open(path, flags, Mode::empty()).map_err(failed(pid, "open /proc"))?;
         let handle = Self { pidfd, proc_dir };
         // Only now is it certain that the folder is this process's and not a later one's.
-        if handle.is_alive() { Ok(handle) } else { Err(PeerError::Gone(number)) }
+        if handle.is_alive() { Ok(handle) } else { Err(PeerError::Gone(pid.as_raw_nonzero().get())) }
+    }
+
+    fn effective_uid(&self) -> Option<u32> {
+        let status = openat(&self.proc_dir, "status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let text = std::io::read_to_string(std::fs::File::from(status)).ok()?;
+        text.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
     }
 
     /// Whether the process still runs. A pidfd becomes readable when its process ends.
@@ -103,10 +121,12 @@ impl fmt::Debug for PeerHandle {
     }
 }
 
-/// Kernels before 6.5 do not hand out the pidfd of a peer. Opening one by number leaves a window between `connect` and
-/// now, in which the number can change hands; the narrowest check that such kernels allow is left to [`PeerHandle::of`].
-fn open_older(pid: Pid) -> Result<OwnedFd, Errno> {
-    pidfd_open(pid, PidfdFlags::empty())
+/// `ESRCH` and a missing folder mean that there is no such process any more.
+fn failed(pid: Pid, call: &'static str) -> impl Fn(Errno) -> PeerError {
+    move |error| match error {
+        Errno::SRCH | Errno::NOENT => PeerError::Gone(pid.as_raw_nonzero().get()),
+        other => PeerError::Kernel(call, other),
+    }
 }
 
 /// `SO_PEERPIDFD`: a pidfd of exactly the process that connected. `None` when the kernel is too old for it.
@@ -140,5 +160,26 @@ fn getsockopt_fd(socket: BorrowedFd<'_>, option: libc::c_int) -> Result<OwnedFd,
             return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
         }
         Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_found_by_number_must_run_as_who_connected() {
+        let pid = rustix::process::getpid();
+        let uid = rustix::process::geteuid().as_raw();
+        assert!(PeerHandle::by_number(pid, uid).unwrap().is_alive());
+        assert!(matches!(PeerHandle::by_number(pid, uid + 1), Err(PeerError::Gone(_))));
+    }
+
+    #[test]
+    fn no_such_process() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        child.wait().unwrap();
+        assert!(matches!(PeerHandle::by_number(pid, 0), Err(PeerError::Gone(_))));
     }
 }

@@ -73,3 +73,39 @@ pub fn register(
     health.add("server.ca.rotator", Arc::new(RotatorCheck(rotation)))?;
     health.add("catalog.datastore", Arc::new(DatastoreCheck(store)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::Authorities;
+    use crate::testing::{HOUR, World, trust_domain};
+    use finial_core::ManualClock;
+    use finial_store::StoreSettings;
+
+    #[tokio::test]
+    async fn each_part_says_what_is_wrong_under_spires_key() {
+        let world = World::new();
+        let feed = BundleFeed::open(world.memory.clone(), trust_domain()).await.unwrap();
+        let issuer = Arc::new(world.issuer(&Authorities::new()));
+        let ill = ServerCheck(feed).check().await;
+        assert!(!ill.live && !ill.ready);
+        assert!(ill.ready_details["get_bundle_err"].is_string());
+        let ill = CaCheck(issuer).check().await;
+        assert_eq!(ill.live_details["sign_x509_svid_err"], "X509 CA is not available for signing");
+
+        let process = world.start().await;
+        let ca = CaCheck(Arc::new(world.issuer(&process.authorities)));
+        let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
+        let rotator = RotatorCheck(process.manager.health());
+        for well in [
+            ServerCheck(process.feed).check().await,
+            ca.check().await,
+            rotator.check().await,
+            DatastoreCheck(store).check().await,
+        ] {
+            assert_eq!((well.live, well.ready, well.live_details), (true, true, serde_json::json!({})));
+        }
+        world.clock.advance(24 * HOUR);
+        assert!(!ca.check().await.ready, "the authority has expired");
+    }
+}

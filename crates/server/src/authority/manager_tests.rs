@@ -354,3 +354,66 @@ async fn the_task_rotates_when_it_is_time_and_ends_when_asked() {
     let now = authorities.x509().map(|a| a.authority_id.clone());
     assert_ne!(now, first);
 }
+
+/// What happens to a server over the years.
+#[derive(Clone, Debug)]
+enum Event {
+    Pass(i64),
+    Fault(usize, bool),
+    Crash,
+}
+
+fn event() -> impl proptest::strategy::Strategy<Value = Event> {
+    use proptest::prelude::*;
+    prop_oneof![
+        4 => (1..14 * HOUR).prop_map(Event::Pass),
+        1 => (-40 * HOUR..400 * 24 * HOUR).prop_map(Event::Pass),
+        3 => (0usize..8, any::<bool>()).prop_map(|(at, answer)| Event::Fault(at, answer)),
+        2 => Just(Event::Crash),
+    ]
+}
+
+async fn survive(events: Vec<Event>) {
+    let world = World::new();
+    let mut process = world.start().await;
+    let mut signed_by = std::collections::BTreeSet::new();
+    for event in &events {
+        match event {
+            Event::Pass(seconds) => world.clock.advance(*seconds),
+            Event::Fault(at, answer) => {
+                world.fail(Some((*at, if *answer { Lost::Answer } else { Lost::Request })));
+            }
+            Event::Crash => {
+                process = loop {
+                    if let Ok(loaded) = world.load().await {
+                        break loaded;
+                    }
+                };
+            }
+        }
+        let before = process.x509_id();
+        let _ = process.manager.check().await;
+        assert!(before.is_none() || process.x509_id().is_some(), "nothing signs any more");
+        assert_verifiable(&world, &process, "on the way");
+        signed_by.extend(process.authorities.x509().map(|a| a.ca.certificate().to_vec()));
+    }
+    world.fail(None);
+    process.manager.check().await.expect("nothing fails any more");
+    world.issuer(&process.authorities).self_test().await.expect("it signs");
+    let bundle = world.bundle().unwrap();
+    for root in signed_by {
+        assert!(bundle.x509_authorities.iter().any(|a| *a.der == *root), "what signed once left the bundle");
+    }
+    let twin = world.load().await.unwrap();
+    assert_eq!((twin.x509_id(), twin.jwt_id()), (process.x509_id(), process.jwt_id()), "a restart changes nothing");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_happens_there_is_something_to_sign_with_that_everyone_trusts(
+        events in proptest::collection::vec(event(), 1..25),
+    ) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(survive(events));
+    }
+}

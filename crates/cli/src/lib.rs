@@ -1,1 +1,67 @@
-//! Placeholder.
+//! The commands people type, flag for flag and word for word as SPIRE's.
+//!
+//! How to add a server command, say `entry show`, in `server/entry.rs`:
+//! ```text
+//! pub(crate) const COMMANDS: &[Command] = &[
+//!     Command::server("entry show", "Displays configured registration entries", show_flags, |cx| Box::pin(show(cx))),
+//!     // .usage("generate") if the name in "Usage of …:" is not the path
+//! ];
+//! fn show_flags(set: &mut FlagSet) {          // -socketPath and -instance are there already
+//!     set.string("entryID", "", "The Entry ID of the records to show");
+//!     set.strings("selector", "A colon-delimited type:value selector. Can be used more than once");
+//!     set.output();                           // -output pretty|json
+//! }
+//! async fn show(cx: Context) -> anyhow::Result<()> {
+//!     let mut client = EntryClient::new(cx.server()?);
+//!     let response = client.list_entries(request).await.rpc()?;      // rpc::RpcExt: errors as grpc-go prints them
+//!     if cx.json() {
+//!         cx.print(json::lines(vec![json::message("spire.api.server.entry.v1.ListEntriesResponse", &response)?]));
+//!         return Ok(());
+//!     }
+//!     cx.println(format!("Found {} entries", response.entries.len()));
+//!     Ok(())
+//! }
+//! ```
+//! and `entry::COMMANDS` in the list of `server/mod.rs`. What `cx.flags` gives is asked by name: `cx.flags.string("entryID")`.
+//! An error (`anyhow`) is printed as `Error: <chain joined by ": ">` on stderr, exit code 1; `Err(Exit(1).into())` ends
+//! without a word. `cx.eprintln` writes to stderr, `cx.read_file(path_or_dash, bytes_max)` reads `-data` files,
+//! `write_file` writes with a mode. Tests: `finial_cli::spire_server().main(&args, &Io::captured(stdin, env).0)`.
+
+mod agent;
+mod app;
+mod context;
+mod goflag;
+mod health;
+mod json;
+mod rpc;
+mod server;
+
+pub use app::{Command, CommandFuture, Exit, Program, Run};
+pub use context::{Captured, Context, Io};
+pub use goflag::{FlagError, FlagSet, Flags, Output};
+
+use std::future::Future;
+
+/// The version of SPIRE whose words, files and protocols these are.
+const SPIRE_VERSION: &str = "1.15.3";
+
+/// What `-version` prints and what an agent tells the server: SPIRE's version that this one stands for, and our own.
+pub fn version() -> String {
+    format!("{SPIRE_VERSION}+finial.{}", env!("CARGO_PKG_VERSION"))
+}
+
+/// The program `spire-server`.
+pub fn spire_server() -> Program {
+    Program { name: "spire-server", version: version(), commands: server::commands() }
+}
+
+/// The program `spire-agent`.
+pub fn spire_agent() -> Program {
+    Program { name: "spire-agent", version: version(), commands: agent::commands() }
+}
+
+/// Drives a short command on this thread.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(future)
+}

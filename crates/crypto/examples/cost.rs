@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const NOW: i64 = 1_800_000_000;
-const ROUNDS: u32 = 5_000;
+const ROUNDS: u32 = 200;
+const BATCHES: u32 = 50;
 
 #[allow(clippy::print_stdout)]
 fn time(name: &str, mut work: impl FnMut() -> bool) {

@@ -28,6 +28,7 @@ pub(crate) struct Faults {
     pub(crate) calls: usize,
     pub(crate) fail_at: Option<(usize, Lost)>,
     pub(crate) fail_all: bool,
+    pub(crate) fail_journal_writes: bool,
 }
 
 impl Faults {
@@ -100,6 +101,9 @@ impl AuthorityStore for Memory {
     }
 
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {
+        if self.faults.lock().unwrap().fail_journal_writes {
+            return Err(StoreError::Busy(1));
+        }
         self.store(|d| {
             let id = if journal.id == 0 { d.journals.len() as i64 + 1 } else { journal.id };
             let stored = CaJournal { id, ..journal.clone() };

@@ -190,7 +190,7 @@ async fn without_anything_to_sign_with_the_start_fails() {
 }
 
 #[tokio::test]
-async fn a_journal_that_cannot_be_saved_is_saved_later_and_no_key_is_overwritten_before() {
+async fn a_journal_that_cannot_be_saved_is_saved_later() {
     let world = World::new();
     let mut process = world.start().await;
     world.clock.advance(12 * HOUR + 1);
@@ -201,6 +201,25 @@ async fn a_journal_that_cannot_be_saved_is_saved_later_and_no_key_is_overwritten
     process.manager.check().await.unwrap();
     assert_eq!(journal(&world).x509_c_as.len(), 2);
     assert_eq!(world.load().await.unwrap().x509_id(), process.x509_id());
+}
+
+#[tokio::test]
+async fn no_key_is_overwritten_while_the_journal_says_that_it_signs() {
+    let world = World::new();
+    let mut process = world.start().await;
+    world.clock.advance(12 * HOUR + 1);
+    process.manager.check().await.unwrap();
+    world.memory.faults.lock().unwrap().fail_journal_writes = true;
+    world.clock.advance(8 * HOUR);
+    process.manager.check().await.unwrap();
+    let second = process.x509_id();
+    // Slot A is free in memory, but the datastore still finds this server's journal by the key in it.
+    world.clock.advance(9 * HOUR);
+    assert!(process.manager.check().await.is_err(), "a successor would overwrite it");
+    assert_eq!(process.x509_id(), second);
+    world.memory.faults.lock().unwrap().fail_journal_writes = false;
+    let process = world.start().await;
+    assert_eq!(process.x509_id(), second, "after a crash it is found again");
 }
 
 #[tokio::test]

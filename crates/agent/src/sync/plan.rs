@@ -242,9 +242,13 @@ mod tests {
                     prop_assert!(asked, "due");
                 }
             }
-            let after = records.iter().filter(|r| (r.svid.is_some() && !plan.evict.contains(&r.entry.id)) || unique.contains(&r.entry.id)).count();
-            prop_assert!(after <= limit.max(in_use.len().max(0)) || records.iter().filter(|r| in_use.contains(&r.entry.id)).count() >= limit.min(after),
-                "more than the limit without being in use");
+            let kept = records.iter().filter(|r| r.svid.is_some() && !plan.evict.contains(&r.entry.id)).count();
+            let kept_in_use = records.iter().filter(|r| r.svid.is_some() && in_use.contains(&r.entry.id)).count();
+            prop_assert!(kept <= limit.max(kept_in_use), "more than the limit without being in use");
+            let prefetched = records.iter().filter(|r| r.svid.is_none() && unique.contains(&r.entry.id) && !in_use.contains(&r.entry.id));
+            prop_assert!(prefetched.clone().all(|r| !r.entry.disable_x509_svid_prefetch));
+            let asked_anew = records.iter().filter(|r| r.svid.is_none() && unique.contains(&r.entry.id)).count();
+            prop_assert!(prefetched.count() == 0 || kept + asked_anew <= limit, "prefetched beyond the limit");
         }
     }
 }

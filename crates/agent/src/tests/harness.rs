@@ -1,0 +1,232 @@
+//! An agent under a fake server, and workloads that call it.
+
+use super::fake::{FakeServer, TOKEN};
+use crate::{Agent, AgentError, run};
+use async_trait::async_trait;
+use finial_config::{AgentSettings, Bootstrap};
+use finial_core::{Clock, KeyType, Secret, Selector, SystemClock};
+use finial_crypto::{PrivateKey, Signer};
+use finial_net::client::uds_channel;
+use finial_plugin::{
+    AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, MemoryKeys, Peer, PluginError, WorkloadAttestor,
+};
+use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use finial_proto::workload::{X509svidRequest, X509svidResponse};
+use finial_runtime::{Shutdown, Supervisor};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+
+/// Nothing in these tests takes longer unless it is broken.
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Keys that survive the agent, as on disk.
+#[derive(Default)]
+pub(super) struct Keys(MemoryKeys);
+
+#[async_trait]
+impl KeyManager for Keys {
+    async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, PluginError> {
+        let key = Arc::new(PrivateKey::generate(key_type).unwrap());
+        let mut keys = self.0.keys();
+        keys.insert(id.to_owned(), key.clone());
+        self.0.replace(keys);
+        Ok(key)
+    }
+
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, PluginError> {
+        Ok(self.0.key(id).map(|k| k as Arc<dyn Signer>))
+    }
+
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError> {
+        Ok(self.0.keys().into_iter().map(|(name, key)| (name, key as Arc<dyn Signer>)).collect())
+    }
+}
+
+/// States who the process is by its folder, as the unix attestor does, and counts how often it is asked.
+pub(super) struct TestAttestor {
+    pub(super) asked: AtomicUsize,
+    pub(super) fail: Mutex<bool>,
+}
+
+#[async_trait]
+impl WorkloadAttestor for TestAttestor {
+    fn name(&self) -> &str {
+        "test"
+    }
+
+    async fn attest(&self, peer: &Peer<'_>) -> Result<Vec<Selector>, PluginError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if *self.fail.lock().unwrap() {
+            return Err(PluginError::internal("broken"));
+        }
+        let exe = rustix::fs::readlinkat(peer.proc_dir, "exe", Vec::new())
+            .map_err(|e| PluginError::internal(e.to_string()))?;
+        let exe = exe.to_string_lossy().into_owned();
+        let name = Path::new(&exe).file_name().unwrap().to_string_lossy().into_owned();
+        let name = name.split('-').next().unwrap().to_owned(); // the test program is called finial_agent-HASH
+        Ok(vec![Selector::new("test", "any").unwrap(), Selector::new("test", format!("exe:{name}")).unwrap()])
+    }
+}
+
+/// Solves what the fake server asks.
+struct Puzzle;
+
+#[async_trait]
+impl AgentNodeAttestor for Puzzle {
+    async fn begin(&self) -> Result<Box<dyn AttestSession>, PluginError> {
+        Ok(Box::new(Puzzle))
+    }
+}
+
+#[async_trait]
+impl AttestSession for Puzzle {
+    fn payload(&self) -> &[u8] {
+        b"ask me"
+    }
+
+    async fn respond(&mut self, challenge: &[u8]) -> Result<Vec<u8>, PluginError> {
+        assert_eq!(challenge, b"1+1");
+        Ok(b"2".to_vec())
+    }
+}
+
+/// A trust domain of one server and one agent.
+pub(super) struct World {
+    pub(super) server: FakeServer,
+    pub(super) attestor: Arc<TestAttestor>,
+    pub(super) keys: Arc<Keys>,
+    pub(super) dir: tempfile::TempDir,
+    pub(super) supervisor: Supervisor,
+    pub(super) settings: AgentSettings,
+    pub(super) stop_server: Shutdown,
+    pub(super) puzzle: bool,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+/// A running agent.
+pub(super) struct Running {
+    supervisor: Supervisor,
+    ended: JoinHandle<Result<(), AgentError>>,
+    pub(super) socket: PathBuf,
+}
+
+impl World {
+    pub(super) async fn new() -> Self {
+        let supervisor = Supervisor::default();
+        let stop_server = supervisor.shutdown().child();
+        let server = FakeServer::start(&supervisor.spawner(), stop_server.clone()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path().join("bootstrap.pem");
+        std::fs::write(&bundle, finial_crypto::pem::encode("CERTIFICATE", &server.ca().root)).unwrap();
+        let mut settings = AgentSettings::minimal(
+            server.ca().trust_domain.clone(),
+            server.address(),
+            Bootstrap::Path(bundle),
+            dir.path().join("data"),
+        );
+        settings.join_token = Some(Secret::new(TOKEN.to_owned()));
+        settings.sync_interval = Duration::from_millis(50);
+        settings.admin_socket_path = Some(dir.path().join("admin/api.sock"));
+        let attestor = Arc::new(TestAttestor { asked: AtomicUsize::new(0), fail: Mutex::new(false) });
+        let (keys, puzzle, clock) = (Arc::default(), false, Arc::new(SystemClock));
+        Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, clock }
+    }
+
+    pub(super) fn start(&self) -> Running {
+        let supervisor = Supervisor::default();
+        let node_attestor: Arc<dyn AgentNodeAttestor> = Arc::new(Puzzle);
+        let mut settings = self.settings.clone();
+        if self.puzzle {
+            settings.join_token = None;
+        }
+        let socket = settings.socket_path.clone().unwrap();
+        let agent = Agent {
+            settings,
+            plugins: AgentPlugins {
+                key_manager: self.keys.clone(),
+                keys_are_volatile: false,
+                node_attestor: ("puzzle".to_owned(), node_attestor),
+                workload_attestors: vec![self.attestor.clone()],
+            },
+            spawner: supervisor.spawner(),
+            clock: self.clock.clone(),
+            log: None,
+            version: "test".to_owned(),
+        };
+        let ended = supervisor.spawner().spawn("agent", run(agent));
+        Running { supervisor, ended, socket }
+    }
+
+    /// Starts an agent and waits until it answers.
+    pub(super) async fn started(&self) -> Running {
+        let running = self.start();
+        until("the agent listens", || {
+            assert!(!running.ended.is_finished(), "the agent ended early");
+            running.socket.exists()
+        })
+        .await;
+        running
+    }
+
+    pub(super) fn entry(&self, id: &str, path: &str, selectors: &[&str]) {
+        self.server.state().entries.insert(id.into(), super::fake::wire_entry(id, path, selectors));
+    }
+}
+
+impl Running {
+    pub(super) fn client(&self) -> SpiffeWorkloadApiClient<Channel> {
+        SpiffeWorkloadApiClient::new(uds_channel(&self.socket))
+    }
+
+    pub(super) async fn x509(&self) -> Result<Streaming<X509svidResponse>, Status> {
+        Ok(self.client().fetch_x509svid(secure(X509svidRequest {})).await?.into_inner())
+    }
+
+    /// The first answer of a new call.
+    pub(super) async fn x509_once(&self) -> Result<X509svidResponse, Status> {
+        next(&mut self.x509().await?).await
+    }
+
+    /// Stops the agent; it must not call that a failure.
+    pub(super) async fn stop(self) {
+        self.supervisor.shutdown().trigger();
+        within(self.ended).await.unwrap().unwrap();
+    }
+
+    /// Why it ended by itself.
+    pub(super) async fn failure(self) -> AgentError {
+        within(self.ended).await.unwrap().expect_err("the agent was to fail")
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_finished()
+    }
+}
+
+pub(super) fn secure<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("workload.spiffe.io", "true".parse().unwrap());
+    request
+}
+
+pub(super) async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    within(stream.message()).await.map(|m| m.expect("the stream ended without a status"))
+}
+
+pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("it took too long")
+}
+
+/// Waits for a condition.
+pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "waited too long until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,269 @@
+//! X.509-SVIDs and bundles on the Workload API.
+
+use super::fake::{wire_bundle, wire_entry};
+use super::harness::{World, next, secure, until, within};
+use finial_crypto::{Certificate, TrustRoots, verify_x509_svid};
+use finial_proto::health::{HealthCheckRequest, health_client::HealthClient};
+use finial_proto::workload::*;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tonic::{Code, Request};
+
+#[tokio::test]
+async fn a_workload_gets_a_verifiable_svid_with_its_key() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let answer = agent.x509_once().await.unwrap();
+    assert_eq!(answer.svids.len(), 1);
+    let svid = &answer.svids[0];
+    assert_eq!(svid.spiffe_id, "spiffe://td/web");
+    let chain = Certificate::parse_chain(&svid.x509_svid).unwrap();
+    let ders: Vec<_> = chain.iter().map(|c| c.der().clone()).collect();
+    let root: Arc<[u8]> = Arc::from(svid.bundle.as_ref());
+    let id = verify_x509_svid(&ders, &TrustRoots::new([&root]).unwrap(), world.clock.now()).unwrap();
+    assert_eq!(id.as_str(), "spiffe://td/web");
+    let key = finial_crypto::PrivateKey::from_pkcs8(&svid.x509_svid_key).unwrap();
+    assert_eq!(key.public_key(), &chain[0].public_key().unwrap());
+    assert_eq!(root, world.server.ca().root);
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&agent.socket), 0o777);
+    assert_eq!(mode(world.settings.admin_socket_path.as_ref().unwrap()), 0o770);
+    agent.stop().await;
+    world.supervisor.shutdown().trigger();
+}
+
+#[tokio::test]
+async fn without_an_entry_there_is_no_identity_and_health_is_well() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:other"]);
+    let agent = world.started().await;
+    let denied = agent.x509_once().await.unwrap_err();
+    assert_eq!((denied.code(), denied.message()), (Code::PermissionDenied, "no identity issued"));
+    let mut client = agent.client();
+    let bundles = client.fetch_x509_bundles(secure(X509BundlesRequest {})).await.unwrap_err();
+    assert_eq!(bundles.code(), Code::PermissionDenied);
+    let jwt = client.fetch_jwtsvid(secure(JwtsvidRequest { audience: vec!["a".into()], ..Default::default() })).await;
+    assert_eq!(jwt.unwrap_err().message(), "no identity issued");
+    let mut health = HealthClient::new(finial_net::client::uds_channel(&agent.socket));
+    let well = health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(well.get_ref().status, 1);
+    let one = health.check(HealthCheckRequest { service: "x".into() }).await.unwrap_err();
+    assert_eq!(one.code(), Code::InvalidArgument);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn bundles_are_for_all_where_the_configuration_says_so() {
+    let mut world = World::new().await;
+    world.settings.allow_unauthenticated_verifiers = true;
+    let agent = world.started().await;
+    let mut stream = agent.client().fetch_jwt_bundles(secure(JwtBundlesRequest {})).await.unwrap().into_inner();
+    let bundles = next(&mut stream).await.unwrap().bundles;
+    assert_eq!(bundles.keys().collect::<Vec<_>>(), ["spiffe://td"]);
+    let keys: serde_json::Value = serde_json::from_slice(&bundles["spiffe://td"]).unwrap();
+    assert_eq!(keys["keys"][0]["kid"], "jwt-1");
+    assert_eq!(agent.x509_once().await.unwrap_err().code(), Code::PermissionDenied);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_security_header_must_be_there_once_and_say_true() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let mut client = agent.client();
+    let mut missing = vec![Request::new(X509svidRequest {})];
+    for values in [&["TRUE"][..], &["true", "true"], &["false"], &[""]] {
+        let mut request = Request::new(X509svidRequest {});
+        values.iter().for_each(|v| drop(request.metadata_mut().append("workload.spiffe.io", v.parse().unwrap())));
+        missing.push(request);
+    }
+    for request in missing {
+        let error = client.fetch_x509svid(request).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), (Code::InvalidArgument, "security header missing from request"));
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn open_streams_see_new_entries_bundles_and_the_loss_of_identity() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let mut svids = agent.x509().await.unwrap();
+    assert_eq!(next(&mut svids).await.unwrap().svids.len(), 1);
+    let mut bundles = agent.client().fetch_x509_bundles(secure(X509BundlesRequest {})).await.unwrap().into_inner();
+    assert_eq!(next(&mut bundles).await.unwrap().bundles.len(), 1);
+
+    world.entry("e0", "/first", &["test:any", "test:exe:finial_agent"]);
+    let ids = |answer: X509svidResponse| answer.svids.into_iter().map(|s| s.spiffe_id).collect::<Vec<_>>();
+    assert_eq!(ids(next(&mut svids).await.unwrap()), ["spiffe://td/first", "spiffe://td/web"]);
+
+    let other = crate::testing::TestCa::new("other");
+    {
+        let mut state = world.server.state();
+        state.federated.insert("other".into(), wire_bundle("other", &other.root, None));
+        state.entries.get_mut("e1").unwrap().federates_with = vec!["spiffe://other".into()];
+        state.entries.get_mut("e1").unwrap().revision_number = 1;
+    }
+    let federated = next(&mut bundles).await.unwrap().bundles;
+    assert_eq!(federated.keys().collect::<Vec<_>>(), ["spiffe://other", "spiffe://td"]);
+    until("the SVID stream has the federated bundle", || true).await;
+    loop {
+        let answer = next(&mut svids).await.unwrap();
+        if answer.federated_bundles.contains_key("spiffe://other") {
+            break;
+        }
+    }
+
+    world.server.state().entries.clear();
+    let end = loop {
+        match next(&mut svids).await {
+            Ok(_) => {} // the renewed SVID of e1 may come before
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((end.code(), end.message()), (Code::PermissionDenied, "no identity issued"));
+    assert_eq!(next(&mut bundles).await.unwrap_err().code(), Code::PermissionDenied);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_gets_a_new_svid_before_the_old_one_ends() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    world.server.state().svid_ttl = 2; // began 10 s ago: past its half-life
+    let agent = world.started().await;
+    let mut stream = agent.x509().await.unwrap();
+    let first = next(&mut stream).await.unwrap();
+    let second = next(&mut stream).await.unwrap();
+    assert_ne!(first.svids[0].x509_svid, second.svids[0].x509_svid);
+    assert_ne!(first.svids[0].x509_svid_key, second.svids[0].x509_svid_key, "each SVID has its own key");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_is_attested_once_as_long_as_nothing_changes() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let mut client = agent.client();
+    for _ in 0..5 {
+        let mut stream = client.fetch_x509svid(secure(X509svidRequest {})).await.unwrap().into_inner();
+        next(&mut stream).await.unwrap();
+    }
+    assert_eq!(world.attestor.asked.load(Ordering::SeqCst), 1);
+    agent.x509_once().await.unwrap();
+    assert_eq!(world.attestor.asked.load(Ordering::SeqCst), 2, "another connection");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn failed_attestation_is_not_an_empty_set_of_selectors() {
+    let mut world = World::new().await;
+    world.settings.allow_unauthenticated_verifiers = true;
+    let agent = world.started().await;
+    *world.attestor.fail.lock().unwrap() = true;
+    let error = agent.x509_once().await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::Unavailable, "workload attestation failed"));
+    agent.stop().await;
+}
+
+/// Asks with curl-less means: a child that runs another program on the same socket is another workload.
+#[tokio::test]
+async fn selectors_are_those_of_the_process_at_the_other_end() {
+    let world = World::new().await;
+    world.entry("e1", "/python", &["test:exe:python3.11"]);
+    world.entry("e2", "/python", &["test:exe:python3.12"]);
+    world.entry("e3", "/python", &["test:exe:python3.13"]);
+    let agent = world.started().await;
+    assert_eq!(agent.x509_once().await.unwrap_err().code(), Code::PermissionDenied);
+    let before = world.attestor.asked.load(Ordering::SeqCst);
+    // Opens the socket and speaks just enough HTTP/2 to make a call with an empty gRPC message.
+    let script = r#"
+import socket, sys, struct
+s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+def frame(kind, flags, stream, body): return struct.pack('>I', len(body))[1:] + bytes([kind, flags]) + struct.pack('>I', stream) + body
+def lit(name, value): return b'\x00' + bytes([len(name)]) + name + bytes([len(value)]) + value
+h = lit(b':method', b'POST') + lit(b':scheme', b'http') + lit(b':path', b'/SpiffeWorkloadAPI/FetchX509SVID') + lit(b':authority', b'localhost')
+h += lit(b'content-type', b'application/grpc') + lit(b'te', b'trailers') + lit(b'workload.spiffe.io', b'true')
+s.sendall(b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + frame(4, 0, 0, b'') + frame(1, 4, 1, h) + frame(0, 1, 1, b'\0\0\0\0\0'))
+got = b''
+while b'spiffe://td/python' not in got:
+    more = s.recv(4096)
+    if not more: sys.exit(1)
+    got += more
+print('ok')
+"#;
+    let child = tokio::process::Command::new("python3")
+        .arg("-c")
+        .arg(script)
+        .arg(&agent.socket)
+        .stdout(Stdio::piped())
+        .output();
+    let output = within(child).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "ok");
+    assert_eq!(world.attestor.asked.load(Ordering::SeqCst), before + 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn duplicate_hints_give_the_oldest_entry() {
+    let world = World::new().await;
+    for (id, created_at) in [("a", 9), ("b", 5)] {
+        let mut entry = wire_entry(id, &format!("/{id}"), &["test:any"]);
+        entry.hint = "main".into();
+        entry.created_at = created_at;
+        world.server.state().entries.insert(id.into(), entry);
+    }
+    let agent = world.started().await;
+    let answer = agent.x509_once().await.unwrap();
+    assert_eq!(answer.svids.len(), 1);
+    assert_eq!((answer.svids[0].spiffe_id.as_str(), answer.svids[0].hint.as_str()), ("spiffe://td/b", "main"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn more_entries_than_a_page_are_synced_and_svids_come_in_batches() {
+    let mut world = World::new().await;
+    world.settings.x509_svid_cache_max_size = 100;
+    {
+        let mut state = world.server.state();
+        state.page_size = 7;
+        state.batch_limit = 40;
+        for i in 0..60 {
+            let id = format!("e{i:02}");
+            state.entries.insert(id.clone(), wire_entry(&id, &format!("/w{i}"), &[&format!("test:n{i}")]));
+        }
+    }
+    world.entry("me", "/me", &["test:any"]);
+    let agent = world.start();
+    until("batches shrank until the server took them", || world.server.state().batches.contains(&30)).await;
+    until("the agent listens", || agent.socket.exists()).await;
+    assert_eq!(agent.x509_once().await.unwrap().svids[0].spiffe_id, "spiffe://td/me");
+    let batches = world.server.state().batches.clone();
+    assert!(batches.iter().all(|n| *n <= 500));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_lazy_entry_is_fetched_when_its_workload_comes() {
+    let world = World::new().await;
+    let mut entry = wire_entry("e1", "/lazy", &["test:any"]);
+    entry.additional_attributes = Some(finial_proto::types::entry::AdditionalAttributes {
+        disable_x509_svid_prefetch: true,
+        ..Default::default()
+    });
+    world.server.state().entries.insert("e1".into(), entry);
+    let agent = world.started().await;
+    until("some syncs have passed", || world.server.calls("SyncAuthorizedEntries") > 3).await;
+    assert_eq!(world.server.calls("BatchNewX509SVID"), 0);
+    let asked = tokio::time::Instant::now();
+    assert_eq!(agent.x509_once().await.unwrap().svids[0].spiffe_id, "spiffe://td/lazy");
+    assert!(asked.elapsed() < Duration::from_secs(5), "no waiting for a timer");
+    agent.stop().await;
+}

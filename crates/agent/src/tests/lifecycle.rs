@@ -1,0 +1,158 @@
+//! The agent's own identity: attesting, renewing, being refused, ending and coming back.
+
+use super::harness::{World, next, until, within};
+use finial_proto::agent::debug::{GetInfoRequest, debug_client::DebugClient};
+use finial_proto::types::permission_denied_details::Reason;
+use std::time::Duration;
+
+fn data(world: &World) -> String {
+    std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap()
+}
+
+#[tokio::test]
+async fn a_restarted_agent_uses_its_svid_again() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    agent.stop().await;
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    assert_eq!(world.server.calls("AttestAgent"), 1);
+    assert_eq!(world.server.state().serials.len(), 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_attestor_with_challenges_works() {
+    let mut world = World::new().await;
+    world.puzzle = true;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn insecure_bootstrap_believes_the_first_server_and_keeps_its_bundle() {
+    let mut world = World::new().await;
+    world.settings.bootstrap = finial_config::Bootstrap::Insecure;
+    let agent = world.started().await;
+    agent.stop().await;
+    assert!(data(&world).contains("\"bundle\":[\""));
+}
+
+#[tokio::test]
+async fn an_svid_is_renewed_with_a_new_key_and_used_at_once() {
+    let world = World::new().await;
+    world.server.state().agent_ttl = 2; // past its half-life at once
+    let agent = world.start();
+    until("the agent renewed", || world.server.calls("RenewAgent") > 0).await;
+    world.server.state().agent_ttl = 3600;
+    until("the new SVID is presented", || world.server.state().serials.len() > 1).await;
+    assert_eq!(world.server.calls("AttestAgent"), 1);
+    let kept = data(&world);
+    agent.stop().await;
+    assert!(kept.contains("\"svid\":[\""));
+    // and a restart goes on with it
+    let agent = world.started().await;
+    assert_eq!(world.server.calls("AttestAgent"), 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_may_attests_again_instead_of_renewing() {
+    let mut world = World::new().await;
+    world.puzzle = true;
+    {
+        let mut state = world.server.state();
+        state.reattestable = true;
+        state.agent_ttl = 2;
+    }
+    let agent = world.start();
+    until("the agent attested again", || world.server.calls("AttestAgent") > 1).await;
+    assert_eq!(world.server.calls("RenewAgent"), 0);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_banned_agent_drops_its_svid_and_ends() {
+    let world = World::new().await;
+    let agent = world.started().await;
+    world.server.state().refuse = Some(Reason::AgentBanned);
+    let error = agent.failure().await;
+    assert_eq!(error.kind(), finial_core::ErrorKind::Denied);
+    assert!(error.to_string().contains("agent is refused"), "{error}");
+    assert!(data(&world).contains("\"svid\":null"));
+}
+
+#[tokio::test]
+async fn an_evicted_agent_ends_or_attests_again_if_it_may() {
+    let world = World::new().await;
+    let agent = world.started().await;
+    world.server.state().refuse = Some(Reason::AgentNotAttested);
+    agent.failure().await;
+    assert!(data(&world).contains("\"svid\":null"));
+
+    let mut world = World::new().await;
+    world.puzzle = true;
+    world.server.state().reattestable = true;
+    let agent = world.started().await;
+    world.server.state().refuse = Some(Reason::AgentNotAttested);
+    until("it attests again", || world.server.calls("AttestAgent") > 1).await;
+    world.server.state().refuse = None;
+    let syncs = world.server.calls("SyncAuthorizedEntries");
+    until("it syncs again", || world.server.calls("SyncAuthorizedEntries") > syncs + 1).await;
+    assert!(!agent.has_ended());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_at_start_drops_the_svid_so_that_the_next_start_attests() {
+    let world = World::new().await;
+    world.started().await.stop().await;
+    world.server.state().refuse = Some(Reason::AgentNotActive);
+    world.start().failure().await;
+    world.server.state().refuse = None;
+    let agent = world.started().await;
+    assert_eq!(world.server.calls("AttestAgent"), 2);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_while_attesting_is_no_failure() {
+    let world = World::new().await;
+    world.server.state().away = true;
+    let agent = world.start();
+    until("it has tried", || world.server.calls("AttestAgent") > 0).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn open_streams_end_when_the_agent_does() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let mut stream = agent.x509().await.unwrap();
+    next(&mut stream).await.unwrap();
+    let asked = tokio::time::Instant::now();
+    agent.stop().await;
+    assert!(asked.elapsed() < Duration::from_secs(4), "no one waits for the drain to end");
+    assert_eq!(within(stream.message()).await.unwrap_err().code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
+async fn the_admin_socket_tells_what_is_in_the_cache() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    let socket = world.settings.admin_socket_path.clone().unwrap();
+    let mut debug = DebugClient::new(finial_net::client::uds_channel(socket));
+    let info = debug.get_info(GetInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!((info.cached_x509_svids_count, info.cached_jwt_svids_count), (1, 0));
+    assert_eq!(info.svid_chain.len(), 2, "up to the root");
+    assert_eq!(info.svid_chain[0].id.as_ref().unwrap().path, "/spire/agent/join_token/1");
+    assert!(info.last_sync_success > 0);
+    agent.stop().await;
+}

@@ -1,0 +1,8 @@
+//! The whole agent, with real sockets and real processes, under a server that does what the test says.
+
+mod fake;
+mod harness;
+mod identity;
+mod lifecycle;
+mod server_away;
+mod tokens;

@@ -1,0 +1,62 @@
+//! An agent whose server is away, or is someone else.
+
+use super::fake::FakeServer;
+use super::harness::{World, next, secure, until};
+use crate::testing::TestCa;
+use finial_net::tls::bind;
+use finial_proto::workload::JwtsvidRequest;
+use std::time::Duration;
+
+#[tokio::test]
+async fn workloads_are_served_from_the_cache() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    world.server.state().jwt_ttl = 2;
+    let agent = world.started().await;
+    let ask = || secure(JwtsvidRequest { audience: vec!["a".into()], spiffe_id: String::new() });
+    let mut client = agent.client();
+    let token = client.fetch_jwtsvid(ask()).await.unwrap().into_inner();
+    let mut held = agent.x509().await.unwrap();
+    next(&mut held).await.unwrap();
+    world.server.state().away = true;
+    // past the token's half-life, before its end
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let calls = world.server.calls("NewJWTSVID");
+    assert_eq!(client.fetch_jwtsvid(ask()).await.unwrap().into_inner(), token, "the old token still serves");
+    assert!(world.server.calls("NewJWTSVID") > calls, "a renewal was tried");
+    assert_eq!(agent.x509_once().await.unwrap().svids.len(), 1);
+    assert!(!agent.has_ended());
+
+    world.server.state().away = false;
+    world.entry("e2", "/more", &["test:any"]);
+    assert_eq!(next(&mut held).await.unwrap().svids.len(), 2, "it comes back by itself");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_of_an_unknown_authority_ends_the_agent() {
+    let world = World::new().await;
+    let agent = world.started().await;
+    let address = world.server.address();
+    world.stop_server.trigger();
+    // The old connection stays open below; close it by making the agent's calls fail until it reconnects.
+    world.server.state().away = true;
+    let mut listener = None;
+    until("the address is free", || {
+        listener = bind(address).ok();
+        listener.is_some()
+    })
+    .await;
+    let impostor = FakeServer::start_with(
+        TestCa::new("td"),
+        listener.unwrap(),
+        &world.supervisor.spawner(),
+        world.supervisor.shutdown().child(),
+    );
+    let error = agent.failure().await.to_string();
+    assert!(error.starts_with("failed to sync with SPIRE Server: "), "{error}");
+    assert!(error.contains("unknown authority"), "{error}");
+    assert_eq!(impostor.calls("SyncAuthorizedEntries"), 0);
+    // The agent's SVID is not lost by that.
+    assert!(std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap().contains("\"svid\":[\""));
+}

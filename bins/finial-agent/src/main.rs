@@ -1,2 +1,5 @@
-//! The agent alone.
-fn main() {}
+//! The agent alone, for nodes.
+
+fn main() -> std::process::ExitCode {
+    finial_cli::finial_agent_main()
+}

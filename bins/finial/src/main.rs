@@ -1,2 +1,5 @@
-//! Finial.
-fn main() {}
+//! Finial: server, agent and commands in one file.
+
+fn main() -> std::process::ExitCode {
+    finial_cli::finial_main()
+}

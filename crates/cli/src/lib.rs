@@ -30,9 +30,11 @@
 mod agent;
 mod app;
 mod context;
+pub mod dev;
 mod goflag;
 mod health;
 mod json;
+mod launch;
 mod rpc;
 mod server;
 
@@ -41,6 +43,8 @@ pub use context::{Captured, Context, Io};
 pub use goflag::{FlagError, FlagSet, Flags, Output};
 
 use std::future::Future;
+use std::path::Path;
+use std::process::ExitCode;
 
 /// The version of SPIRE whose words, files and protocols these are.
 const SPIRE_VERSION: &str = "1.15.3";
@@ -58,6 +62,60 @@ pub fn spire_server() -> Program {
 /// The program `spire-agent`.
 pub fn spire_agent() -> Program {
     Program { name: "spire-agent", version: version(), commands: agent::commands() }
+}
+
+const FINIAL_HELP: &str = "\
+Usage: finial <command> [<args>]
+
+Commands:
+    server    All commands of spire-server: `finial server run -config server.conf`
+    agent     All commands of spire-agent: `finial agent api fetch x509`
+    dev       A trust domain on this machine, to look at and to try things with
+
+Called as spire-server or spire-agent (links to this program), it is that program, flag for flag.
+";
+
+/// The arguments of this process, its own name first. Bytes that are not text are replaced.
+fn arguments() -> (String, Vec<String>) {
+    let mut args = std::env::args_os().map(|a| a.to_string_lossy().into_owned());
+    let name = args.next().unwrap_or_default();
+    let name = Path::new(&name).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    (name, args.collect())
+}
+
+/// The program `finial`: everything in one file.
+pub fn finial_main() -> ExitCode {
+    let io = Io::process();
+    let (name, args) = arguments();
+    match name.as_str() {
+        "spire-server" => return spire_server().main(&args, &io).into(),
+        "spire-agent" | "finial-agent" => return spire_agent().main(&args, &io).into(),
+        _ => {}
+    }
+    let rest = args.get(1..).unwrap_or_default();
+    match args.first().map(String::as_str) {
+        Some("server") => Program { name: "finial server", ..spire_server() }.main(rest, &io).into(),
+        Some("agent") => Program { name: "finial agent", ..spire_agent() }.main(rest, &io).into(),
+        Some("dev") => dev::main(rest),
+        Some("-v" | "-version" | "--version") => {
+            io.err(&format!("{}\n", version()));
+            ExitCode::SUCCESS
+        }
+        Some("-h" | "-help" | "--help") => {
+            io.err(FINIAL_HELP);
+            ExitCode::SUCCESS
+        }
+        _ => {
+            io.err(FINIAL_HELP);
+            ExitCode::from(127)
+        }
+    }
+}
+
+/// The program `finial-agent`: the agent alone.
+pub fn finial_agent_main() -> ExitCode {
+    let (_, args) = arguments();
+    Program { name: "finial-agent", ..spire_agent() }.main(&args, &Io::process()).into()
 }
 
 /// Drives a short command on this thread.

@@ -54,8 +54,10 @@ impl LogLevel {
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `time=… level=… msg=…` (default).
+    /// `time=… level=… msg=…`, times to the second: nothing configured (default).
     #[default]
+    Default,
+    /// The same, times with fractions: `text`.
     Text,
     /// One JSON object a line.
     Json,
@@ -68,7 +70,7 @@ pub struct LogSettings {
     pub level: LogLevel,
     /// `log_format`, default text.
     pub format: LogFormat,
-    /// `log_file`: appended to, reopened on SIGUSR2. None: standard error.
+    /// `log_file`: appended to, reopened on SIGUSR2. None: standard output, as SPIRE does.
     pub file: Option<PathBuf>,
     /// `log_source_location`: adds the source file and line, default false.
     pub source_location: bool,

@@ -87,19 +87,6 @@ pub fn format_go_duration(duration: Duration) -> String {
     }
 }
 
-/// As [`format_go_duration`], whole seconds only and without zero parts at the end: `24h`, `1h30m`.
-pub(crate) fn short(duration: Duration) -> String {
-    let text = format_go_duration(Duration::from_secs(duration.as_secs()));
-    let text = match text.strip_suffix("m0s") {
-        Some(rest) => format!("{rest}m"),
-        None => text,
-    };
-    match text.strip_suffix("h0m") {
-        Some(rest) => format!("{rest}h"),
-        None => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,9 +114,6 @@ mod tests {
         assert_eq!(format_go_duration(Duration::from_secs(86_400)), "24h0m0s");
         assert_eq!(format_go_duration(Duration::from_micros(3_100)), "3.1ms");
         assert_eq!(format_go_duration(Duration::from_millis(90_500)), "1m30.5s");
-        assert_eq!(short(Duration::from_secs(86_400)), "24h");
-        assert_eq!(short(Duration::from_secs(5_400)), "1h30m");
-        assert_eq!(short(Duration::from_secs(61)), "1m1s");
     }
 
     proptest! {

@@ -189,7 +189,8 @@ impl Resolver {
             }
         }
         match format.to_ascii_lowercase().as_str() {
-            "" | "text" => self.log.format = LogFormat::Text,
+            "" => self.log.format = LogFormat::Default,
+            "text" => self.log.format = LogFormat::Text,
             "json" => self.log.format = LogFormat::Json,
             _ => self.problem(
                 &[section, "log_format"],

@@ -1,6 +1,6 @@
 //! `server { }` and its neighbours, from text to [`ServerSettings`].
 
-use crate::duration::{format_go_duration, short};
+use crate::duration::format_go_duration;
 use crate::problem::{ConfigError, Loaded};
 use crate::raw::{self, RawHealth, RawTelemetry};
 use crate::resolve::{Named, Resolver, read_text};
@@ -352,11 +352,6 @@ fn times(r: &mut Resolver, s: &RawServer, out: &mut ServerSettings) {
     out.jwt_svid_ttl = jwt.unwrap_or(out.jwt_svid_ttl);
     out.ca_ttl = ca.unwrap_or(out.ca_ttl);
     out.max_attested_node_info_staleness = staleness.unwrap_or_default();
-    ttl_warning(r, "default_x509_svid_ttl", out.x509_svid_ttl, out.ca_ttl);
-    ttl_warning(r, "default_jwt_svid_ttl", out.jwt_svid_ttl, out.ca_ttl);
-    if let Some(agent_ttl) = out.agent_ttl.filter(|ttl| !ttl.is_zero()) {
-        ttl_warning(r, "agent_ttl", agent_ttl, out.ca_ttl);
-    }
     let path = ["server", "prune_attested_nodes_expired_for"];
     let label = "could not parse prune_attested_nodes_expired_for";
     if let Some(expired_for) = r.duration(&path, &s.prune_attested_nodes_expired_for, label) {
@@ -367,35 +362,6 @@ fn times(r: &mut Resolver, s: &RawServer, out: &mut ServerSettings) {
             non_reattestable: s.prune_tofu_nodes,
         });
     }
-}
-
-/// SVIDs live at most a sixth of the authority's life, and at most 7 days, or rotations may cut them short.
-fn ttl_warning(r: &mut Resolver, name: &str, ttl: Duration, ca_ttl: Duration) {
-    const CAP: Duration = Duration::from_secs(7 * 24 * 3600);
-    const DIVISOR: u32 = 6;
-    let max = (ca_ttl / DIVISOR).min(CAP);
-    if ttl <= max {
-        return;
-    }
-    let message = if ttl < CAP {
-        format!(
-            "{name} is too high for the configured ca_ttl value. SVIDs with shorter lifetimes may be issued. Please set {name} to {} or less, or the ca_ttl to {} or more, to guarantee the full {name} lifetime when CA rotations are scheduled.",
-            short(max),
-            short(ttl.saturating_mul(DIVISOR))
-        )
-    } else if ca_ttl < CAP * DIVISOR {
-        format!(
-            "{name} is too high and the ca_ttl is too low. SVIDs with shorter lifetimes may be issued. Please set {name} to {} or less, and the ca_ttl to {} or more, to guarantee the full {name} lifetime when CA rotations are scheduled.",
-            short(CAP),
-            short(CAP * DIVISOR)
-        )
-    } else {
-        format!(
-            "{name} is too high. SVIDs with shorter lifetimes may be issued. Please set {name} to {} or less to guarantee the full {name} lifetime when CA rotations are scheduled.",
-            short(max)
-        )
-    };
-    r.warn(message);
 }
 
 fn key_types(r: &mut Resolver, s: &RawServer, out: &mut ServerSettings) {

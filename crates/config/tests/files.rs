@@ -327,41 +327,6 @@ fn flags_win_over_the_file_and_are_not_blamed_on_it() {
 }
 
 #[test]
-fn ttl_warnings() {
-    let warn = |lines: &str| {
-        let text = format!("server {{ trust_domain = \"a\"\n data_dir = \"d\"\n {lines}\n}}\nplugins {{}}");
-        server(&text)
-            .unwrap()
-            .notices
-            .iter()
-            .map(|n| match n {
-                Notice::Warn(w) => w.clone(),
-                other => format!("{other:?}"),
-            })
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(warn("default_x509_svid_ttl = \"4h\""), Vec::<String>::new());
-    assert_eq!(
-        warn("default_x509_svid_ttl = \"5h\""),
-        [
-            "default_x509_svid_ttl is too high for the configured ca_ttl value. SVIDs with shorter lifetimes may be issued. Please set default_x509_svid_ttl to 4h or less, or the ca_ttl to 30h or more, to guarantee the full default_x509_svid_ttl lifetime when CA rotations are scheduled."
-        ]
-    );
-    assert_eq!(
-        warn("agent_ttl = \"200h\""),
-        [
-            "agent_ttl is too high and the ca_ttl is too low. SVIDs with shorter lifetimes may be issued. Please set agent_ttl to 168h or less, and the ca_ttl to 1008h or more, to guarantee the full agent_ttl lifetime when CA rotations are scheduled."
-        ]
-    );
-    assert_eq!(
-        warn("agent_ttl = \"200h\"\n ca_ttl = \"2000h\""),
-        [
-            "agent_ttl is too high. SVIDs with shorter lifetimes may be issued. Please set agent_ttl to 168h or less to guarantee the full agent_ttl lifetime when CA rotations are scheduled."
-        ]
-    );
-}
-
-#[test]
 fn files_that_cannot_be_read() {
     let env = |name: &str| (name == "TD").then(|| "from.env".to_owned());
     let load = |path: &Path| load_server(path, true, &env, &ServerOverrides::default());

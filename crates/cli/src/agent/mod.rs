@@ -2,9 +2,10 @@
 
 mod api;
 mod healthcheck;
+mod run;
 
 use crate::app::Command;
 
 pub(crate) fn commands() -> Vec<Command> {
-    [api::COMMANDS, healthcheck::COMMANDS].concat()
+    [run::COMMANDS, api::COMMANDS, healthcheck::COMMANDS].concat()
 }

@@ -1,9 +1,11 @@
 //! The commands of `spire-server`. A new one: its file here, its `COMMANDS` in the list below.
 
+mod api;
 mod healthcheck;
+mod run;
 
 use crate::app::Command;
 
 pub(crate) fn commands() -> Vec<Command> {
-    [healthcheck::COMMANDS].concat()
+    [run::COMMANDS, healthcheck::COMMANDS, &api::commands()].concat()
 }

@@ -1,0 +1,128 @@
+//! The files that `entry create -data`, `entry update -data` and `entry delete -file` read.
+
+use crate::context::Context;
+use crate::server::api::{FILE_BYTES_MAX, id};
+use anyhow::Context as _;
+use finial_core::TrustDomain;
+use finial_proto::types;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// `{"entries": […]}`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Entries {
+    entries: Option<Vec<FileEntry>>,
+}
+
+/// One entry, with the field names of SPIRE's own file format. Unknown fields are passed over, as SPIRE does.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct FileEntry {
+    selectors: Option<Vec<FileSelector>>,
+    parent_id: String,
+    spiffe_id: String,
+    x509_svid_ttl: i32,
+    jwt_svid_ttl: i32,
+    federates_with: Option<Vec<String>>,
+    entry_id: String,
+    admin: bool,
+    downstream: bool,
+    entryexpiry: i64,
+    dns_names: Option<Vec<String>>,
+    revision_number: i64,
+    store_svid: bool,
+    hint: String,
+    created_at: i64,
+    additional_attributes: Option<FileAttributes>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct FileSelector {
+    r#type: String,
+    value: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct FileAttributes {
+    disable_x509_svid_prefetch: bool,
+    jwt_svid_include_jti: bool,
+}
+
+/// `{"ids": […]}`.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Ids {
+    ids: Option<Vec<String>>,
+}
+
+/// The entries of a file (`-`: standard input).
+pub(crate) fn entries(cx: &Context, path: &str) -> anyhow::Result<Vec<types::Entry>> {
+    let file: Entries = read(cx, path)?;
+    file.entries.unwrap_or_default().into_iter().map(FileEntry::into_wire).collect()
+}
+
+/// The entry IDs of a file (`-`: standard input).
+pub(crate) fn ids(cx: &Context, path: &str) -> anyhow::Result<Vec<String>> {
+    Ok(read::<Ids>(cx, path)?.ids.unwrap_or_default())
+}
+
+fn read<T: Default + for<'de> Deserialize<'de>>(cx: &Context, path: &str) -> anyhow::Result<T> {
+    let bytes = cx.read_file(path, FILE_BYTES_MAX)?;
+    if bytes.trim_ascii().is_empty() {
+        anyhow::bail!("unexpected end of JSON input");
+    }
+    let mut value: Value = serde_json::from_slice(&bytes)?;
+    fold(&mut value);
+    // `null` is an empty file to Go
+    Ok(serde_json::from_value::<Option<T>>(value)?.unwrap_or_default())
+}
+
+/// Go reads field names in any case, and takes `null` for "not given".
+fn fold(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            let fields = std::mem::take(map);
+            for (name, mut field) in fields {
+                fold(&mut field);
+                if !field.is_null() {
+                    map.insert(name.to_ascii_lowercase(), field);
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(fold),
+        _ => {}
+    }
+}
+
+impl FileEntry {
+    fn into_wire(self) -> anyhow::Result<types::Entry> {
+        let trust_domain =
+            |text: &String| Ok(TrustDomain::parse(text).context("invalid federated trust domain")?.to_string());
+        let federates_with: anyhow::Result<_> = self.federates_with.iter().flatten().map(trust_domain).collect();
+        let selector = |s: FileSelector| types::Selector { r#type: s.r#type, value: s.value };
+        Ok(types::Entry {
+            id: self.entry_id,
+            spiffe_id: Some(id(&self.spiffe_id).context("invalid SPIFFE ID")?),
+            parent_id: Some(id(&self.parent_id).context("invalid parent ID")?),
+            selectors: self.selectors.unwrap_or_default().into_iter().map(selector).collect(),
+            x509_svid_ttl: self.x509_svid_ttl,
+            federates_with: federates_with?,
+            admin: self.admin,
+            downstream: self.downstream,
+            expires_at: self.entryexpiry,
+            dns_names: self.dns_names.unwrap_or_default(),
+            revision_number: self.revision_number,
+            store_svid: self.store_svid,
+            jwt_svid_ttl: self.jwt_svid_ttl,
+            hint: self.hint,
+            created_at: self.created_at,
+            additional_attributes: self.additional_attributes.map(|a| types::entry::AdditionalAttributes {
+                disable_x509_svid_prefetch: a.disable_x509_svid_prefetch,
+                jwt_svid_include_jti: a.jwt_svid_include_jti,
+            }),
+        })
+    }
+}

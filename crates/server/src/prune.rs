@@ -1,5 +1,6 @@
 //! What is removed when its time has passed: entries, join tokens, agents, events, authorities in the bundle, journals.
 
+use crate::entries::Turn;
 use crate::publish::BundleFeed;
 use finial_core::{Clock, EntryId, ErrorKind, SpiffeId, UnixSeconds};
 use finial_runtime::{Metrics, Shutdown};
@@ -25,9 +26,9 @@ const CLOCK_JUMP_MAX_MS: i64 = 10 * 60 * 1000;
 
 /// Who must hear what was removed, so that nothing in memory outlives it.
 pub trait PruneListener: Send + Sync {
-    /// These entries are gone.
+    /// These entries are gone; perhaps none.
     fn entries_pruned(&self, ids: &[EntryId]);
-    /// These agents are gone.
+    /// These agents are gone; perhaps none.
     fn agents_pruned(&self, ids: &[SpiffeId]);
 }
 
@@ -69,6 +70,7 @@ impl Job {
 pub struct Pruner {
     settings: PruneSettings,
     store: Store,
+    turn: Turn,
     feed: Arc<BundleFeed>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -77,10 +79,11 @@ pub struct Pruner {
 }
 
 impl Pruner {
-    /// Works on `store`; the feed and the listener hear of what goes.
+    /// Works on `store`, in turn with all who change entries and agents; the feed and the listener hear of what goes.
     pub fn new(
         settings: PruneSettings,
         store: Store,
+        turn: Turn,
         feed: Arc<BundleFeed>,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
@@ -89,7 +92,7 @@ impl Pruner {
         // An hour, give or take a quarter, so that servers on one database do not prune together.
         let jitter = u64::from(u16::from_le_bytes(finial_crypto::random_bytes::<2>())) % (30 * 60);
         let agents_every = Duration::from_secs(45 * 60 + jitter);
-        Self { settings, store, feed, clock, metrics, listener, agents_every }
+        Self { settings, store, turn, feed, clock, metrics, listener, agents_every }
     }
 
     fn interval(&self, job: Job) -> Duration {
@@ -181,26 +184,29 @@ impl Pruner {
         result
     }
 
+    /// Removal and the news of it are one turn: an entry that comes back under the same ID comes after both.
     async fn entries(&self, now: UnixSeconds) -> Result<(), StoreError> {
-        let gone = self.store.prune_entries(now).await?;
-        if !gone.is_empty() {
-            self.listener.entries_pruned(&gone);
-        }
-        Ok(())
+        let (store, listener) = (self.store.clone(), self.listener.clone());
+        let work = async move {
+            let gone = store.prune_entries(now).await?;
+            listener.entries_pruned(&gone);
+            Ok(())
+        };
+        self.turn.take(work).await
     }
 
     async fn agents(&self, now: UnixSeconds) -> Result<(), StoreError> {
-        let Some(agents) = &self.settings.agents else { return Ok(()) };
+        let Some(agents) = self.settings.agents.clone() else { return Ok(()) };
         let expired_for = i64::try_from(agents.expired_for.as_secs()).unwrap_or(i64::MAX);
         let before = now.saturating_sub(expired_for);
-        let (gone, aliases) = self.store.prune_nodes(before, agents.non_reattestable, agents.batch_size).await?;
-        if !gone.is_empty() {
-            self.listener.agents_pruned(&gone);
-        }
-        if !aliases.is_empty() {
-            self.listener.entries_pruned(&aliases);
-        }
-        Ok(())
+        let (store, listener) = (self.store.clone(), self.listener.clone());
+        let work = async move {
+            let (gone, aliases) = store.prune_nodes(before, agents.non_reattestable, agents.batch_size).await?;
+            listener.agents_pruned(&gone);
+            listener.entries_pruned(&aliases);
+            Ok(())
+        };
+        self.turn.take(work).await
     }
 
     async fn bundle(&self, now: UnixSeconds) -> Result<(), StoreError> {

@@ -24,6 +24,7 @@ struct Fixture {
     clock: Arc<ManualClock>,
     heard: Arc<Heard>,
     pruner: Pruner,
+    _supervisor: finial_runtime::Supervisor,
 }
 
 async fn fixture() -> Fixture {
@@ -39,8 +40,10 @@ async fn fixture() -> Fixture {
         }),
     };
     let heard = Arc::new(Heard::default());
-    let pruner = Pruner::new(settings, store.clone(), feed, clock.clone(), Metrics::disabled(), heard.clone());
-    Fixture { store, clock, heard, pruner }
+    let supervisor = finial_runtime::Supervisor::default();
+    let turn = Turn::new(supervisor.spawner());
+    let pruner = Pruner::new(settings, store.clone(), turn, feed, clock.clone(), Metrics::disabled(), heard.clone());
+    Fixture { store, clock, heard, pruner, _supervisor: supervisor }
 }
 
 fn selectors() -> SelectorSet {

@@ -162,6 +162,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let pruner = Pruner::new(
         PruneSettings::of(settings),
         store.clone(),
+        turn.clone(),
         bundles.clone(),
         env.clock.clone(),
         env.metrics.clone(),

@@ -203,6 +203,9 @@ impl Api {
         include_jti: bool,
     ) -> Result<types::Jwtsvid, Status> {
         call.note("spiffe_id", id);
+        // Also of entries, as SPIRE does: a token in the name of a server or agent is nobody's to have.
+        check_id(&self.trust_domain, id, IdRule::Workload)
+            .map_err(|e| call.fail_with(ErrorKind::InvalidArgument, "invalid SPIFFE ID", e))?;
         if audience.is_empty() {
             return Err(call.fail(ErrorKind::InvalidArgument, "at least one audience is required"));
         }

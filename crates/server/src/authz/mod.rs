@@ -469,9 +469,9 @@ mod tests {
     fn metric_keys_are_those_of_spire() {
         let key = |path: &str| metric_key(TABLE.iter().find(|row| row.path.ends_with(path)).unwrap());
         assert_eq!(key("Agent/AttestAgent"), "rpc.agent.v1.agent.attest_agent");
-        assert_eq!(key("SVID/MintX509SVID"), "rpc.svid.v1.svid.mint_x509_svid");
+        assert_eq!(key("SVID/MintX509SVID"), "rpc.svid.v1.svid.mint_x509svid");
         assert_eq!(key("SVID/MintJWTSVID"), "rpc.svid.v1.svid.mint_jwtsvid");
-        assert_eq!(key("SVID/NewDownstreamX509CA"), "rpc.svid.v1.svid.new_downstream_x509_ca");
+        assert_eq!(key("SVID/NewDownstreamX509CA"), "rpc.svid.v1.svid.new_downstream_x509ca");
     }
 
     #[tokio::test(start_paused = true)]

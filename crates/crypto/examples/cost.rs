@@ -11,13 +11,14 @@ const BATCHES: u32 = 50;
 
 #[allow(clippy::print_stdout)]
 fn time(name: &str, mut work: impl FnMut() -> bool) {
-    let start = Instant::now();
-    let good = (0..ROUNDS).all(|_| work());
-    println!(
-        "{name:40} {:8.2} us {}",
-        start.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS),
-        if good { "" } else { "FAILED" }
-    );
+    // The best of several batches: other programs on the machine only ever make it slower.
+    let (mut best, mut good) = (f64::INFINITY, true);
+    for _ in 0..BATCHES {
+        let start = Instant::now();
+        good &= (0..ROUNDS).all(|_| work());
+        best = best.min(start.elapsed().as_secs_f64() * 1e6 / f64::from(ROUNDS));
+    }
+    println!("{name:40} {best:8.2} us {}", if good { "" } else { "FAILED" });
 }
 
 struct Keys(Arc<JwtKeys>);

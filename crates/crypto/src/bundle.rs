@@ -174,6 +174,7 @@ fn add_x509(bundle: &mut Bundle, index: usize, jwk: &Map<String, Value>) -> Resu
     // RFC 7517 section 4.7: the key of the first certificate is the key of the JWK.
     match (public_key_from_jwk(jwk), certificate.public_key()) {
         (Ok(written), Ok(certified)) if written == certified => {}
+        (Err(KeyError::UnsupportedCurve(_)), _) => return Ok(()),
         (Err(cause), _) | (_, Err(cause)) => return Err(BundleError::Key { index, cause }),
         _ => return Err(BundleError::KeyMismatch(index)),
     }
@@ -186,7 +187,12 @@ fn add_x509(bundle: &mut Bundle, index: usize, jwk: &Map<String, Value>) -> Resu
 
 fn add_key(list: &mut Vec<JwtAuthority>, index: usize, jwk: &Map<String, Value>) -> Result<(), BundleError> {
     let key_id = text(jwk, "kid").filter(|kid| !kid.is_empty()).ok_or(BundleError::NoKeyId(index))?;
-    let key = public_key_from_jwk(jwk).map_err(|cause| BundleError::Key { index, cause })?;
+    let key = match public_key_from_jwk(jwk) {
+        Ok(key) => key,
+        // A curve that we do not know is a key type that we do not know (section 4.1.3).
+        Err(KeyError::UnsupportedCurve(_)) => return Ok(()),
+        Err(cause) => return Err(BundleError::Key { index, cause }),
+    };
     // A later key of the same ID replaces the earlier, as in SPIFFE's own library.
     list.retain(|a| a.key_id != key_id);
     list.push(JwtAuthority {

@@ -37,6 +37,8 @@ pub enum PeerPolicy {
     Exact(SpiffeId),
     /// One of these.
     AnyOf(Vec<SpiffeId>),
+    /// Anyone of that trust domain, or one of these (a server's `admin_ids` of other trust domains).
+    MemberOrOneOf(TrustDomain, Vec<SpiffeId>),
 }
 
 impl PeerPolicy {
@@ -47,6 +49,7 @@ impl PeerPolicy {
             Self::MemberOf(td) => id.is_member_of(td),
             Self::Exact(want) => id == want,
             Self::AnyOf(list) => list.contains(id),
+            Self::MemberOrOneOf(td, list) => id.is_member_of(td) || list.contains(id),
         }
     }
 

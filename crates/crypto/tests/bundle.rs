@@ -1,4 +1,5 @@
 //! Bundle documents and PEM.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use finial_core::{Bundle, JwtAuthority, KeyType, TrustDomain, X509Authority};
 use finial_crypto::bundle::*;

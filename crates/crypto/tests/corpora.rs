@@ -1,4 +1,5 @@
 //! The fuzz targets' bodies on stable: every committed seed as it is, and mangled in ways that are the same each time.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 #[path = "../../../fuzz/src/crypto.rs"]
 #[allow(unreachable_pub)]
@@ -45,11 +46,13 @@ fn replay(name: &str, body: Body, rounds: usize) {
     let mut seeds: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|f| f.unwrap().path()).collect();
     seeds.sort();
     assert!(!seeds.is_empty(), "no seeds in {}", folder.display());
-    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+    // For a long run: FINIAL_FUZZ_FACTOR=1000 (and another start with it).
+    let factor: usize = std::env::var("FINIAL_FUZZ_FACTOR").ok().and_then(|f| f.parse().ok()).unwrap_or(1);
+    let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15 ^ factor as u64);
     for path in seeds {
         let seed = std::fs::read(&path).unwrap();
         body(&seed);
-        (0..rounds).for_each(|_| body(&mangle(&seed, &mut numbers)));
+        (0..rounds * factor).for_each(|_| body(&mangle(&seed, &mut numbers)));
     }
 }
 

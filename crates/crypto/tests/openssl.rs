@@ -1,4 +1,5 @@
 //! What we issue, as OpenSSL sees it. Skipped, loudly, where there is no `openssl`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use finial_core::{KeyType, SpiffeId, TrustDomain};
 use finial_crypto::*;

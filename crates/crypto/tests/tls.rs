@@ -1,4 +1,5 @@
 //! Handshakes in memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use finial_core::{Clock, KeyType, ManualClock, SpiffeId, TrustDomain};
 use finial_crypto::tls::*;
@@ -163,6 +164,9 @@ fn policies_and_sources_decide_by_the_leaf() {
     assert!(PeerPolicy::MemberOf(id.trust_domain()).allows(&id));
     assert!(PeerPolicy::AnyOf(vec![id.clone()]).allows(&id));
     assert!(!PeerPolicy::AnyOf(vec![]).allows(&id));
+    let elsewhere = TrustDomain::parse("x.org").unwrap();
+    assert!(PeerPolicy::MemberOrOneOf(elsewhere.clone(), vec![id.clone()]).allows(&id));
+    assert!(!PeerPolicy::MemberOrOneOf(elsewhere, vec![]).allows(&id));
     let other = Party::new("other.org");
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let subject = DistinguishedName::svid_default();

@@ -223,7 +223,7 @@ fn read_text(tag: u8, content: &[u8]) -> Option<Option<String>> {
         der::BMP_STRING => {
             let units: Vec<u16> =
                 content.chunks_exact(2).map(|pair| pair.iter().fold(0, |n, b| n << 8 | u16::from(*b))).collect();
-            (content.len() % 2 == 0).then_some(())?;
+            content.len().is_multiple_of(2).then_some(())?;
             Some(String::from_utf16(&units).ok()?)
         }
         der::PRINTABLE_STRING | der::IA5_STRING => return None,

@@ -256,7 +256,7 @@ fn paths_follow_rfc_5280() {
     assert_eq!(early, Err(VerifyError::NotYetValid));
     // Another authority of the same name but with another key.
     let other = authority(&LEAF_KEY, NOW - 10, NOW + 86_400);
-    assert_eq!(verify(&[good.clone()], &other), Err(VerifyError::UnknownAuthority));
+    assert_eq!(verify(std::slice::from_ref(&good), &other), Err(VerifyError::UnknownAuthority));
     assert_eq!(verify_x509_svid(&[&good], &TrustRoots::new([]).unwrap(), NOW), Err(VerifyError::UnknownAuthority));
     // A signature that was tampered with.
     let mut bytes = good.to_vec();
@@ -307,6 +307,34 @@ fn intermediates_follow_the_rules_for_signing_certificates() {
 }
 
 #[test]
+fn roots_are_checked_like_other_issuers() {
+    let name = DistinguishedName::of(&[], &["root"], "");
+    let middle = Forge::ca("spiffe://example.org");
+    let through = |root: &Forge| {
+        let root = root.sign(&name, &CA_KEY, CA_KEY.public_key());
+        let middle_der = middle.sign(&name, &CA_KEY, LEAF_KEY.public_key());
+        let leaf = Forge::default().sign(&middle.subject, &LEAF_KEY, LEAF_KEY.public_key());
+        verify_x509_svid(&[leaf, middle_der], &TrustRoots::new([&root]).unwrap(), NOW)
+    };
+    let root = || Forge { subject: name.clone(), ..Forge::ca("spiffe://example.org") };
+    assert!(through(&root()).is_ok());
+    assert!(through(&Forge { usage: None, ..root() }).is_ok(), "as Go: only a key usage that is there counts");
+    assert_eq!(through(&Forge { usage: Some((1 << 6, true)), ..root() }), Err(VerifyError::IssuerNotCa));
+    assert_eq!(through(&Forge { basic: vec![0x30, 0], ..root() }), Err(VerifyError::IssuerNotCa));
+    assert_eq!(through(&Forge { until: NOW - 1, ..root() }), Err(VerifyError::Expired));
+    let limit = |n| Forge { basic: vec![0x30, 6, 1, 1, 0xff, 2, 1, n], ..root() };
+    assert!(through(&limit(1)).is_ok());
+    assert!(matches!(through(&limit(0)), Err(VerifyError::Path(_))));
+    // A second root of the same name and key that is still good makes up for an expired one, in any order.
+    let leaf = Forge::default().sign(&name, &CA_KEY, LEAF_KEY.public_key());
+    let (old, new) = (Forge { until: NOW - 1, ..root() }, root());
+    let [old, new] = [old, new].map(|r| r.sign(&name, &CA_KEY, CA_KEY.public_key()));
+    for order in [[&old, &new], [&new, &old]] {
+        assert!(verify_x509_svid(&[&leaf], &TrustRoots::new(order).unwrap(), NOW).is_ok());
+    }
+}
+
+#[test]
 fn a_name_constraint_that_excludes_the_leaf_is_honoured() {
     let ca = ca();
     // nameConstraints { permittedSubtrees { URI "other.example" } }, critical.
@@ -352,7 +380,7 @@ fn a_downstream_authority_chains_to_its_parent() {
 fn x509pop_chains_need_no_spiffe_id() {
     let ca = ca();
     let plain = Forge { uris: vec![], purposes: None, usage: Some((1, false)), ..Forge::default() }.by(&ca);
-    assert_eq!(verify(&[plain.clone()], &ca), Err(VerifyError::NoUriSan));
+    assert_eq!(verify(std::slice::from_ref(&plain), &ca), Err(VerifyError::NoUriSan));
     assert!(verify_x509_chain(&[&plain], &roots(&ca), NOW).is_ok());
     assert!(verify_x509_chain(&[&plain], &roots(&ca), NOW + 9999).is_err());
 }

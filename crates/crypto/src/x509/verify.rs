@@ -134,8 +134,8 @@ impl TrustRoots {
 
     /// The certificate of an anchor that webpki chose from ours.
     fn root_of(&self, anchor: &TrustAnchor<'_>) -> Option<&Certificate> {
-        let same = |ours: &TrustAnchor<'_>| std::ptr::eq(ours.subject.as_ptr(), anchor.subject.as_ptr());
-        self.anchors.iter().position(same).and_then(|at| self.certificates.get(at))
+        let at = self.anchors.iter().position(|ours| std::ptr::eq(ours, anchor))?;
+        self.certificates.get(at)
     }
 }
 
@@ -200,7 +200,10 @@ pub(crate) fn verify_path<C: AsRef<[u8]>>(
         let checked = path
             .intermediate_certificates()
             .try_for_each(|cert| check_issuer(&Certificate::parse(&*cert.der())?, rules))
-            .and_then(|()| check_root(roots.root_of(path.anchor()), now));
+            .and_then(|()| {
+                let root = roots.root_of(path.anchor()).ok_or(VerifyError::UnknownAuthority)?;
+                check_root(root, path.intermediate_certificates().count(), now)
+            });
         checked.map_err(|e| {
             refusal.replace(Some(e));
             webpki::Error::UnknownIssuer
@@ -223,9 +226,9 @@ fn check_issuer(certificate: &Certificate, rules: Rules) -> Result<(), VerifyErr
     }
 }
 
-/// What webpki does not check of a root: that it may sign (as Go checks it), and that it is valid now.
-fn check_root(root: Option<&Certificate>, now: UnixSeconds) -> Result<(), VerifyError> {
-    let root = root.ok_or(VerifyError::UnknownAuthority)?;
+/// What webpki does not check of a root: that it is valid now, may sign, and allows that many intermediates (as Go
+/// checks it; RFC 5280 section 6.1 leaves it to implementations).
+fn check_root(root: &Certificate, intermediates: usize, now: UnixSeconds) -> Result<(), VerifyError> {
     if now < root.not_before() {
         return Err(VerifyError::NotYetValid);
     }
@@ -233,8 +236,15 @@ fn check_root(root: Option<&Certificate>, now: UnixSeconds) -> Result<(), Verify
         return Err(VerifyError::Expired);
     }
     let may_sign = root.key_usage().is_none_or(|u| u.contains(KeyUsage::CERT_SIGN));
-    let is_ca = if root.is_v3() { root.is_ca() } else { true };
-    if may_sign && is_ca { Ok(()) } else { Err(VerifyError::IssuerNotCa) }
+    if !may_sign || (root.is_v3() && !root.is_ca()) {
+        return Err(VerifyError::IssuerNotCa);
+    }
+    match root.path_len() {
+        Some(limit) if intermediates > limit as usize => {
+            Err(VerifyError::Path("more intermediates than the root allows".into()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The signature algorithms of certificates: those of the keys that we take.

@@ -1,4 +1,5 @@
 //! The fuzz target's body on stable: every committed seed as it is, cut at each byte, and with each byte replaced.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 #[path = "../../../fuzz/src/config.rs"]
 #[allow(unreachable_pub)]

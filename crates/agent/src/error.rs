@@ -109,16 +109,32 @@ impl std::fmt::Display for ServerError {
         if self.what.is_empty() {
             return f.write_str(self.status.message());
         }
-        write!(f, "{}: rpc error: code = {:?} desc = {}", self.what, self.status.code(), self.status.message())?;
-        // tonic's message for a failed connection does not say why.
-        let mut cause: Option<&dyn Error> = self.status.source();
-        let mut last = None;
-        while let Some(error) = cause {
-            last = Some(error);
-            cause = error.source();
+        write!(f, "{}: rpc error: code = {:?} desc = ", self.what, self.status.code())?;
+        if is_unknown_authority(&self.status) {
+            return f.write_str(concat!(
+                "connection error: desc = \"transport: authentication handshake failed: x509svid: ",
+                "could not verify leaf certificate: x509: certificate signed by unknown authority\""
+            ));
         }
-        last.map_or(Ok(()), |e| write!(f, ": {e}"))
+        match innermost(&self.status) {
+            // tonic's own words for a failed connection do not say why.
+            Some(cause) if self.status.code() == Code::Unavailable => {
+                write!(f, "connection error: desc = \"transport: {cause}\"")
+            }
+            _ => f.write_str(self.status.message()),
+        }
     }
+}
+
+/// The first cause, if the failure came from below the call.
+fn innermost(status: &Status) -> Option<&dyn Error> {
+    let mut cause: Option<&dyn Error> = status.source();
+    let mut last = None;
+    while let Some(error) = cause {
+        last = Some(error);
+        cause = error.source();
+    }
+    last
 }
 
 impl Error for ServerError {

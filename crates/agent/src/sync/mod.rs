@@ -162,6 +162,8 @@ impl Syncer {
                     svids_not_before = Instant::now();
                 }
                 Err(error) => {
+                    // Whatever is wrong with the connection, the next call has a new one.
+                    self.link.release();
                     svids_not_before = Instant::now() + svid_backoff.next_wait();
                     next_tick = next_tick.min(svids_not_before);
                     self.heed(error).await?;
@@ -341,8 +343,12 @@ impl Syncer {
                     self.writer.publish(Change { svids, ..Change::default() });
                 }
                 Err(error) => {
-                    self.batch.failed();
-                    return Err(error);
+                    self.batch.failed(now.len());
+                    // Too many at once: fewer may go through now. Whatever else it is, it wants a pause.
+                    if error.status.code() != tonic::Code::ResourceExhausted || now.len() == 1 {
+                        return Err(error);
+                    }
+                    continue;
                 }
             }
             left = later;

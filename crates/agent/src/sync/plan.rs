@@ -44,14 +44,12 @@ enum Urgency {
 }
 
 fn why_renew(record: &Record, svid: &WorkloadSvid, input: &Input<'_>) -> Option<Urgency> {
-    let entry = &record.entry;
-    if svid.not_after.saturating_mul(1000) <= input.now_ms {
-        Some(Urgency::Invalid)
-    } else if svid.signed_by.iter().any(|key| input.tainted.iter().any(|t| t.as_slice() == key.as_ref())) {
+    let tainted = || svid.signed_by.iter().any(|key| input.tainted.iter().any(|t| t.as_slice() == key.as_ref()));
+    if svid.not_after.saturating_mul(1000) <= input.now_ms || tainted() {
         Some(Urgency::Invalid)
     } else if svid.rotate_at_ms <= input.now_ms {
         Some(Urgency::Due)
-    } else if (svid.revision_number, svid.created_at) != (entry.revision_number, entry.created_at) {
+    } else if (svid.revision_number, svid.created_at) != (record.entry.revision_number, record.entry.created_at) {
         Some(Urgency::Outdated)
     } else {
         None
@@ -114,8 +112,9 @@ impl BatchSize {
         self.0 = (self.0 * 2).min(BATCH_MAX);
     }
 
-    pub(crate) fn failed(&mut self) {
-        self.0 = (self.0 / 2).max(1);
+    /// `sent` were too many.
+    pub(crate) fn failed(&mut self, sent: usize) {
+        self.0 = (self.0.min(sent) / 2).max(1);
     }
 }
 
@@ -205,7 +204,9 @@ mod tests {
         assert_eq!(size.get(), 500);
         size.succeeded();
         assert_eq!(size.get(), 500);
-        (0..12).for_each(|_| size.failed());
+        size.failed(61);
+        assert_eq!(size.get(), 30, "what was sent counts, not what might have been");
+        (0..12).for_each(|_| size.failed(500));
         assert_eq!(size.get(), 1);
         size.succeeded();
         assert_eq!(size.get(), 2);

@@ -164,10 +164,6 @@ impl FakeServer {
         &self.0.ca
     }
 
-    pub(super) fn jwt(&self) -> &JwtAuthoritySigner {
-        &self.0.jwt
-    }
-
     pub(super) fn calls(&self, name: &str) -> usize {
         self.state().calls.get(name).copied().unwrap_or(0)
     }

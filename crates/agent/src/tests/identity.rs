@@ -79,7 +79,9 @@ async fn the_security_header_must_be_there_once_and_say_true() {
     let mut missing = vec![Request::new(X509svidRequest {})];
     for values in [&["TRUE"][..], &["true", "true"], &["false"], &[""]] {
         let mut request = Request::new(X509svidRequest {});
-        values.iter().for_each(|v| drop(request.metadata_mut().append("workload.spiffe.io", v.parse().unwrap())));
+        for value in values {
+            request.metadata_mut().append("workload.spiffe.io", value.parse().unwrap());
+        }
         missing.push(request);
     }
     for request in missing {

@@ -30,9 +30,10 @@ programs get identities from it and use them. Nothing is installed, and nothing 
 ";
 
 /// How long tasks have to end.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(12);
 
 /// What went wrong, in words for a newcomer, and what to do about it.
+#[derive(Debug)]
 struct Trouble {
     what: String,
     hint: String,
@@ -50,6 +51,7 @@ impl Trouble {
     }
 }
 
+#[derive(Debug)]
 struct Options {
     data: Option<PathBuf>,
     keep: bool,
@@ -156,9 +158,9 @@ mod tests {
 
     #[test]
     fn options_are_few_and_mistakes_are_told() {
-        let options = parsed(&["-keep", "--data", "/x"]).ok().expect("parses");
+        let options = parsed(&["-keep", "--data", "/x"]).expect("parses");
         assert!(options.keep && !options.verbose && options.data == Some("/x".into()));
-        assert_eq!(parsed(&["--data=/y"]).ok().expect("parses").data, Some("/y".into()));
+        assert_eq!(parsed(&["--data=/y"]).expect("parses").data, Some("/y".into()));
         assert_eq!(parsed(&["--help"]).err().map(|(_, code)| code), Some(0));
         for bad in [&["--data"][..], &["--data="], &["keepp"], &["--keep=1"], &["x"]] {
             assert_eq!(parsed(bad).err().map(|(_, code)| code), Some(2), "{bad:?}");

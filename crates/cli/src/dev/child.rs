@@ -35,6 +35,8 @@ impl<'a> Workload<'a> {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true)
+            // Ctrl-C at a terminal is for us; we end the workloads.
+            .process_group(0)
             .spawn()
             .map_err(|e| failed(&e))?;
         let output = process.stdout.take().ok_or_else(|| failed(&"no output"))?;

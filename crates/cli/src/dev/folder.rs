@@ -10,6 +10,7 @@ use std::{fmt, io};
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// The folder, for us alone as long as this value lives.
+#[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     _lock: File,
@@ -34,8 +35,8 @@ impl Folder {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(|e| failed("I cannot make the folder", &e))?;
         let real = fs::canonicalize(&path).map_err(|e| failed("I cannot find the folder", &e))?;
-        let folder_of_lock = real.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&folder_of_lock);
+        let lock_file = real.join("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(lock_file);
         let lock = lock.map_err(|e| failed("I cannot write to the folder", &e))?;
         lock.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => {
@@ -117,18 +118,18 @@ mod tests {
     fn a_folder_is_for_one_at_a_time() {
         let temporary = tempfile::tempdir().expect("a folder");
         let path = temporary.path().join("new");
-        let folder = Folder::open(Some(path.clone())).ok().expect("opens");
-        let trouble = Folder::open(Some(path.clone())).err().expect("is in use");
+        let folder = Folder::open(Some(path.clone())).expect("opens");
+        let trouble = Folder::open(Some(path.clone())).expect_err("is in use");
         assert!(trouble.what.contains("another `finial dev`"), "{}", trouble.what);
         drop(folder);
-        Folder::open(Some(path)).ok().expect("opens again");
+        drop(Folder::open(Some(path)).expect("opens again"));
     }
 
     #[test]
     fn folders_that_cannot_be_used_are_told_with_what_to_do() {
         let temporary = tempfile::tempdir().expect("a folder");
         let long = temporary.path().join("x".repeat(100));
-        let trouble = Folder::open(Some(long)).err().expect("is too long");
+        let trouble = Folder::open(Some(long)).expect_err("is too long");
         assert!(trouble.what.contains("too long") && trouble.hint.contains("--data"), "{}", trouble.what);
         let file = temporary.path().join("file");
         fs::write(&file, "").expect("writes");
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn a_workload_is_this_program_under_another_name() {
         let temporary = tempfile::tempdir().expect("a folder");
-        let folder = Folder::open(Some(temporary.path().join("d"))).ok().expect("opens");
+        let folder = Folder::open(Some(temporary.path().join("d"))).expect("opens");
         let program = temporary.path().join("program");
         for content in ["one", "two"] {
             fs::write(&program, content).expect("writes");

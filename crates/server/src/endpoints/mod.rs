@@ -144,19 +144,17 @@ impl Endpoints {
 }
 
 type Response = http::Response<tonic::body::Body>;
-type Services = Router<Stack<MapResponseLayer<fn(Response) -> Response>, tower::layer::util::Identity>>;
+type Layers = Stack<MapResponseLayer<fn(Response) -> Response>, tower::layer::util::Identity>;
+type Services = Router<Layers>;
 
-fn builder() -> Server<Stack<MapResponseLayer<fn(Response) -> Response>, tower::layer::util::Identity>> {
+fn builder() -> Server<Layers> {
     Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION)
         .layer(MapResponseLayer::new(oversize_is_exhausted as fn(Response) -> Response))
 }
 
 /// What both doors offer.
-fn both_services(
-    mut server: Server<Stack<MapResponseLayer<fn(Response) -> Response>, tower::layer::util::Identity>>,
-    service: &Service,
-) -> Services {
+fn both_services(mut server: Server<Layers>, service: &Service) -> Services {
     server
         .add_service(AgentServer::new(service.clone()))
         .add_service(BundleServer::new(service.clone()))

@@ -310,3 +310,7 @@ impl Index {
         self.by_id.contains(id.as_str())
     }
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;

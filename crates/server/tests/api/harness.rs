@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use finial_config::{PluginConfig, ServerSettings};
-use finial_core::{Clock, KeyType, ManualClock, Selector, SpiffeId, TrustDomain};
+use finial_core::{KeyType, ManualClock, Selector, SpiffeId, TrustDomain};
 use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_crypto::{PrivateKey, Signer, TrustRoots, create_csr};
 use finial_plugin::{
@@ -234,8 +234,13 @@ impl Server {
 
     /// An X.509-SVID for a workload, minted.
     pub(crate) async fn mint(&self, path: &str) -> Identity {
+        self.mint_in("example.org", path).await
+    }
+
+    /// The same for a server of another trust domain.
+    pub(crate) async fn mint_in(&self, trust_domain: &str, path: &str) -> Identity {
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
-        let id = SpiffeId::new(&trust_domain(), path).unwrap();
+        let id = SpiffeId::new(&TrustDomain::parse(trust_domain).unwrap(), path).unwrap();
         let csr = csr(&key, Some(&id), &[]).await;
         let request = finial_proto::server::svid::MintX509svidRequest { csr: csr.into(), ttl: 0 };
         let svid = self.svids().mint_x509svid(request).await.unwrap().into_inner().svid.unwrap();
@@ -341,8 +346,4 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code)
     let status = result.expect_err("an error");
     assert_eq!(status.code(), code, "{}", status.message());
     status.message().to_owned()
-}
-
-pub(crate) fn now(server: &Server) -> i64 {
-    server.clock.now()
 }

@@ -1,0 +1,143 @@
+//! The index against a model that is slow and obviously right.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+fn trust_domain() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn id(path: &str) -> SpiffeId {
+    SpiffeId::new(&trust_domain(), path).unwrap()
+}
+
+fn selectors(values: &[u8]) -> SelectorSet {
+    values.iter().map(|v| Selector { kind: "s".into(), value: v.to_string() }).collect()
+}
+
+fn entry(entry_id: &str, path: &str, parent: &str, wanted: &[u8]) -> Entry {
+    Entry {
+        id: EntryId::parse(entry_id).unwrap(),
+        spiffe_id: id(path),
+        parent_id: id(parent),
+        selectors: selectors(wanted),
+        x509_svid_ttl: 0,
+        jwt_svid_ttl: 0,
+        federates_with: Vec::new(),
+        admin: wanted.contains(&1),
+        downstream: wanted.contains(&2),
+        expires_at: 0,
+        dns_names: Vec::new(),
+        revision_number: 7,
+        store_svid: false,
+        hint: String::new(),
+        created_at: 9,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
+
+/// SPIRE's rule, read off its text: everything below the agent, below the aliases whose selectors it has, and below
+/// what was found so.
+fn authorized_by_rule(entries: &BTreeMap<String, Entry>, agent: &SpiffeId, have: &SelectorSet) -> Vec<String> {
+    let alias = |e: &&Entry| e.parent_id.path() == SERVER_PATH && e.selectors.is_subset_of(have);
+    let mut reached: Vec<SpiffeId> = entries.values().filter(alias).map(|e| e.spiffe_id.clone()).collect();
+    reached.push(agent.clone());
+    loop {
+        let below = |e: &&Entry| e.parent_id.path() != SERVER_PATH && reached.contains(&e.parent_id);
+        let found: Vec<&Entry> = entries.values().filter(below).collect();
+        let new: Vec<SpiffeId> = found.iter().map(|e| e.spiffe_id.clone()).filter(|id| !reached.contains(id)).collect();
+        if new.is_empty() {
+            return found.into_iter().map(|e| e.id.as_str().to_owned()).collect();
+        }
+        reached.extend(new);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(Entry),
+    Remove(String),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let path = (0..6u8).prop_map(|n| format!("/w{n}"));
+    let parent = prop_oneof![
+        (0..6u8).prop_map(|n| format!("/w{n}")),
+        Just(SERVER_PATH.to_owned()),
+        Just("/spire/agent/a".to_owned()),
+        Just("/spire/agent/b".to_owned()),
+    ];
+    let wanted = proptest::collection::vec(0..4u8, 1..4);
+    let put = (0..12u8, path, parent, wanted)
+        .prop_map(|(n, path, parent, wanted)| Step::Put(entry(&format!("e{n}"), &path, &parent, &wanted)));
+    prop_oneof![4 => put, 1 => (0..12u8).prop_map(|n| Step::Remove(format!("e{n}")))]
+}
+
+proptest! {
+    #[test]
+    fn after_any_changes_the_index_answers_as_the_rule_does(
+        steps in proptest::collection::vec(step(), 0..40),
+        have in proptest::collection::vec(0..4u8, 0..4),
+    ) {
+        let mut index = Index::new(trust_domain());
+        let mut model = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::Put(entry) => {
+                    index.put(&entry);
+                    model.insert(entry.id.as_str().to_owned(), entry);
+                }
+                Step::Remove(id) => {
+                    index.remove(&id);
+                    model.remove(&id);
+                }
+            }
+        }
+        prop_assert_eq!(index.len(), model.len());
+        let have = selectors(&have);
+        for agent in ["/spire/agent/a", "/spire/agent/b", "/spire/agent/none"].map(id) {
+            let expected = authorized_by_rule(&model, &agent, &have);
+            let mut found: Vec<_> = index.authorized(&agent, &have).iter().map(|e| e.id().to_owned()).collect();
+            found.sort();
+            let mut sorted = expected.clone();
+            sorted.sort();
+            prop_assert_eq!(found, sorted);
+            let all: Vec<String> = (0..12u8).map(|n| format!("e{n}")).collect();
+            let picked = index.authorized_among(&agent, &have, all.iter().map(String::as_str));
+            for (id, picked) in all.iter().zip(picked) {
+                prop_assert_eq!(picked.is_some(), expected.contains(id), "{}", id);
+            }
+        }
+        for path in (0..6u8).map(|n| format!("/w{n}")) {
+            let any = |flag: fn(&Entry) -> bool| model.values().any(|e| e.spiffe_id.path() == path && flag(e));
+            prop_assert_eq!(index.is_admin(&id(&path)), any(|e| e.admin));
+            prop_assert_eq!(index.is_downstream(&id(&path)), any(|e| e.downstream));
+        }
+        for (id, entry) in &model {
+            let kept = &index.by_id.get(id.as_str()).unwrap().0;
+            prop_assert_eq!(kept.to_proto(), finial_proto::convert::entry_to_proto(entry));
+        }
+    }
+
+    #[test]
+    fn positions_are_found_in_entries_of_any_length(
+        entry_id in "[a-z0-9.-]{1,255}",
+        path in "(/[a-z]{1,120}){1,7}",
+        parent in "(/[a-z]{1,120}){1,7}",
+    ) {
+        let kept = Indexed::new(&entry(&entry_id, &path, &parent, &[1]));
+        prop_assert_eq!((kept.id(), kept.path(), kept.parent_path()), (&*entry_id, &*path, &*parent));
+    }
+}
+
+#[test]
+fn foreign_entries_reach_nobody() {
+    let mut index = Index::new(trust_domain());
+    let mut foreign = entry("e", "/w", "/spire/agent/a", &[1]);
+    foreign.spiffe_id = SpiffeId::parse("spiffe://other.test/w").unwrap();
+    index.put(&foreign);
+    assert!(index.is_empty());
+    assert!(!index.is_admin(&foreign.spiffe_id) && !index.is_admin(&id("/w")));
+}

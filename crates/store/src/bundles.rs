@@ -424,8 +424,7 @@ fn from_row(row: &DbRow) -> Result<(i64, Bundle), StoreError> {
     let (id, name) = (row.int(0)?, row.text(1)?);
     let bad = |cause: String| StoreError::BadRow { what: format!("bundle of {name:?}"), cause };
     let blob = pb::Bundle::decode(row.blob(2)?.as_slice()).map_err(|e| bad(e.to_string()))?;
-    let plain = name.strip_prefix("spiffe://").unwrap_or(&name);
-    let trust_domain = TrustDomain::parse(plain).map_err(|e| bad(e.to_string()))?;
+    let trust_domain = TrustDomain::parse(&name).map_err(|e| bad(e.to_string()))?;
     let keys = |keys: Vec<pb::PublicKey>| -> Vec<JwtAuthority> {
         let key = |key: pb::PublicKey| JwtAuthority {
             key_id: key.kid,

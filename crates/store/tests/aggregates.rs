@@ -63,9 +63,9 @@ async fn bundles_are_created_changed_and_listed() {
     assert_eq!(store.count_bundles().await.unwrap(), 2);
     let page = Page { token: String::new(), size: 1 };
     let first = store.list_bundles(Some(&page)).await.unwrap();
-    assert_eq!(first.items, [full.clone()]);
+    assert_eq!(first.items, std::slice::from_ref(&full));
     let rest = store.list_bundles(Some(&Page { token: first.next_page_token, size: 5 })).await.unwrap();
-    assert_eq!(rest.items, [second.clone()]);
+    assert_eq!(rest.items, std::slice::from_ref(&second));
     assert_eq!(store.list_bundles(None).await.unwrap().items, [full, second]);
 }
 
@@ -152,7 +152,7 @@ async fn deleting_a_bundle_minds_the_entries_that_federate() {
         let (kind, text) = fails(store.delete_bundle(&td("a.test"), DeleteMode::Restrict).await);
         assert_eq!(kind, ErrorKind::FailedPrecondition);
         assert_eq!(text, "datastore-sql: cannot delete bundle; federated with 1 registration entries");
-        assert_eq!(store.delete_bundle(&td("a.test"), mode).await.unwrap(), [federated.id.clone()]);
+        assert_eq!(store.delete_bundle(&td("a.test"), mode).await.unwrap(), std::slice::from_ref(&federated.id));
         assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), left);
         assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap(), None);
         if let Some(stays) = store.fetch_entry(&federated.id).await.unwrap() {
@@ -320,7 +320,7 @@ async fn journals_are_found_by_their_authority() {
     let moved = CaJournal { active_x509_authority_id: "bb".into(), ..stored.clone() };
     store.set_ca_journal(&moved).await.unwrap();
     assert_eq!(store.fetch_ca_journal("aa").await.unwrap(), None);
-    assert_eq!(store.list_ca_journals().await.unwrap(), [moved.clone()]);
+    assert_eq!(store.list_ca_journals().await.unwrap(), std::slice::from_ref(&moved));
     let text = "active X509 authority ID is required";
     assert_eq!(fails(store.fetch_ca_journal("").await), (ErrorKind::InvalidArgument, text.into()));
     assert!(matches!(store.set_ca_journal(&CaJournal { id: 99, ..moved }).await, Err(StoreError::NotFound)));

@@ -384,8 +384,7 @@ fn from_row(
     let attributes = AdditionalAttributes::decode(row.blob(12)?.as_slice()).map_err(|e| bad(&e))?;
     let mut federates_with = Vec::with_capacity(bundles.len());
     for text in bundles {
-        let plain = text.strip_prefix("spiffe://").unwrap_or(text);
-        federates_with.push(TrustDomain::parse(plain).map_err(|e| bad(&e))?);
+        federates_with.push(TrustDomain::parse(text).map_err(|e| bad(&e))?);
     }
     Ok(Entry {
         id: EntryId::parse(&name).map_err(|e| bad(&e))?,

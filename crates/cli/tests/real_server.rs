@@ -1,0 +1,625 @@
+//! Every management command beside SPIRE's own, against SPIRE's own server: the same arguments to both, and standard output,
+//! standard error and exit code must be the same. Runs where SPIRE 1.15.3 is at hand: the folder that `FINIAL_REAL_SPIRE`
+//! names, or `~/.cache/finial/spire-1.15.3`.
+//!
+//! There are two servers on copies of one database: what changes something is asked of one by SPIRE's command and of the
+//! other by ours (names that are made up by chance are compared by place), what only reads is asked of the same.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
+
+use finial_cli::Io;
+use finial_core::{AgentRecord, SelectorSet, SpiffeId, SystemClock};
+use finial_store::{Store, StoreSettings};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+fn spire() -> Option<PathBuf> {
+    let folder = match std::env::var_os("FINIAL_REAL_SPIRE") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(&std::env::var_os("HOME")?).join(".cache/finial/spire-1.15.3"),
+    };
+    let server = folder.join("spire-server");
+    if !server.exists() {
+        eprintln!("skipped: no SPIRE at {}", folder.display());
+        return None;
+    }
+    Some(server)
+}
+
+/// A running server, and what it may be called with.
+struct Server {
+    child: Child,
+    bin: PathBuf,
+    folder: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Server {
+    fn start(bin: &Path, folder: &Path, database: &Path) -> Self {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::copy(database, folder.join("db")).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let at = folder.display();
+        let conf = format!(
+            r#"server {{ bind_address = "127.0.0.1" bind_port = "{port}" socket_path = "{at}/s" trust_domain = "example.org" data_dir = "{at}" }}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{at}/db" }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+  KeyManager "memory" {{ plugin_data {{}} }}
+}}"#
+        );
+        std::fs::write(folder.join("conf"), conf).unwrap();
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let child = Command::new(bin).args(["run", "-config"]).arg(folder.join("conf")).stdout(log).spawn().unwrap();
+        let server = Self { child, bin: bin.into(), folder: folder.into() };
+        let start = Instant::now();
+        while server.theirs(&["healthcheck"], "").code != 0 {
+            assert!(start.elapsed() < WAIT_MAX, "{}", std::fs::read_to_string(folder.join("log")).unwrap());
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        server
+    }
+
+    /// The arguments with this server's socket behind the command's words.
+    fn args(&self, args: &[&str]) -> Vec<String> {
+        let words = args.iter().take_while(|a| !a.starts_with('-')).count().min(2);
+        let mut all: Vec<String> = args[..words].iter().map(|a| (*a).to_owned()).collect();
+        all.extend(["-socketPath".to_owned(), self.folder.join("s").display().to_string()]);
+        all.extend(args[words..].iter().map(|a| a.replace("{folder}", &self.folder.display().to_string())));
+        all
+    }
+
+    fn theirs(&self, args: &[&str], stdin: &str) -> Outcome {
+        let mut child = Command::new(&self.bin)
+            .args(self.args(args))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // a command that does not read it may be gone already
+        let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        self.plain(output.status.code().unwrap(), &output.stdout, &output.stderr)
+    }
+
+    fn ours(&self, args: &[&str], stdin: &str) -> Outcome {
+        let (io, stdout, stderr) = Io::captured(stdin.as_bytes().to_vec(), |_| None);
+        let code = finial_cli::spire_server().main(&self.args(args), &io);
+        self.plain(i32::from(code), stdout.text().as_bytes(), stderr.text().as_bytes())
+    }
+
+    fn plain(&self, code: i32, stdout: &[u8], stderr: &[u8]) -> Outcome {
+        let folder = self.folder.display().to_string();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().replace(&folder, "{folder}");
+        // ours may end with advice that SPIRE does not give
+        let stderr = text(stderr).lines().filter(|l| !l.starts_with("hint: ")).map(|l| format!("{l}\n")).collect();
+        Outcome { code, stdout: text(stdout), stderr }
+    }
+}
+
+/// Replaces what is made up by chance or by the clock, each by its kind and the order in which it first appears.
+fn by_place(mut outcome: Outcome, seen: &mut Vec<String>) -> Outcome {
+    for text in [&mut outcome.stdout, &mut outcome.stderr] {
+        let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && !"-_=+/.".contains(c));
+        let replaced = words.map(|word| {
+            let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && !"-_=+/.".contains(c));
+            let tail = bare.rsplit('/').next().unwrap_or_default();
+            let is_uuid = tail.len() == 36 && tail.split('-').map(str::len).eq([8, 4, 4, 4, 12]);
+            let is_now = bare.len() == 10 && bare.starts_with("17") && bare.bytes().all(|b| b.is_ascii_digit());
+            if is_now {
+                return word.replace(bare, "{now}");
+            }
+            if !is_uuid {
+                return word.to_owned();
+            }
+            let place = seen.iter().position(|s| s == tail).unwrap_or_else(|| {
+                seen.push(tail.to_owned());
+                seen.len() - 1
+            });
+            word.replace(tail, &format!("{{uuid {place}}}"))
+        });
+        *text = replaced.collect();
+    }
+    outcome
+}
+
+/// Agents that no command can make, in a database from which both servers start.
+fn seed(path: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::open(StoreSettings::file(path), Arc::new(SystemClock)).await.unwrap();
+        let agent = |name: &str| AgentRecord {
+            id: SpiffeId::parse(&format!("spiffe://example.org/spire/agent/{name}")).unwrap(),
+            attestation_type: "x509pop".into(),
+            serial_number: "123456789012345678901234567890".into(),
+            expires_at: 2_000_000_000,
+            new_serial_number: String::new(),
+            new_expires_at: 0,
+            can_reattest: true,
+            agent_version: "1.15.3".into(),
+            selectors: SelectorSet::new(vec![
+                finial_core::Selector::parse("x509pop:subject:cn:a").unwrap(),
+                finial_core::Selector::parse("x509pop:ca:fingerprint:b").unwrap(),
+            ]),
+        };
+        let mut all = [agent("x509pop/one"), agent("x509pop/expired"), agent("x509pop/gone"), agent("join_token/t")];
+        all[1].expires_at = 1_500_000_000;
+        all[2].expires_at = 1_600_000_000;
+        all[3].can_reattest = false;
+        all[3].attestation_type = "join_token".into();
+        all[3].agent_version.clear();
+        for agent in &all {
+            store.create_or_update_node(agent).await.unwrap();
+        }
+        store.close().await;
+    });
+}
+
+struct Pair {
+    first: Server,
+    second: Server,
+    seen: (Vec<String>, Vec<String>),
+    differences: Vec<String>,
+}
+
+impl Pair {
+    fn note(&mut self, args: &[&str], theirs: &Outcome, ours: &Outcome) {
+        if theirs != ours {
+            self.differences.push(format!("{args:?}\nSPIRE: {theirs:#?}\nours: {ours:#?}"));
+        }
+    }
+
+    /// A command that changes something.
+    fn changes(&mut self, args: &[&str], stdin: &str) -> (Outcome, Outcome) {
+        let theirs = by_place(self.first.theirs(args, stdin), &mut self.seen.0);
+        let ours = by_place(self.second.ours(args, stdin), &mut self.seen.1);
+        self.note(args, &theirs, &ours);
+        (theirs, ours)
+    }
+
+    /// A command that only reads (or is refused before it changes anything).
+    fn reads(&mut self, args: &[&str]) {
+        let (theirs, ours) = (self.first.theirs(args, ""), self.first.ours(args, ""));
+        self.note(args, &theirs, &ours);
+    }
+}
+
+const CA: &str = include_str!("data/root.pem");
+const FULL: &str = r#"{"entries": [
+  {"Spiffe_ID": "spiffe://example.org/file", "parent_id": "spiffe://example.org/spire/agent/x", "entry_id": "from-file",
+   "selectors": [{"type": "unix", "value": "uid:1000"}, {"type": "unix", "value": "gid:1"}], "x509_svid_ttl": 60,
+   "jwt_svid_ttl": 30, "federates_with": ["spiffe://a.test"], "admin": true, "downstream": true, "unknown": null,
+   "entryExpiry": 2000000000, "dns_names": ["z.example", "a.example"], "hint": "<a> & 'hint'",
+   "additional_attributes": {"disable_x509_svid_prefetch": true, "jwt_svid_include_jti": true}},
+  {"spiffe_id": "spiffe://example.org/stored", "parent_id": "spiffe://example.org/spire/agent/x", "entry_id": "stored",
+   "selectors": [{"type": "aws", "value": "secret:s"}], "store_svid": true, "dns_names": null},
+  {"spiffe_id": "spiffe://example.org/file", "parent_id": "spiffe://example.org/spire/agent/x",
+   "selectors": [{"type": "unix", "value": "gid:1"}, {"type": "unix", "value": "uid:1000"}]}
+]}"#;
+
+#[test]
+fn each_command_beside_spires_own() {
+    let Some(bin) = spire() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let database = folder.path().join("seed");
+    seed(&database);
+    let start = |name: &str| Server::start(&bin, &folder.path().join(name), &database);
+    let mut pair = Pair { first: start("a"), second: start("b"), seen: Default::default(), differences: Vec::new() };
+    usage(&mut pair);
+    bundles(&mut pair);
+    entries(&mut pair);
+    agents(&mut pair);
+    tokens(&mut pair);
+    minting(&mut pair);
+    assert!(pair.differences.is_empty(), "{} differences:\n{}", pair.differences.len(), pair.differences.join("\n\n"));
+}
+
+const COMMANDS: [&str; 19] = [
+    "entry create",
+    "entry update",
+    "entry show",
+    "entry count",
+    "entry delete",
+    "agent list",
+    "agent show",
+    "agent count",
+    "agent ban",
+    "agent evict",
+    "agent purge",
+    "token generate",
+    "bundle show",
+    "bundle list",
+    "bundle set",
+    "bundle delete",
+    "bundle count",
+    "x509 mint",
+    "jwt mint",
+];
+
+fn usage(pair: &mut Pair) {
+    for command in COMMANDS {
+        let words: Vec<&str> = command.split(' ').collect();
+        pair.reads(&[words[0], words[1], "-help"]);
+        pair.reads(&[words[0], words[1], "-nope"]);
+        pair.reads(&[words[0], words[1], "-output", "xml"]);
+        // a socket where nobody listens
+        pair.reads(&[words[0], words[1], "-socketPath", "{folder}/none", "-instance", "x"]);
+    }
+    for args in [
+        &["entry", "show", "-socketPath", "{folder}/none"][..],
+        &["agent", "list", "-socketPath", "{folder}/none", "-output", "json"],
+        &["bundle", "count", "-socketPath", "{folder}/conf"],
+    ] {
+        pair.reads(args);
+    }
+}
+
+fn bundles(pair: &mut Pair) {
+    let path = pair.first.folder.parent().unwrap().join("root.pem");
+    std::fs::write(&path, CA).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    let spiffe = pair.first.theirs(&["bundle", "show", "-format", "spiffe"], "").stdout;
+    for (args, stdin) in [
+        (vec!["bundle", "set"], ""),
+        (vec!["bundle", "set", "-id", "spiffe://a.test", "-path", &path], ""),
+        (vec!["bundle", "set", "-id", "a.test"], CA),
+        (vec!["bundle", "set", "-id", "b.test", "-output", "json"], CA),
+        (vec!["bundle", "set", "-id", "spiffe://c.test", "-format", "SPIFFE"], &spiffe),
+        (vec!["bundle", "set", "-id", "spiffe://d.test", "-format", "spiffe"], "{}"),
+        (vec!["bundle", "set", "-id", "spiffe://d.test"], ""),
+        (vec!["bundle", "set", "-id", "spiffe://d.test", "-format", "der"], CA),
+        (vec!["bundle", "set", "-id", "spiffe://d.test", "-path", "/no/such/file"], ""),
+        (vec!["bundle", "set", "-id", "spiffe://example.org"], CA),
+        (vec!["bundle", "set", "-id", "no domain"], CA),
+        (vec!["bundle", "delete"], ""),
+        (vec!["bundle", "delete", "-id", "spiffe://none.test"], ""),
+        (vec!["bundle", "delete", "-id", "spiffe://none.test", "-output", "json"], ""),
+        (vec!["bundle", "delete", "-id", "spiffe://b.test", "-mode", "some"], ""),
+        (vec!["bundle", "delete", "-id", "spiffe://b.test"], ""),
+    ] {
+        pair.changes(&args, stdin);
+    }
+    for args in [
+        &["bundle", "show"][..],
+        &["bundle", "show", "-format", "spiffe"],
+        &["bundle", "show", "-format", "der"],
+        &["bundle", "show", "-output", "json"],
+        &["bundle", "list"],
+        &["bundle", "list", "-format", "spiffe"],
+        &["bundle", "list", "-output", "json"],
+        &["bundle", "list", "-id", "spiffe://a.test"],
+        &["bundle", "list", "-id", "spiffe://a.test", "-output", "json"],
+        &["bundle", "list", "-id", "spiffe://none.test"],
+        &["bundle", "count"],
+        &["bundle", "count", "-output", "json"],
+    ] {
+        pair.reads(args);
+    }
+}
+
+fn entries(pair: &mut Pair) {
+    let w = [
+        "-spiffeID",
+        "spiffe://example.org/w",
+        "-parentID",
+        "spiffe://example.org/spire/agent/x",
+        "-selector",
+        "unix:uid:1",
+    ];
+    let with = |extra: &[&'static str]| [&["entry", "create"], &w[..], extra].concat();
+    let update = |extra: &[&'static str]| [&["entry", "update", "-entryID", "mine"], &w[..], extra].concat();
+    for (args, stdin) in [
+        (with(&[]), ""),
+        (with(&[]), ""),
+        (with(&["-output", "json"]), ""),
+        (
+            with(&[
+                "-selector",
+                "unix:gid:2",
+                "-entryID",
+                "mine",
+                "-x509SVIDTTL",
+                "60",
+                "-jwtSVIDTTL",
+                "0x10",
+                "-hint",
+                "h",
+                "-dns",
+                "a.b",
+                "-dns",
+                "c.d",
+            ]),
+            "",
+        ),
+        (with(&["-selector", "unix:gid:3", "-entryID", "mine"]), ""),
+        (
+            with(&[
+                "-selector",
+                "unix:gid:4",
+                "-federatesWith",
+                "spiffe://a.test",
+                "-admin",
+                "-downstream",
+                "-entryExpiry",
+                "2000000000",
+            ]),
+            "",
+        ),
+        (with(&["-selector", "unix:gid:5", "-federatesWith", "spiffe://none.test"]), ""),
+        (with(&["-selector", "unix:gid:6", "-storeSVID", "-output=json"]), ""),
+        (with(&["-selector", "k8s:ns:7", "-storeSVID"]), ""),
+        (with(&["-selector", "unix:gid:8", "-disableX509SVIDPrefetch", "-jwtSVIDIncludeJTI"]), ""),
+        (with(&["-selector", "none"]), ""),
+        (with(&["-selector", "unix:gid:9", "-entryID", "not/valid"]), ""),
+        (with(&["-x509SVIDTTL", "-1"]), ""),
+        (with(&["-jwtSVIDTTL", "-1"]), ""),
+        (with(&["-x509SVIDTTL", "3000000000"]), ""),
+        (with(&["-dns", "not valid"]), ""),
+        (vec!["entry", "create"], ""),
+        (vec!["entry", "create", "-selector", "a:b"], ""),
+        (vec!["entry", "create", "-selector", "a:b", "-parentID", "spiffe://example.org/p"], ""),
+        (
+            vec![
+                "entry",
+                "create",
+                "-selector",
+                "a:b",
+                "-parentID",
+                "spiffe://example.org/p",
+                "-spiffeID",
+                "example.org/w",
+            ],
+            "",
+        ),
+        (vec!["entry", "create", "-selector", "a:b", "-parentID", "p", "-spiffeID", "spiffe://example.org/w"], ""),
+        (vec!["entry", "create", "-selector", "a:b", "-node", "-spiffeID", "spiffe://example.org/node"], ""),
+        (
+            vec![
+                "entry",
+                "create",
+                "-selector",
+                "a:b",
+                "-node",
+                "-spiffeID",
+                "spiffe://example.org/node",
+                "-federatesWith",
+                "x",
+            ],
+            "",
+        ),
+        (
+            vec![
+                "entry",
+                "create",
+                "-selector",
+                "a:b",
+                "-parentID",
+                "spiffe://other.org/p",
+                "-spiffeID",
+                "spiffe://example.org/w",
+            ],
+            "",
+        ),
+        (vec!["entry", "create", "-data", "-"], FULL),
+        (vec!["entry", "create", "-data", "-", "-output", "json"], FULL),
+        (vec!["entry", "create", "-data", "-"], r#"{"entries":[{"spiffe_id":"x"}]}"#),
+        (vec!["entry", "create", "-data", "-"], "{}"),
+        (vec!["entry", "create", "-data", "/no/such/file"], ""),
+        (update(&["-hint", "new", "-selector", "unix:x:y"]), ""),
+        (update(&["-jwtSVIDIncludeJTI", "-output", "json"]), ""),
+        (update(&["-disableX509SVIDPrefetch"]), ""),
+        (update(&["-federatesWith", "none.test"]), ""),
+        (vec!["entry", "update"], ""),
+        (vec!["entry", "update", "-entryID", "mine"], ""),
+        (vec!["entry", "update", "-entryID", "mine", "-selector", "a:b"], ""),
+        (vec!["entry", "update", "-entryID", "mine", "-selector", "a:b", "-parentID", "spiffe://example.org/p"], ""),
+        ([&["entry", "update", "-entryID", "none"], &w[..]].concat(), ""),
+        ([&["entry", "update", "-entryID", "none", "-jwtSVIDIncludeJTI"], &w[..]].concat(), ""),
+        ([&["entry", "update", "-entryID", "none", "-output", "json"], &w[..]].concat(), ""),
+        (
+            vec!["entry", "update", "-data", "-"],
+            r#"{"entries":[{"entry_id":"from-file","spiffe_id":"spiffe://example.org/u","parent_id":"spiffe://example.org/p","selectors":[{"type":"a","value":"b"}]}]}"#,
+        ),
+    ] {
+        pair.changes(&args, stdin);
+    }
+    entries_read(pair);
+    for (args, stdin) in [
+        (vec!["entry", "delete"], ""),
+        (vec!["entry", "delete", "-entryID", "stored"], ""),
+        (vec!["entry", "delete", "-entryID", "stored"], ""),
+        (vec!["entry", "delete", "-entryID", "stored", "-output", "json"], ""),
+        (vec!["entry", "delete", "-file", "-"], r#"{"ids": ["mine", "none", ""]}"#),
+        (vec!["entry", "delete", "-file", "-"], r#"{"ids": ["from-file"]}"#),
+        (vec!["entry", "delete", "-file", "/no/such/file"], ""),
+        (vec!["bundle", "delete", "-id", "a.test"], ""),
+        (vec!["bundle", "delete", "-id", "a.test", "-mode", "dissociate"], ""),
+        (vec!["entry", "count", "-output", "json"], ""),
+    ] {
+        pair.changes(&args, stdin);
+    }
+}
+
+fn entries_read(pair: &mut Pair) {
+    for args in [
+        &["entry", "show"][..],
+        &["entry", "show", "-output", "json"],
+        &["entry", "show", "-entryID", "mine"],
+        &["entry", "show", "-entryID", "mine", "-output", "json"],
+        &["entry", "show", "-entryID", "none"],
+        &["entry", "show", "-entryID", "mine", "-spiffeID", "spiffe://example.org/w"],
+        &["entry", "show", "-spiffeID", "spiffe://example.org/w"],
+        &["entry", "show", "-spiffeID", "w"],
+        &["entry", "show", "-parentID", "spiffe://example.org/spire/server"],
+        &["entry", "show", "-parentID", "p"],
+        &["entry", "show", "-downstream"],
+        &["entry", "show", "-hint", "new"],
+        &["entry", "show", "-selector", "unix:uid:1"],
+        &["entry", "show", "-selector", "unix:uid:1", "-matchSelectorsOn", "exact"],
+        &["entry", "show", "-selector", "unix:uid:1", "-selector", "unix:gid:4", "-matchSelectorsOn", "subset"],
+        &["entry", "show", "-selector", "unix:gid:4", "-selector", "k8s:ns:7", "-matchSelectorsOn", "any"],
+        &["entry", "show", "-selector", "unix:uid:1", "-matchSelectorsOn", "some"],
+        &["entry", "show", "-selector", "none"],
+        &["entry", "show", "-federatesWith", "spiffe://a.test"],
+        &["entry", "show", "-federatesWith", "a.test", "-matchFederatesWithOn", "exact", "-output", "json"],
+        &["entry", "show", "-federatesWith", "a.test", "-matchFederatesWithOn", "some"],
+        &["entry", "show", "-spiffeID", "spiffe://example.org/none"],
+        &["entry", "show", "-spiffeID", "spiffe://example.org/none", "-output", "json"],
+        &["entry", "count"],
+        &["entry", "count", "-spiffeID", "spiffe://example.org/node"],
+        &["entry", "count", "-selector", "unix:uid:1", "-output", "json"],
+        &["entry", "count", "-selector", "none"],
+        &["entry", "count", "-parentID", "p"],
+        &["entry", "count", "-federatesWith", "a.test", "-hint", "x"],
+    ] {
+        pair.reads(args);
+    }
+}
+
+fn agents(pair: &mut Pair) {
+    for args in [
+        &["agent", "list"][..],
+        &["agent", "list", "-output", "json"],
+        &["agent", "list", "-attestationType", "join_token"],
+        &["agent", "list", "-attestationType", "none"],
+        &["agent", "list", "-attestationType", "none", "-output", "json"],
+        &["agent", "list", "-canReattest", "true"],
+        &["agent", "list", "-canReattest=false"],
+        &["agent", "list", "-canReattest", "maybe", "-banned", "true"],
+        &["agent", "list", "-selector", "x509pop:subject:cn:a", "-matchSelectorsOn", "any"],
+        &["agent", "list", "-selector", "x509pop:subject:cn:a", "-matchSelectorsOn", "some"],
+        &["agent", "list", "-selector", "none"],
+        &["agent", "list", "-expiresBefore", "2020-01-01 00:00:00 +0000 +00"],
+        &["agent", "count"],
+        &["agent", "count", "-expiresBefore", "2018-01-01 00:00:00 +0000 +00"],
+        &["agent", "count", "-output", "json", "-banned", "false"],
+        &["agent", "show"],
+        &["agent", "show", "-spiffeID", "x"],
+        &["agent", "show", "-spiffeID", "spiffe://example.org/spire/agent/none"],
+        &["agent", "show", "-spiffeID", "spiffe://example.org/w"],
+        &["agent", "show", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/one"],
+        &["agent", "show", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/one", "-output", "json"],
+        &["agent", "purge", "-dryRun"],
+        &["agent", "purge", "-dryRun", "-output", "json"],
+        &["agent", "purge", "-dryRun", "-expiredFor", "1000000h"],
+        &["agent", "purge", "-dryRun", "-expiredFor", "1000000h", "-output", "json"],
+    ] {
+        pair.reads(args);
+    }
+    for args in [
+        &["agent", "ban"][..],
+        &["agent", "ban", "-spiffeID", "spiffe://example.org/spire/agent/none"],
+        &["agent", "ban", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/one"],
+        &["agent", "ban", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/one", "-output", "json"],
+        &["agent", "list", "-banned", "true"],
+        &["agent", "show", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/one"],
+        &["agent", "evict"],
+        &["agent", "evict", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/gone"],
+        &["agent", "evict", "-spiffeID", "spiffe://example.org/spire/agent/x509pop/gone"],
+        &["agent", "evict", "-spiffeID", "spiffe://example.org/spire/agent/join_token/t", "-output", "json"],
+        &["agent", "purge"],
+        &["agent", "purge"],
+        &["agent", "list"],
+    ] {
+        pair.changes(args, "");
+    }
+}
+
+fn tokens(pair: &mut Pair) {
+    for args in [
+        &["token", "generate"][..],
+        &["token", "generate", "-spiffeID", "spiffe://example.org/node", "-ttl", "60"],
+        &["token", "generate", "-spiffeID", "spiffe://example.org/node", "-output", "json"],
+        &["token", "generate", "-spiffeID", "node"],
+        &["token", "generate", "-spiffeID", "spiffe://example.org/spire/x"],
+        &["token", "generate", "-ttl", "0"],
+        &["token", "generate", "-ttl", "3000000000"],
+    ] {
+        pair.changes(args, "");
+    }
+}
+
+/// What is minted differs by nature; where it stands does not.
+fn minting(pair: &mut Pair) {
+    for args in [
+        &["x509", "mint"][..],
+        &["x509", "mint", "-spiffeID", "w"],
+        &["x509", "mint", "-spiffeID", "spiffe://other.org/w"],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "-5s"],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-dns", "not valid"],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "/no/such/folder"],
+        &["jwt", "mint"],
+        &["jwt", "mint", "-spiffeID", "spiffe://example.org/w"],
+        &["jwt", "mint", "-spiffeID", "w", "-audience", "a"],
+        &["jwt", "mint", "-spiffeID", "spiffe://other.org/w", "-audience", "a"],
+        &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-write", "/no/such/folder/t"],
+    ] {
+        pair.reads(args);
+    }
+    for args in [
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-dns", "a.b"][..],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "2000h"],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-output", "json"],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "{folder}"],
+        &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-audience", "b"],
+        &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-ttl", "2000h"],
+        &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-output", "json"],
+        &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-write", "{folder}/token"],
+    ] {
+        let (theirs, ours) = (shape(pair.first.theirs(args, "")), shape(pair.first.ours(args, "")));
+        pair.note(args, &theirs, &ours);
+    }
+    let file = |name: &str| pair.first.folder.join(name);
+    for (name, mode) in [("svid.pem", 0o644), ("key.pem", 0o600), ("bundle.pem", 0o644), ("token", 0o600)] {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(std::fs::metadata(file(name)).unwrap().permissions().mode() & 0o777, mode, "{name}");
+    }
+    let leaf = finial_crypto::pem::certificates(&std::fs::read(file("svid.pem")).unwrap()).unwrap().remove(0);
+    let leaf = finial_crypto::Certificate::parse(leaf).unwrap();
+    assert_eq!(leaf.uri_sans().len(), 1);
+    let key = finial_crypto::pem::private_key(&std::fs::read(file("key.pem")).unwrap()).unwrap();
+    assert_eq!(key.public_key().spki_der().as_ref(), leaf.spki_der());
+}
+
+/// Long runs of base64 become one word, moments one too.
+fn shape(mut outcome: Outcome) -> Outcome {
+    for text in [&mut outcome.stdout, &mut outcome.stderr] {
+        let is_code = |c: char| c.is_ascii_alphanumeric() || "+/=._-".contains(c);
+        let mut out = String::new();
+        for word in text.split_inclusive(|c: char| !is_code(c)) {
+            let bare = word.trim_end_matches(|c: char| !is_code(c));
+            let is_moment = (bare.len() == 10 && bare.starts_with("17")) || bare.starts_with("202");
+            match bare.len() > 40 && !bare.contains("://") {
+                true => out.push_str(&word.replace(bare, "{base64}")),
+                false if is_moment || (bare.len() > 20 && !bare.contains('/')) => {
+                    out.push_str(&word.replace(bare, "{value}"))
+                }
+                false => out.push_str(word),
+            }
+        }
+        *text = out;
+        // certificates differ in length, and so do the lines of their PEM
+        while text.contains("{base64}\n{base64}\n") || text.contains("{base64}\n{value}\n") {
+            *text = text.replace("{base64}\n{base64}\n", "{base64}\n").replace("{base64}\n{value}\n", "{base64}\n");
+        }
+    }
+    outcome
+}

@@ -97,7 +97,9 @@ impl Endpoints {
         let config = server_config(doors.identity, Some(clients), doors.clock)?;
         let tcp_error = |error| ListenError::Tcp(doors.address, error);
         let listener = bind(doors.address).map_err(tcp_error)?;
-        let tcp = TlsIncoming::new(listener, Arc::new(config), Limits::default(), doors.spawner).map_err(tcp_error)?;
+        // tonic asks the client to leave at CONNECTION_AGE; what is still open later is cut.
+        let limits = Limits { lifetime: Some(CONNECTION_AGE + CONNECTION_GRACE), ..Limits::default() };
+        let tcp = TlsIncoming::new(listener, Arc::new(config), limits, doors.spawner).map_err(tcp_error)?;
         let local = unix::bind(&doors.socket_path, SOCKET_MODE, FOLDER_MODE, Limits::default())?;
         Ok(Self { tcp, local, doorkeeper, socket_path: doors.socket_path, audit: doors.audit })
     }
@@ -163,8 +165,7 @@ fn both_services(mut server: Server<Layers>, service: &Service) -> Services {
 }
 
 fn remote_services(service: &Service) -> Services {
-    let server = builder().max_connection_age(CONNECTION_AGE).max_connection_age_grace(CONNECTION_GRACE);
-    both_services(server, service)
+    both_services(builder().max_connection_age(CONNECTION_AGE), service)
 }
 
 fn local_services(service: &Service) -> Services {

@@ -28,6 +28,8 @@ enum Style {
     Server,
     /// Talks to the Workload API: `-socketPath`, `-instance`, `-timeout`; the bare error, also for bad flags.
     Workload,
+    /// Talks to the agent's admin socket: `-socketPath`; `Error: …`.
+    AgentAdmin,
     /// As it says: bad flags are answered with this before the error, or not at all; other errors bare.
     Own { flag_error: Option<&'static str>, help_line: bool },
 }
@@ -62,6 +64,16 @@ impl Command {
         run: fn(Context) -> CommandFuture,
     ) -> Self {
         Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::Workload }
+    }
+
+    /// A command that talks to the agent's admin socket.
+    pub(crate) const fn agent_admin(
+        path: &'static str,
+        synopsis: &'static str,
+        flags: fn(&mut FlagSet),
+        run: fn(Context) -> CommandFuture,
+    ) -> Self {
+        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::AgentAdmin }
     }
 
     /// A command with flags of its own only. Bad flags end with `flag_error` and the error, if there is one;
@@ -104,6 +116,9 @@ impl Command {
                 );
                 set.string("instance", "", AGENT_INSTANCE_USAGE);
             }
+            Style::AgentAdmin => {
+                set.string("socketPath", AGENT_ADMIN_SOCKET, "Path to the SPIRE Agent admin API socket")
+            }
             Style::Own { .. } => {}
         }
         (self.flags)(&mut set);
@@ -114,7 +129,7 @@ impl Command {
     fn help(&self, io: &Io) -> &'static str {
         io.err(&self.flag_set().usage());
         match self.style {
-            Style::Server | Style::Own { help_line: true, .. } => "flag: help requested",
+            Style::Server | Style::AgentAdmin | Style::Own { help_line: true, .. } => "flag: help requested",
             _ => "",
         }
     }
@@ -150,7 +165,7 @@ impl Command {
         if let Some(Exit(code)) = error.downcast_ref() {
             return *code;
         }
-        let before = if self.style == Style::Server { "Error: " } else { "" };
+        let before = if matches!(self.style, Style::Server | Style::AgentAdmin) { "Error: " } else { "" };
         io.err(&format!("{before}{error:#}\n"));
         let dial = error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::unreachable);
         if let Some(socket) = dial {
@@ -160,6 +175,8 @@ impl Command {
     }
 }
 
+/// Where the agent's admin socket is by default.
+const AGENT_ADMIN_SOCKET: &str = "/tmp/spire-agent/private/admin.sock";
 /// The usage of `-instance` in the agent's commands.
 pub(crate) const AGENT_INSTANCE_USAGE: &str =
     "Instance name to substitute into socket templates (env SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE).";

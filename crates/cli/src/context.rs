@@ -152,6 +152,11 @@ impl Context {
         Ok(rpc::channel(&self.server_socket()?))
     }
 
+    /// A channel to the agent's admin socket. It connects when used.
+    pub(crate) fn agent_admin(&self) -> Channel {
+        rpc::channel(std::path::Path::new(self.flags.string("socketPath")))
+    }
+
     fn server_socket(&self) -> anyhow::Result<PathBuf> {
         const TEMPLATE: &str = "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE";
         let default = finial_config::SERVER_SOCKET_DEFAULT;

@@ -16,11 +16,16 @@ const UMASK_MIN: u32 = 0o027;
 
 /// Says what is wrong with a file: in the log what SPIRE logs, on standard error all of it.
 pub(crate) fn refuse_config(cx: &Context, error: &ConfigError) -> anyhow::Error {
-    if !error.notices.is_empty() && start_log(&error.log).is_ok() {
-        log_notices(&error.notices);
-    }
+    log_now(&error.log, &error.notices);
     cx.eprintln(error.to_string());
     Exit(1).into()
+}
+
+/// Says in the log what there is to be said of a file, without more to come.
+pub(crate) fn log_now(settings: &LogSettings, notices: &[Notice]) {
+    if !notices.is_empty() && start_log(settings).is_ok() {
+        log_notices(notices);
+    }
 }
 
 /// Installs the log and sets the umask. What opens after this is not open to others.
@@ -37,7 +42,7 @@ pub(crate) fn prepare(cx: &Context, settings: &LogSettings, notices: &[Notice]) 
     let current = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(UMASK_MIN)).bits();
     let strict = current | UMASK_MIN;
     if strict != current {
-        tracing::warn!("Current umask {current:#06o} is too permissive; setting umask {strict:#06o}");
+        tracing::warn!("Current umask {current:04o} is too permissive; setting umask {strict:04o}");
     }
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(strict));
     Ok(handle)

@@ -30,11 +30,13 @@
 mod agent;
 mod app;
 mod context;
+mod debug;
 pub mod dev;
 mod goflag;
 mod health;
 mod json;
 mod launch;
+mod logger;
 mod rpc;
 mod server;
 

@@ -207,19 +207,21 @@ pub fn parse_agent(
         let hint = "add plugins { KeyManager, NodeAttestor, WorkloadAttestor }";
         r.problem(&["plugins"], "plugins section must be configured", hint);
     }
-    let bootstrap = bootstrap(&mut r, &a);
     let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let trust_domain = trust_domain(&mut r, "agent", &a.trust_domain);
-    let known = trust_domain.is_some();
-    let Some(trust_domain) = trust_domain.or_else(|| TrustDomain::parse("invalid").ok()) else { return r.finish(None) };
+    let Ok(placeholder) = TrustDomain::parse("invalid") else { return r.finish(None) };
     let data_dir: PathBuf = if a.data_dir.is_empty() { ".".into() } else { a.data_dir.clone().into() };
-    let mut out = AgentSettings::minimal(trust_domain, nobody, bootstrap.unwrap_or(Bootstrap::Insecure), data_dir);
+    let mut out = AgentSettings::minimal(placeholder, nobody, Bootstrap::Insecure, data_dir);
     out.plugins = plugins.unwrap_or_default();
 
-    server(&mut r, &a, &mut out);
-    sockets(&mut r, &a, &mut out);
+    // In SPIRE's order, so that the first problem is the one that SPIRE names.
     join_token(&mut r, &a, &mut out);
+    server(&mut r, &a, &mut out);
+    let trust_domain = trust_domain(&mut r, "agent", &a.trust_domain);
+    let known = trust_domain.is_some();
+    out.trust_domain = trust_domain.unwrap_or(out.trust_domain);
+    out.bootstrap = bootstrap(&mut r, &a).unwrap_or(Bootstrap::Insecure);
     rebootstrap(&mut r, &a, &mut out);
+    sockets(&mut r, &a, &mut out);
     caches(&mut r, &a, &mut out);
     out.telemetry = file.telemetry.resolve(&mut r);
     out.health = file.health_checks.resolve(&mut r);

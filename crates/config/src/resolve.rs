@@ -47,7 +47,8 @@ pub(crate) fn read_text(
             std::io::ErrorKind::IsADirectory => "is a directory".into(),
             _ => error.to_string(),
         };
-        fail(format!("unable to read configuration at \"{shown}\": open {shown}: {reason}"))
+        let act = if error.kind() == std::io::ErrorKind::IsADirectory { "read" } else { "open" };
+        fail(format!("unable to read configuration at \"{shown}\": {act} {shown}: {reason}"))
     };
     let size = std::fs::metadata(path).map_err(unreadable)?.len();
     if size > FILE_BYTES_MAX {

@@ -174,10 +174,10 @@ fn what_must_be_configured() {
         problems(&agent("agent {}").unwrap_err()),
         [
             "plugins section must be configured @",
-            "trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set @1:1",
-            "trust_domain must be configured @1:1",
             "server_address must be configured @1:1",
             "server_port must be configured @1:1",
+            "trust_domain must be configured @1:1",
+            "trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set @1:1",
         ]
     );
 }

@@ -7,5 +7,6 @@ mod run;
 use crate::app::Command;
 
 pub(crate) fn commands() -> Vec<Command> {
-    [run::COMMANDS, api::COMMANDS, healthcheck::COMMANDS].concat()
+    [run::COMMANDS, api::COMMANDS, healthcheck::COMMANDS, crate::logger::of_agent::COMMANDS, crate::debug::AGENT]
+        .concat()
 }

@@ -93,12 +93,18 @@ fn load(cx: &Context) -> Result<Loaded<AgentSettings>, Box<ConfigError>> {
 }
 
 fn validate(cx: Context) -> anyhow::Result<()> {
-    if let Err(error) = load(&cx) {
-        cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));
-        return Err(Exit(1).into());
+    match load(&cx) {
+        Ok(Loaded { settings, notices }) => {
+            launch::log_now(&settings.log, &notices);
+            cx.println("SPIRE agent configuration file is valid.");
+            Ok(())
+        }
+        Err(error) => {
+            launch::log_now(&error.log, &error.notices);
+            cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));
+            Err(Exit(1).into())
+        }
     }
-    cx.println("SPIRE agent configuration file is valid.");
-    Ok(())
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {

@@ -7,5 +7,6 @@ mod run;
 use crate::app::Command;
 
 pub(crate) fn commands() -> Vec<Command> {
-    [run::COMMANDS, healthcheck::COMMANDS, &api::commands()].concat()
+    [run::COMMANDS, healthcheck::COMMANDS, crate::logger::of_server::COMMANDS, crate::debug::SERVER, &api::commands()]
+        .concat()
 }

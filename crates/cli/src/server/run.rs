@@ -4,7 +4,10 @@ use crate::app::{Command, Exit, Run};
 use crate::context::Context;
 use crate::goflag::FlagSet;
 use crate::launch;
-use finial_config::{ConfigError, Loaded, SERVER_CONFIG_DEFAULT, ServerOverrides, ServerSettings, load_server};
+use finial_catalog::CatalogError;
+use finial_config::{
+    ConfigError, Loaded, PluginConfig, SERVER_CONFIG_DEFAULT, ServerOverrides, ServerSettings, load_server,
+};
 use finial_core::SystemClock;
 use finial_plugin::PluginContext;
 use finial_runtime::health::Health;
@@ -71,13 +74,34 @@ fn validate(cx: Context) -> anyhow::Result<()> {
     };
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: Arc::new(SystemClock) };
     if let Err(error) = finial_catalog::build_server_plugins(&settings.plugins, &context) {
-        cx.eprintln(format!(
-            "SPIRE server configuration file is invalid.\nValidation errors:\n\tplugins:\n\t\t{error}"
-        ));
+        cx.io.err(&plugin_problem(&error, &settings.plugins));
         return Err(Exit(1).into());
     }
     cx.println("SPIRE server configuration file is valid.");
     Ok(())
+}
+
+/// What is wrong with the plugins, in the form that SPIRE gives it.
+fn plugin_problem(error: &CatalogError, plugins: &[PluginConfig]) -> String {
+    let called = |name: &str| {
+        let kind = plugins.iter().find(|p| p.enabled && p.name == name).map(|p| p.kind.as_str()).unwrap_or_default();
+        format!("{kind} {name:?}")
+    };
+    let (who, what) = match error {
+        CatalogError::Count { kind: "DataStore", .. } => {
+            ("DataStore \"sql\"".into(), "'datastore' must be configured".into())
+        }
+        CatalogError::Count { kind, expected, got } => {
+            ((*kind).into(), format!("constraint not satisfied: expected {expected} but got {got}"))
+        }
+        CatalogError::Configure { name, source } => (called(name), source.to_string()),
+        CatalogError::Data { name, source } => (called(name), format!("failed to read plugin configuration: {source}")),
+        CatalogError::Unknown { name, .. } => {
+            return format!("Could not validate configuration file: failed to load plugin {name:?}: {error}\n");
+        }
+        other => return format!("Could not validate configuration file: {other}\n"),
+    };
+    format!("SPIRE server configuration file is invalid.\nValidation errors:\n\t{who}:\n\t\t{what}\n")
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {

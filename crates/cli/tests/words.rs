@@ -1,0 +1,92 @@
+//! Help, refusals and exit codes are SPIRE's to the letter. `data/words.txt` was recorded from SPIRE's own programs.
+
+use finial_cli::{Io, spire_agent, spire_server};
+
+struct Case {
+    line: String,
+    exit: u8,
+    stdout: String,
+    stderr: String,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    let mut part = "";
+    for line in include_str!("data/words.txt").split_inclusive('\n').skip(1) {
+        match line.trim_end_matches('\n').strip_prefix("=== ") {
+            Some("end") => {}
+            Some("stdout") => part = "stdout",
+            Some("stderr") => part = "stderr",
+            Some(text) => match text.strip_prefix("exit ") {
+                Some(code) => cases.last_mut().unwrap().exit = code.parse().unwrap(),
+                None => {
+                    let (stdout, stderr) = (String::new(), String::new());
+                    cases.push(Case { line: text.into(), exit: 0, stdout, stderr });
+                }
+            },
+            None if part == "stdout" => cases.last_mut().unwrap().stdout.push_str(line),
+            None => cases.last_mut().unwrap().stderr.push_str(line),
+        }
+    }
+    cases
+}
+
+fn run(line: &str, env: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> (u8, String, String) {
+    let mut words = line.split_whitespace().map(String::from);
+    let program = if words.next().as_deref() == Some("spire-server") { spire_server() } else { spire_agent() };
+    let (io, stdout, stderr) = Io::captured(Vec::new(), env);
+    let exit = program.main(&words.collect::<Vec<_>>(), &io);
+    (exit, stdout.text(), stderr.text())
+}
+
+#[test]
+fn every_word_is_spires() {
+    let cases = cases();
+    assert!(cases.len() > 50);
+    let mut wrong = Vec::new();
+    for case in &cases {
+        let got = run(&case.line, |_| None);
+        if got != (case.exit, case.stdout.clone(), case.stderr.clone()) {
+            wrong.push(format!(
+                "{}\n  want {} {:?} {:?}\n  got  {} {:?} {:?}",
+                case.line, case.exit, case.stdout, case.stderr, got.0, got.1, got.2
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn the_version_names_spires_and_ours() {
+    let (exit, stdout, stderr) = run("spire-agent --version", |_| None);
+    assert_eq!((exit, stdout.as_str(), stderr), (0, "", format!("{}\n", finial_cli::version())));
+    assert!(finial_cli::version().starts_with("1.15.3+finial."));
+}
+
+#[test]
+fn the_socket_is_found_as_spire_finds_it() {
+    let server = |args: &str, env: &'static [(&'static str, &'static str)]| {
+        let find = move |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        run(&format!("spire-server logger get {args}"), find).2
+    };
+    const TEMPLATE: (&str, &str) = ("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/none/%i/s");
+    const SOCKET: (&str, &str) = ("SPIRE_SERVER_PRIVATE_SOCKET", "/none/env");
+    let dials =
+        |text: String, socket: &str| assert!(text.contains(&format!("dial unix {socket}: connect: no such")), "{text}");
+    dials(server("-socketPath /none/flag -instance a", &[TEMPLATE, SOCKET]), "/none/flag");
+    dials(server("-instance a", &[TEMPLATE, SOCKET]), "/none/a/s");
+    dials(server("", &[TEMPLATE, SOCKET]), "/none/env");
+    dials(server("", &[]), "/tmp/spire-server/private/api.sock");
+    assert_eq!(
+        server("-instance a", &[("SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", "/none/s")]),
+        "Error: failed to find %i in SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE\n"
+    );
+}
+
+#[test]
+fn who_cannot_be_reached_is_said_with_a_hint() {
+    let (exit, stdout, stderr) = run("spire-agent api fetch x509 -socketPath /none/sock", |_| None);
+    let want = "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while dialing: dial unix /none/sock: connect: no such file or directory\"\nhint: ";
+    assert_eq!((exit, stdout.as_str()), (1, ""));
+    assert!(stderr.starts_with(want), "{stderr}");
+}

@@ -5,11 +5,12 @@ use finial_core::Secret;
 use finial_hcl::Value;
 use finial_plugin::{
     AgentNodeAttestor, AgentPlugins, KeyManager, PluginContext, PluginError, ServerNodeAttestor, ServerPlugins,
-    WorkloadAttestor,
+    UpstreamAuthority, WorkloadAttestor,
 };
 use finial_plugins_base::key_manager::{Disk, Memory};
 use finial_plugins_base::node_attestor::JoinTokenAgent;
 use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
+use finial_plugins_base::upstream_authority;
 use finial_plugins_base::workload_attestor::Unix;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -89,6 +90,9 @@ const AGENT_NODE_ATTESTORS: Table<Arc<dyn AgentNodeAttestor>> = &[
 const WORKLOAD_ATTESTORS: Table<Arc<dyn WorkloadAttestor>> =
     &[(Unix::NAME, |data, context| Ok(Arc::new(Unix::new(data, context)?)))];
 
+const UPSTREAM_AUTHORITIES: Table<Arc<dyn UpstreamAuthority>> =
+    &[(upstream_authority::Disk::NAME, |data, context| Ok(Arc::new(upstream_authority::Disk::new(data, context)?)))];
+
 /// Builds and configures the plugins of a server, in the order of the configuration.
 ///
 /// # Errors
@@ -96,6 +100,7 @@ const WORKLOAD_ATTESTORS: Table<Arc<dyn WorkloadAttestor>> =
 pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -> Result<ServerPlugins, CatalogError> {
     let mut key_managers = Vec::new();
     let mut node_attestors = BTreeMap::new();
+    let mut upstream_authorities = Vec::new();
     let (mut join_token, mut datastores) = (false, Vec::new());
     for config in configs.iter().filter(|c| c.enabled) {
         match (config.kind.as_str(), config.name.as_str()) {
@@ -109,7 +114,8 @@ pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -
             ("NodeAttestor", name) => {
                 node_attestors.insert(name.to_owned(), make(SERVER_NODE_ATTESTORS, config, context)?);
             }
-            ("UpstreamAuthority" | "Notifier" | "BundlePublisher" | "CredentialComposer", _) => {
+            ("UpstreamAuthority", _) => upstream_authorities.push(make(UPSTREAM_AUTHORITIES, config, context)?),
+            ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => {
                 return Err(unknown(config, &[]));
             }
             (kind, _) => return Err(CatalogError::UnknownKind(kind.to_owned())),
@@ -117,7 +123,8 @@ pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -
     }
     exactly_one("DataStore", datastores)?;
     let key_manager = exactly_one("KeyManager", key_managers)?;
-    Ok(ServerPlugins { key_manager, node_attestors, join_token })
+    let upstream_authority = at_most_one("UpstreamAuthority", upstream_authorities)?;
+    Ok(ServerPlugins { key_manager, node_attestors, join_token, upstream_authority })
 }
 
 /// Builds and configures the plugins of an agent. A join token takes the place of the configured node attestor, as in SPIRE.
@@ -205,6 +212,14 @@ fn exactly_one<T>(kind: &'static str, mut plugins: Vec<T>) -> Result<T, CatalogE
     plugins.pop().filter(|_| got == 1).ok_or(CatalogError::Count { kind, expected: "exactly 1", got })
 }
 
+fn at_most_one<T>(kind: &'static str, mut plugins: Vec<T>) -> Result<Option<T>, CatalogError> {
+    let got = plugins.len();
+    if got > 1 {
+        return Err(CatalogError::Count { kind, expected: "at most 1", got });
+    }
+    Ok(plugins.pop())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,7 +273,10 @@ mod tests {
         let with = |extra: PluginConfig| [server(), vec![extra]].concat();
         let text = refusal(&with(plugin("NodeAttestor", "aws_iid", "")));
         assert!(text.starts_with("no built-in plugin \"aws_iid\" for type \"NodeAttestor\""), "{text}");
-        assert!(refusal(&with(plugin("UpstreamAuthority", "disk", ""))).starts_with("no built-in plugin \"disk\""));
+        assert!(refusal(&with(plugin("UpstreamAuthority", "vault", ""))).starts_with("no built-in plugin \"vault\""));
+        assert!(
+            refusal(&with(plugin("UpstreamAuthority", "disk", ""))).contains("'cert_file_path' and 'key_file_path'")
+        );
         assert_eq!(refusal(&with(plugin("Nope", "x", ""))), "unsupported plugin type \"Nope\"");
         let expected = "plugin type \"KeyManager\" constraint not satisfied: expected exactly 1 but got 2";
         assert_eq!(refusal(&with(plugin("KeyManager", "memory", ""))), expected);

@@ -12,6 +12,8 @@ pub enum PluginKind {
     NodeAttestor,
     /// Attests workloads.
     WorkloadAttestor,
+    /// Signs X.509 authorities.
+    UpstreamAuthority,
 }
 
 impl fmt::Display for PluginKind {
@@ -20,6 +22,7 @@ impl fmt::Display for PluginKind {
             Self::KeyManager => "keymanager",
             Self::NodeAttestor => "nodeattestor",
             Self::WorkloadAttestor => "workloadattestor",
+            Self::UpstreamAuthority => "upstreamauthority",
         })
     }
 }

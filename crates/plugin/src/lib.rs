@@ -8,6 +8,7 @@ mod config;
 pub mod conformance;
 mod error;
 mod key_manager;
+mod upstream;
 
 pub use attest::{
     AgentNodeAttestor, AttestSession, AttestVerdict, Challenger, Peer, ServerNodeAttestor, WorkloadAttestor,
@@ -16,6 +17,7 @@ pub use attest::{
 pub use config::{PluginContext, decode};
 pub use error::{PluginError, PluginKind};
 pub use key_manager::{KeyManager, MemoryKeys};
+pub use upstream::{MintedX509Ca, UpstreamAuthority};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,6 +31,8 @@ pub struct ServerPlugins {
     pub node_attestors: BTreeMap<String, Arc<dyn ServerNodeAttestor>>,
     /// Whether `join_token` is configured.
     pub join_token: bool,
+    /// Signs the X.509 authorities; without one they are self-signed.
+    pub upstream_authority: Option<Arc<dyn UpstreamAuthority>>,
 }
 
 /// The plugins of an agent, built and configured.

@@ -119,6 +119,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let parts = AuthorityParts {
         store: authority_store,
         keys: plugins.key_manager.clone(),
+        upstream: plugins.upstream_authority.clone(),
         feed: bundles.clone(),
         authorities: authorities.clone(),
         clock: env.clock.clone(),

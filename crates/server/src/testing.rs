@@ -139,6 +139,7 @@ pub(crate) struct World {
     pub(crate) memory: Arc<Memory>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) settings: AuthoritySettings,
+    pub(crate) upstream: Option<Arc<dyn finial_plugin::UpstreamAuthority>>,
 }
 
 /// What dies with the process.
@@ -161,7 +162,7 @@ impl World {
             ca_key_type: KeyType::EcP256,
             jwt_key_type: Some(KeyType::EcP256),
         };
-        Self { memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings }
+        Self { memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings, upstream: None }
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -175,6 +176,7 @@ impl World {
         let parts = AuthorityParts {
             store: self.memory.clone(),
             keys: self.memory.clone(),
+            upstream: self.upstream.clone(),
             feed: feed.clone(),
             authorities: authorities.clone(),
             clock: self.clock.clone(),

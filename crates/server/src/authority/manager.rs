@@ -1,16 +1,14 @@
 //! The one task that makes, activates and retires authorities.
 
 use super::journal::{Journal, hex};
-use super::plan::{self, BACKDATE_SECONDS, Status, Step, Tenure};
+use super::make::make;
+use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, Slot, SlotName, Sources};
 use super::{ActiveJwt, ActiveX509, Authorities, AuthorityError, AuthorityStore};
 use crate::publish::BundleFeed;
 use finial_core::{Bundle, Clock, JwtAuthority, KeyType, TrustDomain, X509Authority};
-use finial_crypto::{
-    CaTemplate, Certificate, DistinguishedName, JwtAuthoritySigner, NameParts, SerialNumber, Signer, SvidTemplate,
-    TrustRoots, X509Ca, random_key_id, verify_x509_svid,
-};
-use finial_plugin::KeyManager;
+use finial_crypto::{DistinguishedName, JwtAuthoritySigner, NameParts, Signer, random_key_id};
+use finial_plugin::{KeyManager, UpstreamAuthority};
 use finial_proto::journal as pb;
 use finial_runtime::{Metrics, Shutdown};
 use std::future::Future;
@@ -65,6 +63,8 @@ pub struct AuthorityParts {
     pub store: Arc<dyn AuthorityStore>,
     /// Private keys.
     pub keys: Arc<dyn KeyManager>,
+    /// Signs X.509 authorities; without one they are self-signed.
+    pub upstream: Option<Arc<dyn UpstreamAuthority>>,
     /// Hears of the new bundle before an authority signs.
     pub feed: Arc<BundleFeed>,
     /// Where the active authorities go.
@@ -105,7 +105,7 @@ pub struct AuthorityManager {
 }
 
 /// Gives a call its deadline.
-async fn within<T, E>(
+pub(super) async fn within<T, E>(
     what: &'static str,
     call: impl Future<Output = Result<T, E>>,
     error: impl FnOnce(E) -> AuthorityError,
@@ -130,7 +130,12 @@ impl AuthorityManager {
             wit_keys = entries.wit_keys.len(),
             "Journal loaded"
         );
-        let sources = Sources { keys: &keys, bundle: bundle.as_ref(), now: parts.clock.now() };
+        let sources = Sources {
+            keys: &keys,
+            bundle: bundle.as_ref(),
+            upstream: parts.upstream.is_some(),
+            now: parts.clock.now(),
+        };
         let (x509, jwt) = (sources.x509(&entries.x509_c_as), sources.jwt(&entries.jwt_keys));
         let manager = Self { settings, parts, journal, x509, jwt, health: RotationHealth::default() };
         manager.publish_x509();
@@ -246,66 +251,39 @@ impl AuthorityManager {
         let name = vacate(&mut self.x509, current).name;
         tracing::debug!(slot = name.as_str(), "Preparing X509 CA");
         let signer = self.generate(&name.x509_key(), self.settings.ca_key_type).await?;
-        let (ca, tenure) = self.self_sign(signer).await?;
-        let certificate = Certificate::parse(ca.certificate().clone()).map_err(finial_crypto::IssueError::from)?;
+        let upstream = self.parts.upstream.as_deref();
+        let made = make(&self.settings, upstream, signer, self.parts.clock.now()).await?;
+        let tenure = Tenure { status: Status::Prepared, issued_at: made.issued_at, not_after: made.not_after };
         let authority = ActiveX509 {
-            authority_id: hex(&ca.subject_key_id()),
-            upstream_authority_id: hex(certificate.authority_key_id().unwrap_or_default()),
-            ca,
+            authority_id: hex(&made.ca.subject_key_id()),
+            upstream_authority_id: made.upstream_authority_id,
+            ca: made.ca,
         };
         self.journal.add_x509(pb::X509caEntry {
             slot_id: name.as_str().into(),
             issued_at: tenure.issued_at,
             certificate: authority.ca.certificate().to_vec().into(),
-            upstream_chain: Vec::new(),
+            upstream_chain: authority.ca.upstream_chain().iter().map(|c| c.to_vec().into()).collect(),
             status: pb::Status::Prepared.into(),
             authority_id: authority.authority_id.clone(),
             not_after: tenure.not_after,
             upstream_authority_id: authority.upstream_authority_id.clone(),
         });
         self.save_journal().await;
-        let root = X509Authority { der: authority.ca.certificate().clone(), tainted: false };
-        let addition = Bundle { x509_authorities: vec![root], ..Bundle::empty(self.settings.trust_domain.clone()) };
+        let x509_authorities = made.roots.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
+        let addition = Bundle { x509_authorities, ..Bundle::empty(self.settings.trust_domain.clone()) };
         self.append(&addition, &authority.authority_id).await?;
         tracing::info!(
             slot = name.as_str(),
             issued_at = tenure.issued_at,
             expiration = tenure.not_after,
-            self_signed = true,
+            self_signed = self.parts.upstream.is_none(),
             local_authority_id = %authority.authority_id,
             upstream_authority_id = %authority.upstream_authority_id,
             "X509 CA prepared"
         );
         vacate(&mut self.x509, current).held = Some(Held { authority: Arc::new(authority), tenure });
         Ok(())
-    }
-
-    /// Makes the certificate and sees that what it signs verifies.
-    async fn self_sign(&self, signer: Arc<dyn Signer>) -> Result<(X509Ca, Tenure), AuthorityError> {
-        let now = self.parts.clock.now();
-        let not_after = now.saturating_add(self.settings.ca_ttl_seconds);
-        let template = CaTemplate {
-            subject: &self.settings.ca_subject,
-            trust_domain: &self.settings.trust_domain,
-            not_before: now - BACKDATE_SECONDS,
-            not_after,
-            serial: SerialNumber::random(),
-        };
-        let public_key = signer.public_key().clone();
-        let ca = within("the key manager", X509Ca::self_sign(signer, &template), AuthorityError::Sign).await?;
-        let trial = SvidTemplate {
-            id: &self.settings.trust_domain.server_id(),
-            public_key: &public_key,
-            subject: &DistinguishedName::svid_default(),
-            dns_names: &[],
-            not_before: now - BACKDATE_SECONDS,
-            not_after,
-            serial: SerialNumber::new(1),
-        };
-        let svid = within("the key manager", ca.issue_svid(&trial), AuthorityError::Sign).await?;
-        let roots = TrustRoots::new([ca.certificate()]).map_err(finial_crypto::IssueError::from)?;
-        verify_x509_svid(&[svid], &roots, now)?;
-        Ok((ca, Tenure { status: Status::Prepared, issued_at: now, not_after }))
     }
 
     /// Makes a JWT authority in a slot: key, journal, bundle.

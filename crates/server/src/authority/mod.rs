@@ -5,6 +5,7 @@
 //! bundle; a crash between any two leaves nothing that signs without being in the bundle.
 
 mod journal;
+mod make;
 mod manager;
 #[cfg(test)]
 mod manager_tests;
@@ -48,7 +49,13 @@ pub enum AuthorityError {
     /// The certificate was not made.
     #[error("unable to sign X509 CA: {0}")]
     Sign(#[from] IssueError),
-    /// The certificate was made, but what it signs does not verify: the key manager signs with another key.
+    /// The upstream authority does not sign it.
+    #[error("unable to mint X509 CA: {0}")]
+    Mint(#[source] PluginError),
+    /// What the upstream authority signed is not a CA for this trust domain.
+    #[error("invalid upstream-signed X509 CA: invalid X509 CA: {0}")]
+    BadUpstream(&'static str),
+    /// The certificate was made, but what it signs does not verify: another key signed, or the roots are wrong.
     #[error("X509 CA produced an invalid X509-SVID chain: {0}")]
     Invalid(#[from] VerifyError),
     /// It took too long.
@@ -63,11 +70,11 @@ impl AuthorityError {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::ListKeys(e) | Self::GenerateKey(e) => e.kind,
+            Self::ListKeys(e) | Self::GenerateKey(e) | Self::Mint(e) => e.kind,
             Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) => e.kind(),
             Self::Sign(e) => e.kind(),
             Self::Timeout(..) => ErrorKind::Timeout,
-            Self::BadJournal(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
+            Self::BadJournal(_) | Self::BadUpstream(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
         }
     }
 }

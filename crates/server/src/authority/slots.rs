@@ -113,6 +113,8 @@ pub(super) struct Sources<'a> {
     /// The trust domain's bundle: an authority that is not in it (after a restore of the datastore, say) is not used,
     /// as nobody could verify what it signs.
     pub(super) bundle: Option<&'a Bundle>,
+    /// X.509 authorities hang from an upstream one: they are not in the bundle themselves.
+    pub(super) upstream: bool,
     pub(super) now: UnixSeconds,
 }
 
@@ -154,7 +156,7 @@ impl Sources<'_> {
 
     fn x509_slot(&self, entry: &pb::X509caEntry) -> Result<Option<Slot<ActiveX509>>, &'static str> {
         let known = self.bundle.is_some_and(|b| b.x509_authorities.iter().any(|a| *a.der == *entry.certificate));
-        if !known {
+        if !known && !self.upstream {
             return Ok(None);
         }
         let name = self.slot_name(&entry.slot_id, entry.not_after)?;

@@ -130,6 +130,7 @@ impl Server {
                 Arc::new(Gullible) as Arc<dyn ServerNodeAttestor>,
             )]),
             join_token: true,
+            upstream_authority: None,
         };
         let env = Environment {
             clock: clock.clone(),

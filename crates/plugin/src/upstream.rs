@@ -1,0 +1,27 @@
+//! Upstream authorities.
+
+use crate::PluginError;
+use async_trait::async_trait;
+use std::sync::Arc;
+
+/// An X.509 authority that an upstream authority signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MintedX509Ca {
+    /// The new authority's certificate, then the intermediates between it and a root; DER each, without the root.
+    pub chain: Vec<Arc<[u8]>>,
+    /// The roots that verify the chain; DER each, at least one. They become the trust domain's X.509 authorities.
+    pub roots: Vec<Arc<[u8]>>,
+}
+
+/// Signs the X.509 authorities of this trust domain. A server has at most one; without it, authorities are self-signed.
+///
+/// JWT authorities stay local: nothing here publishes them upstream yet.
+#[async_trait]
+pub trait UpstreamAuthority: Send + Sync {
+    /// Its configured name, such as `disk`.
+    fn name(&self) -> &str;
+
+    /// Signs the request (PKCS#10, DER; the trust domain's ID is its one URI SAN) as a CA that lives `ttl_seconds`, or
+    /// shorter if it must. The caller verifies what comes back and gives the call its deadline.
+    async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError>;
+}

@@ -1,0 +1,5 @@
+//! Upstream authorities that need nothing but this machine.
+
+mod disk;
+
+pub use disk::Disk;

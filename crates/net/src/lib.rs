@@ -7,6 +7,7 @@
 //! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer.
 
 mod accept;
+mod authority;
 pub mod client;
 mod guard;
 mod peer;

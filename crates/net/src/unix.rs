@@ -1,6 +1,7 @@
 //! Listening on unix sockets.
 
 use crate::accept::AcceptBackoff;
+use crate::authority::AuthorityFilter;
 use crate::guard::{Admission, Guarded, Limits, delegate_io};
 pub use crate::peer::{PeerError, PeerHandle, PeerInfo};
 use futures::stream::{BoxStream, Stream, StreamExt};
@@ -122,7 +123,7 @@ fn identify(stream: UnixStream, admission: &Arc<Admission<u32>>, limits: Limits)
         tracing::warn!(uid = peer.uid, pid = peer.pid, "Too many connections; this one was closed");
         return None;
     };
-    Some(UnixConnection { stream: Guarded::new(stream, &limits, admitted), peer })
+    Some(UnixConnection { stream: AuthorityFilter::new(Guarded::new(stream, &limits, admitted)), peer })
 }
 
 impl Stream for UnixIncoming {
@@ -135,7 +136,7 @@ impl Stream for UnixIncoming {
 
 /// A connection to a unix socket. Requests on it carry a [`PeerInfo`] extension.
 pub struct UnixConnection {
-    stream: Guarded<UnixStream>,
+    stream: AuthorityFilter<Guarded<UnixStream>>,
     peer: PeerInfo,
 }
 

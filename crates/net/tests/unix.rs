@@ -22,7 +22,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::transport::Server;
 
 /// Not a test by itself: the process that other tests start to have a peer. It connects, says so, and lives until its
@@ -171,4 +171,50 @@ async fn one_connection_too_many_is_closed_and_the_others_go_on() {
     drop(first);
     let _fourth = UnixStream::connect(&socket).unwrap();
     soon(incoming.next()).await.unwrap().unwrap();
+}
+
+/// What gRPC's C core and Java send: the socket's path, percent-encoded, as the authority.
+#[tokio::test]
+async fn a_socket_path_as_authority_is_no_offence() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("s");
+    let incoming = unix::bind(&socket, 0o777, 0o755, Limits::default()).unwrap();
+    let supervisor = Supervisor::default();
+    let serving = Server::builder().serve_with_incoming(service(&Recorder::default()), incoming);
+    supervisor.spawner().spawn("server", serving);
+
+    let text = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
+    let block = [
+        vec![0x83, 0x86],
+        text(&[0x44], "/grpc.health.v1.Health/Check"),
+        text(&[0x41], "tmp%2Fs"),
+        text(&[0x5f], "application/grpc"),
+        text(&[0x40, 2, b't', b'e'], "trailers"),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        [&[0, 0, payload.len() as u8, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let request = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &block),
+        frame(0, 1, 1, &[0; 5]),
+    ]
+    .concat();
+    let mut client = tokio::net::UnixStream::connect(&socket).await.unwrap();
+    client.write_all(&request).await.unwrap();
+    let answered = async {
+        loop {
+            let mut head = [0; 9];
+            client.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            client.read_exact(&mut payload).await.unwrap();
+            if head[8] == 1 {
+                return head[3];
+            }
+        }
+    };
+    const HEADERS: u8 = 1;
+    assert_eq!(soon(answered).await, HEADERS, "not RST_STREAM (3)");
 }

@@ -99,11 +99,11 @@ impl ServerSvid {
     }
 
     async fn try_rotate(&self) -> Result<(), ServerSvidError> {
-        tracing::debug!("Rotating server SVID");
+        tracing::debug!(subsystem_name = "svid_rotator", "Rotating server SVID");
         let key = self.generate().await?;
         let issued = self.issuer.server_x509_svid(key.public_key()).await?;
         self.tls.set(&issued.chain, &key)?;
-        tracing::debug!(expiration = %Rfc3339(issued.not_after), "Server SVID rotated");
+        tracing::debug!(subsystem_name = "svid_rotator", expiration = %Rfc3339(issued.not_after), "Server SVID rotated");
         let state = ServerSvidState { chain: issued.chain, not_before: issued.not_before, not_after: issued.not_after };
         self.state.store(Some(Arc::new(state)));
         Ok(())
@@ -125,7 +125,7 @@ impl ServerSvid {
         if self.state().is_none_or(|s| s.is_due(now))
             && let Err(error) = self.rotate().await
         {
-            tracing::error!(%error, "Could not rotate server SVID");
+            tracing::error!(subsystem_name = "svid_rotator", %error, "Could not rotate server SVID");
         }
     }
 

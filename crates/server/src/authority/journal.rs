@@ -4,9 +4,9 @@
 //! (the row's active X.509 authority is one of them). A journal that could not be saved is kept and saved with the next
 //! change or check; nothing that would overwrite a key happens before it is.
 
-use super::AuthorityError;
 use super::plan::Status;
 use super::store::AuthorityStore;
+use super::{AuthorityError, SUBSYSTEM};
 use finial_core::UnixSeconds;
 use finial_crypto::Signer;
 use finial_proto::journal as pb;
@@ -76,6 +76,7 @@ impl Journal {
             };
             let entries = pb::Entries::decode(row.data.as_slice()).map_err(AuthorityError::BadJournal)?;
             tracing::debug!(
+                subsystem_name = SUBSYSTEM,
                 ca_journal_id = row.id,
                 local_authority_id = %authority_id,
                 "Found a CA journal record that matches with a local X509 authority ID"
@@ -87,7 +88,10 @@ impl Journal {
             }
         }
         Ok(found.unwrap_or_else(|| {
-            tracing::info!("There is not a CA journal record that matches any of the local X509 authority IDs");
+            tracing::info!(
+                subsystem_name = SUBSYSTEM,
+                "There is not a CA journal record that matches any of the local X509 authority IDs"
+            );
             Self::default()
         }))
     }
@@ -148,7 +152,7 @@ impl Journal {
             self.row = row.map_or(0, |row| row.id);
         }
         if self.row == 0 {
-            tracing::info!("Creating a new CA journal entry");
+            tracing::info!(subsystem_name = SUBSYSTEM, "Creating a new CA journal entry");
         }
         let row = CaJournal {
             id: self.row,
@@ -163,6 +167,7 @@ impl Journal {
         self.row = saved.map_err(AuthorityError::SaveJournal)?.id;
         self.unsaved = false;
         tracing::debug!(
+            subsystem_name = SUBSYSTEM,
             ca_journal_id = self.row,
             local_authority_id = %self.active_x509_authority_id,
             "Successfully stored CA journal entry in datastore"

@@ -4,7 +4,8 @@ use super::journal::{Journal, hex};
 use super::make::make;
 use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, Slot, SlotName, Sources};
-use super::{ActiveJwt, ActiveX509, Authorities, AuthorityError, AuthorityStore};
+use super::{ActiveJwt, ActiveX509, Authorities, AuthorityError, AuthorityStore, SUBSYSTEM};
+use crate::issue::Rfc3339;
 use crate::publish::BundleFeed;
 use finial_core::{Bundle, Clock, JwtAuthority, KeyType, TrustDomain, X509Authority};
 use finial_crypto::{DistinguishedName, JwtAuthoritySigner, NameParts, Signer, random_key_id};
@@ -125,6 +126,7 @@ impl AuthorityManager {
             within("the datastore", parts.store.bundle(&settings.trust_domain), AuthorityError::Bundle).await?;
         let entries = journal.entries();
         tracing::info!(
+            subsystem_name = SUBSYSTEM,
             x509_cas = entries.x509_c_as.len(),
             jwt_keys = entries.jwt_keys.len(),
             wit_keys = entries.wit_keys.len(),
@@ -189,7 +191,7 @@ impl AuthorityManager {
         self.save_journal().await;
         let x509 = self.check_x509().await;
         if let Err(error) = &x509 {
-            tracing::error!(%error, "Unable to rotate X509 CA");
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate X509 CA");
         }
         // Without an X.509 authority a JWT authority could not be kept either.
         let jwt = match self.settings.jwt_key_type {
@@ -197,7 +199,7 @@ impl AuthorityManager {
             _ => Ok(()),
         };
         if let Err(error) = &jwt {
-            tracing::error!(%error, "Unable to rotate JWT key");
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate JWT key");
         }
         self.health.note(x509.is_ok() && jwt.is_ok());
         x509.and(jwt)
@@ -249,7 +251,7 @@ impl AuthorityManager {
         // The journal must not name an authority whose key is about to be overwritten.
         self.flush_journal().await?;
         let name = vacate(&mut self.x509, current).name;
-        tracing::debug!(slot = name.as_str(), "Preparing X509 CA");
+        tracing::debug!(subsystem_name = SUBSYSTEM, slot = name.as_str(), "Preparing X509 CA");
         let signer = self.generate(&name.x509_key(), self.settings.ca_key_type).await?;
         let upstream = self.parts.upstream.as_deref();
         let made = make(&self.settings, upstream, signer, self.parts.clock.now()).await?;
@@ -274,9 +276,10 @@ impl AuthorityManager {
         let addition = Bundle { x509_authorities, ..Bundle::empty(self.settings.trust_domain.clone()) };
         self.append(&addition, &authority.authority_id).await?;
         tracing::info!(
+            subsystem_name = SUBSYSTEM,
             slot = name.as_str(),
-            issued_at = tenure.issued_at,
-            expiration = tenure.not_after,
+            issued_at = %Rfc3339(tenure.issued_at),
+            expiration = %Rfc3339(tenure.not_after),
             self_signed = self.parts.upstream.is_none(),
             local_authority_id = %authority.authority_id,
             upstream_authority_id = %authority.upstream_authority_id,
@@ -297,7 +300,7 @@ impl AuthorityManager {
     async fn try_prepare_jwt(&mut self, current: bool, key_type: KeyType) -> Result<(), AuthorityError> {
         self.flush_journal().await?;
         let name: SlotName = vacate(&mut self.jwt, current).name;
-        tracing::debug!(slot = name.as_str(), "Preparing JWT key");
+        tracing::debug!(subsystem_name = SUBSYSTEM, slot = name.as_str(), "Preparing JWT key");
         let signer = self.generate(&name.jwt_key(), key_type).await?;
         let now = self.parts.clock.now();
         let not_after = now.saturating_add(self.settings.ca_ttl_seconds);
@@ -312,14 +315,18 @@ impl AuthorityManager {
             status: pb::Status::Prepared.into(),
             authority_id: key_id.clone(),
         });
-        self.save_journal().await;
+        if !current {
+            // One for the current slot is active, and saved, right after it is in the bundle.
+            self.save_journal().await;
+        }
         let key = JwtAuthority { key_id: key_id.clone(), public_key, expires_at: not_after, tainted: false };
         let addition = Bundle { jwt_authorities: vec![key], ..Bundle::empty(self.settings.trust_domain.clone()) };
         self.append(&addition, &key_id).await?;
         tracing::info!(
+            subsystem_name = SUBSYSTEM,
             slot = name.as_str(),
-            issued_at = now,
-            expiration = not_after,
+            issued_at = %Rfc3339(now),
+            expiration = %Rfc3339(not_after),
             local_authority_id = %key_id,
             "JWT key prepared"
         );
@@ -369,9 +376,10 @@ impl AuthorityManager {
         let Some(held) = slot.held.as_ref().filter(|h| h.tenure.status == Status::Active) else { return };
         let (tenure, metrics) = (held.tenure, &self.parts.metrics);
         tracing::info!(
+            subsystem_name = SUBSYSTEM,
             slot = slot.name.as_str(),
-            issued_at = tenure.issued_at,
-            expiration = tenure.not_after,
+            issued_at = %Rfc3339(tenure.issued_at),
+            expiration = %Rfc3339(tenure.not_after),
             local_authority_id = %held.authority.authority_id,
             upstream_authority_id = %held.authority.upstream_authority_id,
             "X509 CA activated"
@@ -389,9 +397,10 @@ impl AuthorityManager {
         let slot = &self.jwt.current;
         let Some(held) = slot.held.as_ref().filter(|h| h.tenure.status == Status::Active) else { return };
         tracing::info!(
+            subsystem_name = SUBSYSTEM,
             slot = slot.name.as_str(),
-            issued_at = held.tenure.issued_at,
-            expiration = held.tenure.not_after,
+            issued_at = %Rfc3339(held.tenure.issued_at),
+            expiration = %Rfc3339(held.tenure.not_after),
             local_authority_id = held.authority.authority_id(),
             "JWT key activated"
         );
@@ -406,7 +415,7 @@ impl AuthorityManager {
     /// Saves the journal if it can be; else the next round does.
     async fn save_journal(&mut self) {
         if let Err(error) = self.flush_journal().await {
-            tracing::error!(%error, "Unable to save the CA journal; trying again later");
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to save the CA journal; trying again later");
         }
     }
 }

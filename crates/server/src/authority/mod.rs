@@ -24,6 +24,9 @@ use finial_store::StoreError;
 use std::sync::Arc;
 use tokio::sync::watch;
 
+/// Who speaks in the log.
+const SUBSYSTEM: &str = "ca_manager";
+
 /// Why authorities could not be loaded or rotated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -2,7 +2,8 @@
 
 use super::journal::hex;
 use super::plan::{self, Status, Tenure};
-use super::{ActiveJwt, ActiveX509};
+use super::{ActiveJwt, ActiveX509, SUBSYSTEM};
+use crate::issue::Rfc3339;
 use finial_core::{Bundle, UnixSeconds};
 use finial_crypto::{Certificate, JwtAuthoritySigner, PublicKey, Signer, X509Ca};
 use finial_proto::journal as pb;
@@ -141,9 +142,10 @@ impl Sources<'_> {
             Ok(slot) => slot,
             Err(reason) => {
                 tracing::warn!(
+                    subsystem_name = SUBSYSTEM,
                     error = reason,
                     slot = %entry.slot_id,
-                    issued_at = entry.issued_at,
+                    issued_at = %Rfc3339(entry.issued_at),
                     status = entry.status().as_str_name(),
                     local_authority_id = %entry.authority_id,
                     upstream_authority_id = %entry.upstream_authority_id,
@@ -184,9 +186,10 @@ impl Sources<'_> {
             Ok(slot) => slot,
             Err(reason) => {
                 tracing::warn!(
+                    subsystem_name = SUBSYSTEM,
                     error = reason,
                     slot = %entry.slot_id,
-                    issued_at = entry.issued_at,
+                    issued_at = %Rfc3339(entry.issued_at),
                     status = entry.status().as_str_name(),
                     local_authority_id = %entry.authority_id,
                     "JWT key slot unusable"

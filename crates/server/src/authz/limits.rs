@@ -38,6 +38,23 @@ impl Limits {
         }
     }
 
+    fn of(&self, group: RateGroup) -> Option<&RateLimiter<IpAddr>> {
+        match group {
+            RateGroup::Unlimited => None,
+            RateGroup::Attest => self.attest.as_ref(),
+            RateGroup::SignX509 => self.sign_x509.as_ref(),
+            RateGroup::SignJwt => self.sign_jwt.as_ref(),
+            RateGroup::SignWit => self.sign_wit.as_ref(),
+            RateGroup::PublishKey => self.publish_key.as_ref(),
+            RateGroup::PostStatus => self.post_status.as_ref(),
+        }
+    }
+
+    /// Whether calls of the group are limited at all.
+    pub(crate) fn are_on_for(&self, group: RateGroup) -> bool {
+        self.of(group).is_some()
+    }
+
     /// Takes `count` turns of `group` for `address`, waiting at most until the call's deadline.
     pub(crate) async fn take(
         &self,
@@ -46,16 +63,7 @@ impl Limits {
         count: usize,
         remaining: Option<Duration>,
     ) -> Result<(), Fault> {
-        let limiter = match group {
-            RateGroup::Unlimited => return Ok(()),
-            RateGroup::Attest => &self.attest,
-            RateGroup::SignX509 => &self.sign_x509,
-            RateGroup::SignJwt => &self.sign_jwt,
-            RateGroup::SignWit => &self.sign_wit,
-            RateGroup::PublishKey => &self.publish_key,
-            RateGroup::PostStatus => &self.post_status,
-        };
-        let Some(limiter) = limiter else { return Ok(()) };
+        let Some(limiter) = self.of(group) else { return Ok(()) };
         let asked = u32::try_from(count).unwrap_or(u32::MAX);
         let wait_max = remaining.unwrap_or(WAIT_MAX).min(WAIT_MAX);
         limiter.acquire(&address, asked, wait_max).await.map_err(|refused| {

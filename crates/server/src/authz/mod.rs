@@ -34,7 +34,7 @@ use tonic::{Code, Request, Response, Status};
 
 /// By path.
 static METRIC_KEYS: LazyLock<HashMap<&'static str, String>> =
-    LazyLock::new(|| TABLE.iter().map(|row| (row.path, metric_key(row))).collect());
+    LazyLock::new(|| TABLE.iter().map(|row| (row.path, metric_key("rpc", row))).collect());
 
 /// What the gate is told.
 pub struct GateSettings {
@@ -256,7 +256,13 @@ impl Call {
     pub async fn limit(&self, count: usize, refusal: &str) -> Result<(), Status> {
         let Some(address) = self.peer.ip() else { return Ok(()) };
         let remaining = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let metrics = &self.gate.metrics;
+        let limited = metrics.is_enabled() && self.gate.limits.are_on_for(self.row.rate);
+        let timer = limited.then(|| metrics.call(metric_key("rateLimit", self.row)));
         let taken = self.gate.limits.take(self.row.rate, address, count, remaining).await;
+        if let Some(timer) = timer {
+            timer.finish_with(&taken, |fault| fault.kind);
+        }
         taken.map_err(|fault| self.fail_with(fault.kind, refusal, fault.message))
     }
 
@@ -441,9 +447,9 @@ fn deadline<T>(request: &Request<T>) -> Option<Instant> {
 }
 
 /// `rpc.agent.v1.agent.attest_agent`, as SPIRE makes it from service and method.
-fn metric_key(row: &MethodRow) -> String {
+fn metric_key(prefix: &str, row: &MethodRow) -> String {
     let parts = row.service.split('.').chain([row.name]).map(snake_case);
-    std::iter::once("rpc".to_owned()).chain(parts).collect::<Vec<_>>().join(".")
+    std::iter::once(prefix.to_owned()).chain(parts).collect::<Vec<_>>().join(".")
 }
 
 /// SPIRE's rule: an underscore before an upper-case letter that is neither first nor last and has a lower-case neighbour.
@@ -467,7 +473,7 @@ mod tests {
 
     #[test]
     fn metric_keys_are_those_of_spire() {
-        let key = |path: &str| metric_key(TABLE.iter().find(|row| row.path.ends_with(path)).unwrap());
+        let key = |path: &str| metric_key("rpc", TABLE.iter().find(|row| row.path.ends_with(path)).unwrap());
         assert_eq!(key("Agent/AttestAgent"), "rpc.agent.v1.agent.attest_agent");
         assert_eq!(key("SVID/MintX509SVID"), "rpc.svid.v1.svid.mint_x509svid");
         assert_eq!(key("SVID/MintJWTSVID"), "rpc.svid.v1.svid.mint_jwtsvid");

@@ -211,10 +211,15 @@ impl Index {
     pub fn remove(&mut self, id: &str) {
         let Some(ById(gone)) = self.by_id.take(id) else { return };
         if gone.parent_path() == SERVER_PATH {
-            self.aliases.retain(|_, list| {
+            // It is under one of its own selectors.
+            for wire in gone.to_proto().selectors {
+                let selector = Selector { kind: wire.r#type, value: wire.value };
+                let Some(list) = self.aliases.get_mut(&selector) else { continue };
                 list.retain(|alias| !Arc::ptr_eq(&alias.entry, &gone));
-                !list.is_empty()
-            });
+                if list.is_empty() {
+                    self.aliases.remove(&selector);
+                }
+            }
         } else if let Some(siblings) = self.children.get_mut(gone.parent_path()) {
             siblings.remove(id);
             if siblings.is_empty() {

@@ -84,7 +84,8 @@ impl Context {
     }
 
     fn new(agent: Agent, metrics: Metrics, shutdown: Shutdown) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
-        let Agent { settings, plugins, spawner, clock, log, version } = agent;
+        let Agent { settings, mut plugins, spawner, clock, log, version } = agent;
+        plugins.key_manager = finial_plugin::metered_for_agent(plugins.key_manager, metrics.clone());
         let failed = |e: std::io::Error| {
             AgentError::internal(format!("failed to create data directory {}: {e}", settings.data_dir.display()))
         };

@@ -108,6 +108,7 @@ pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -
             ("DataStore", _) => return Err(CatalogError::DataStore),
             ("KeyManager", _) => key_managers.push(make(SERVER_KEY_MANAGERS, config, context)?),
             ("NodeAttestor", JoinTokenAgent::NAME) if config.command.is_none() => {
+                configured(config);
                 loaded(config);
                 join_token = true;
             }
@@ -177,6 +178,12 @@ fn make<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> R
     let name = || config.name.clone();
     let data = config.load_data().map_err(|source| CatalogError::Data { name: name(), source })?;
     let plugin = make(&data, context).map_err(|source| CatalogError::Configure { name: name(), source })?;
+    configured(config);
+    loaded(config);
+    Ok(plugin)
+}
+
+fn configured(config: &PluginConfig) {
     tracing::info!(
         subsystem_name = "catalog",
         external = false,
@@ -185,8 +192,6 @@ fn make<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> R
         reconfigurable = false,
         "Configured plugin"
     );
-    loaded(config);
-    Ok(plugin)
 }
 
 fn loaded(config: &PluginConfig) {

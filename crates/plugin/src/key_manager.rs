@@ -3,9 +3,9 @@
 use crate::PluginError;
 use async_trait::async_trait;
 use finial_core::KeyType;
-use finial_crypto::{PrivateKey, Signer};
-use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use finial_crypto::Signer;
+use finial_runtime::Metrics;
+use std::sync::Arc;
 
 /// Holds private keys by name. A name holds one key: generating again replaces it, while signers that were handed out
 /// go on with the key they have.
@@ -23,28 +23,47 @@ pub trait KeyManager: Send + Sync {
     async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError>;
 }
 
-/// Keys in memory: all of the `memory` key manager, and what the `disk` one writes out.
-#[derive(Default)]
-pub struct MemoryKeys(RwLock<BTreeMap<String, Arc<PrivateKey>>>);
+/// A key manager whose calls are counted and timed.
+struct Metered {
+    inner: Arc<dyn KeyManager>,
+    metrics: Metrics,
+    /// Keys of the three calls.
+    names: [&'static str; 3],
+}
 
-impl MemoryKeys {
-    /// With these keys.
-    pub fn new(keys: BTreeMap<String, Arc<PrivateKey>>) -> Self {
-        Self(RwLock::new(keys))
+/// Counts and times the calls of a server's key manager.
+pub fn metered_for_server(inner: Arc<dyn KeyManager>, metrics: Metrics) -> Arc<dyn KeyManager> {
+    let names =
+        ["server_key_manager.generate_key", "server_key_manager.get_public_key", "server_key_manager.get_public_keys"];
+    Arc::new(Metered { inner, metrics, names })
+}
+
+/// Counts and times the calls of an agent's key manager.
+pub fn metered_for_agent(inner: Arc<dyn KeyManager>, metrics: Metrics) -> Arc<dyn KeyManager> {
+    let names = ["agent_key_manager.generate_key", "agent_key_manager.get_key", "agent_key_manager.get_keys"];
+    Arc::new(Metered { inner, metrics, names })
+}
+
+#[async_trait]
+impl KeyManager for Metered {
+    async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, PluginError> {
+        let call = self.metrics.call(self.names[0]);
+        let result = self.inner.generate_key(id, key_type).await;
+        call.finish_with(&result, |e| e.kind);
+        result
     }
 
-    /// The key of that name.
-    pub fn key(&self, id: &str) -> Option<Arc<PrivateKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, PluginError> {
+        let call = self.metrics.call(self.names[1]);
+        let result = self.inner.key(id).await;
+        call.finish_with(&result, |e| e.kind);
+        result
     }
 
-    /// All keys, in order of their names.
-    pub fn keys(&self) -> BTreeMap<String, Arc<PrivateKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Puts all keys in place of the present ones.
-    pub fn replace(&self, keys: BTreeMap<String, Arc<PrivateKey>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError> {
+        let call = self.metrics.call(self.names[2]);
+        let result = self.inner.keys().await;
+        call.finish_with(&result, |e| e.kind);
+        result
     }
 }

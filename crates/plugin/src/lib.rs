@@ -16,7 +16,7 @@ pub use attest::{
 };
 pub use config::{PluginContext, decode};
 pub use error::{PluginError, PluginKind};
-pub use key_manager::{KeyManager, MemoryKeys};
+pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};
 pub use upstream::{MintedX509Ca, UpstreamAuthority};
 
 use std::collections::BTreeMap;

@@ -107,7 +107,10 @@ impl Health {
                 }
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
-                    () = shutdown.cancelled() => return Ok::<(), BoxError>(()),
+                    () = shutdown.cancelled() => {
+                        tracing::debug!(subsystem_name = "health", "Finishing health checker");
+                        return Ok::<(), BoxError>(());
+                    }
                 }
             }
         });

@@ -7,7 +7,7 @@
 
 mod format;
 
-use finial_core::{Clock, SystemClock};
+use finial_core::{Clock, SystemClock, UnixSeconds};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -88,6 +88,20 @@ pub enum Format {
     Text,
     /// One JSON object a line, times with fractions (`JSON`).
     Json,
+}
+
+/// A point in time as a field: `tracing::info!(expiration = %log::Time(not_after), …)`. Text lines show it as Go prints times
+/// (`2026-11-23 22:09:27 +0000 UTC`), JSON lines as RFC 3339, both in local time.
+#[derive(Clone, Copy, Debug)]
+pub struct Time(pub UnixSeconds);
+
+/// Marks the text form for the formatter, which knows how times are to look.
+const TIME_MARK: char = '\u{1d}';
+
+impl std::fmt::Display for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{TIME_MARK}{}", self.0)
+    }
 }
 
 /// Where and how to log.
@@ -299,6 +313,15 @@ mod tests {
                 "\n",
             )
         );
+    }
+
+    #[test]
+    fn times_look_as_go_prints_them() {
+        let act = |_: &LogHandle| tracing::info!(expiration = %Time(1_795_471_767), "prepared");
+        let text = logged(&settings(Format::Text), act);
+        assert!(text.ends_with("expiration=\"2026-11-23 22:09:27 +0000 UTC\"\n"), "{text}");
+        let json = logged(&settings(Format::Json), act);
+        assert!(json.starts_with("{\"expiration\":\"2026-11-23T22:09:27Z\","), "{json}");
     }
 
     #[test]

@@ -157,7 +157,17 @@ pub async fn serve_prometheus(metrics: Metrics, address: &str, spawner: &Spawner
         content_type: "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
         body: metrics.render(),
     });
-    serve("prometheus", address, handler, spawner).await
+    let local = serve("prometheus", address, handler, spawner).await?;
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    if host != "localhost" {
+        tracing::warn!(
+            subsystem_name = "telemetry",
+            "Agent is now configured to accept remote network connections for Prometheus stats collection. Please ensure \
+             access to this port is tightly controlled"
+        );
+    }
+    tracing::info!(subsystem_name = "telemetry", host, port, "Starting prometheus exporter");
+    Ok(local)
 }
 
 #[cfg(test)]

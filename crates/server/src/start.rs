@@ -57,6 +57,9 @@ pub enum StartError {
     /// A door does not open.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// Configured, and not there yet.
+    #[error("{0} is not supported yet: remove it from the configuration to start without it")]
+    Unsupported(&'static str),
     /// The health checks.
     #[error("health: {0}")]
     Health(BoxError),
@@ -102,89 +105,154 @@ impl PruneListener for Forget {
     }
 }
 
-/// Starts a server. When this returns it answers on both doors, and goes on until the spawner's shutdown.
-pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Environment) -> Result<Running, StartError> {
-    let began = env.clock.now();
+/// What is configured and does not work yet: refused where leaving it out would be less than what was asked for in safety,
+/// and else said.
+fn check_supported(settings: &ServerSettings) -> Result<(), StartError> {
+    if settings.require_pq_kem {
+        return Err(StartError::Unsupported("require_pq_kem"));
+    }
+    if !settings.proxy_protocol_trusted_cidrs.is_empty() {
+        return Err(StartError::Unsupported("proxy_protocol_trusted_cidrs"));
+    }
+    let federation = &settings.federation;
+    let left_out = [
+        ("federation.bundle_endpoint", federation.bundle_endpoint.is_some()),
+        ("federation.federates_with", !federation.federates_with.is_empty()),
+        ("profiling_enabled", settings.profiling.enabled),
+        ("the wit-svid feature flag", settings.wit_svids_enabled),
+    ];
+    for (name, _) in left_out.iter().filter(|(_, configured)| *configured) {
+        tracing::warn!("{name} is not supported yet and has no effect");
+    }
     for warning in ttl_warnings(settings) {
         tracing::warn!("{warning}");
     }
-    let store = open_store(&settings.plugins, env.clock.clone()).await?;
-    let turn = Turn::new(env.spawner.clone());
-    let trust_domain = settings.trust_domain.clone();
-    let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;
-    let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await?;
-    let authority_store: Arc<dyn AuthorityStore> = Arc::new(store.clone());
-    let bundles = BundleFeed::open(authority_store.clone(), trust_domain.clone()).await?;
-    let authorities = Authorities::new();
-    let parts = AuthorityParts {
-        store: authority_store,
-        keys: plugins.key_manager.clone(),
-        upstream: plugins.upstream_authority.clone(),
-        feed: bundles.clone(),
-        authorities: authorities.clone(),
+    Ok(())
+}
+
+/// What the server knows, in memory and in the datastore.
+struct Known {
+    store: Store,
+    turn: Turn,
+    entries: Arc<Entries>,
+    nodes: Arc<Nodes>,
+    bundles: Arc<BundleFeed>,
+}
+
+impl Known {
+    async fn load(settings: &ServerSettings, env: &Environment) -> Result<Self, StartError> {
+        let store = open_store(&settings.plugins, env.clock.clone()).await?;
+        let turn = Turn::new(env.spawner.clone());
+        let trust_domain = settings.trust_domain.clone();
+        let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;
+        let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await?;
+        let bundles = BundleFeed::open(Arc::new(store.clone()), trust_domain).await?;
+        Ok(Self { store, turn, entries, nodes, bundles })
+    }
+
+    fn pruner(&self, settings: &ServerSettings, env: &Environment) -> Pruner {
+        Pruner::new(
+            PruneSettings::of(settings),
+            self.store.clone(),
+            self.turn.clone(),
+            self.bundles.clone(),
+            env.clock.clone(),
+            env.metrics.clone(),
+            Arc::new(Forget { entries: self.entries.clone(), nodes: self.nodes.clone() }),
+        )
+    }
+}
+
+/// What signs, with an authority and an SVID of the server's own ready.
+struct Signing {
+    manager: AuthorityManager,
+    issuer: Arc<Issuer>,
+    svid: Arc<ServerSvid>,
+}
+
+impl Signing {
+    async fn start(
+        settings: &ServerSettings,
+        plugins: &ServerPlugins,
+        env: &Environment,
+        known: &Known,
+    ) -> Result<Self, StartError> {
+        let authorities = Authorities::new();
+        let parts = AuthorityParts {
+            store: Arc::new(known.store.clone()),
+            keys: finial_plugin::metered_for_server(plugins.key_manager.clone(), env.metrics.clone()),
+            upstream: plugins.upstream_authority.clone(),
+            feed: known.bundles.clone(),
+            authorities: authorities.clone(),
+            clock: env.clock.clone(),
+            metrics: env.metrics.clone(),
+        };
+        let mut manager = AuthorityManager::load(AuthoritySettings::of(settings), parts).await?;
+        manager.start().await?;
+        let (clock, metrics) = (env.clock.clone(), env.metrics.clone());
+        let issuer = Issuer::new(IssuerSettings::of(settings), authorities, clock.clone(), metrics.clone());
+        let issuer = Arc::new(issuer);
+        let svid = ServerSvid::new(issuer.clone(), settings.ca_key_type, clock, metrics, env.spawner.clone());
+        svid.rotate().await?;
+        Ok(Self { manager, issuer, svid })
+    }
+}
+
+fn listen(
+    settings: &ServerSettings,
+    env: &Environment,
+    known: &Known,
+    svid: &ServerSvid,
+) -> Result<Endpoints, ListenError> {
+    Endpoints::listen(Doors {
+        address: settings.bind_address,
+        socket_path: settings.socket_path.clone(),
+        identity: svid.tls_identity(),
+        admissible: Admissible {
+            trust_domain: settings.trust_domain.clone(),
+            admin_ids: settings.admin_ids.clone(),
+            bundles: known.bundles.clone(),
+        },
+        audit: settings.audit_log_enabled,
         clock: env.clock.clone(),
-        metrics: env.metrics.clone(),
-    };
-    let mut manager = AuthorityManager::load(AuthoritySettings::of(settings), parts).await?;
-    manager.start().await?;
-    let issuer =
-        Arc::new(Issuer::new(IssuerSettings::of(settings), authorities, env.clock.clone(), env.metrics.clone()));
-    let svid = ServerSvid::new(
-        issuer.clone(),
-        settings.ca_key_type,
-        env.clock.clone(),
-        env.metrics.clone(),
-        env.spawner.clone(),
-    );
-    svid.rotate().await?;
+        spawner: env.spawner.clone(),
+    })
+}
+
+/// Starts a server. When this returns it answers on both doors, and goes on until the spawner's shutdown.
+pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Environment) -> Result<Running, StartError> {
+    let info = InfoCache::new(env.clock.now());
+    check_supported(settings)?;
+    let known = Known::load(settings, &env).await?;
+    let Signing { manager, issuer, svid } = Signing::start(settings, &plugins, &env, &known).await?;
     let gate_settings = GateSettings {
         admin_ids: settings.admin_ids.clone(),
         rate_limit: settings.rate_limit,
         audit_log_enabled: settings.audit_log_enabled,
     };
-    let gate = Gate::new(gate_settings, entries.clone(), nodes.clone(), env.metrics.clone(), env.clock.clone());
-    let doors = Doors {
-        address: settings.bind_address,
-        socket_path: settings.socket_path.clone(),
-        identity: svid.tls_identity(),
-        admissible: Admissible {
-            trust_domain: trust_domain.clone(),
-            admin_ids: settings.admin_ids.clone(),
-            bundles: bundles.clone(),
-        },
-        audit: settings.audit_log_enabled,
-        clock: env.clock.clone(),
-        spawner: env.spawner.clone(),
-    };
-    let endpoints = Endpoints::listen(doors)?;
+    let (entries, nodes) = (known.entries.clone(), known.nodes.clone());
+    let gate = Gate::new(gate_settings, entries, nodes, env.metrics.clone(), env.clock.clone());
+    let endpoints = listen(settings, &env, &known, &svid)?;
+    let (bundles, store) = (known.bundles.clone(), known.store.clone());
     crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone())
         .map_err(StartError::Health)?;
-    let listener = Arc::new(Forget { entries: entries.clone(), nodes: nodes.clone() });
-    let pruner = Pruner::new(
-        PruneSettings::of(settings),
-        store.clone(),
-        turn.clone(),
-        bundles.clone(),
-        env.clock.clone(),
-        env.metrics.clone(),
-        listener,
-    );
+    let pruner = known.pruner(settings, &env);
     let service = Service(Arc::new(Api {
-        trust_domain,
+        trust_domain: settings.trust_domain.clone(),
         gate,
-        store: store.clone(),
-        turn,
-        entries,
-        nodes,
+        store: known.store,
+        turn: known.turn,
+        entries: known.entries,
+        nodes: known.nodes,
         issuer,
         svid: svid.clone(),
-        bundles: bundles.clone(),
+        bundles: known.bundles,
         plugins,
-        clock: env.clock.clone(),
-        log: env.log.clone(),
+        clock: env.clock,
+        log: env.log,
         disable_jwt_svids: settings.disable_jwt_svids,
         agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
-        info: InfoCache::new(began),
+        info,
     }));
     let running = Running { address: endpoints.address(), socket_path: settings.socket_path.clone() };
     let shutdown = env.spawner.shutdown();

@@ -1,6 +1,6 @@
 //! How a line looks: the rules of logrus, which readers of SPIRE's logs rely on.
 
-use super::Format;
+use super::{Format, TIME_MARK};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -96,11 +96,32 @@ impl Style {
             tracing::Level::DEBUG => "debug",
             tracing::Level::TRACE => "trace",
         };
+        for value in fields.others.values_mut() {
+            let Value::String(text) = value else { continue };
+            if let Some(seconds) = text.strip_prefix(TIME_MARK).and_then(|s| s.parse().ok()) {
+                *text = self.time_field(seconds);
+            }
+        }
         let time = self.time(now_ms);
         match self.format {
             Format::Json => json_line(fields, level, time),
             Format::Default | Format::Text => text_line(&fields, level, &time),
         }
+    }
+
+    /// A time that is a field.
+    fn time_field(&self, seconds: i64) -> String {
+        if self.format == Format::Json {
+            return self.time(seconds.saturating_mul(1000));
+        }
+        let t =
+            OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH).to_offset(self.offset);
+        let minutes = self.offset.whole_minutes();
+        let (sign, hours, rest) = (if minutes < 0 { '-' } else { '+' }, minutes.abs() / 60, minutes.abs() % 60);
+        // Go adds the zone's abbreviation; of zones other than UTC only the offset is known here, which Go then repeats.
+        let zone = if minutes == 0 { "UTC".to_owned() } else { format!("{sign}{hours:02}{rest:02}") };
+        let (hour, minute, second) = (t.hour(), t.minute(), t.second());
+        format!("{} {hour:02}:{minute:02}:{second:02} {sign}{hours:02}{rest:02} {zone}", t.date())
     }
 
     /// RFC 3339; trailing zeros of a fraction are left out.

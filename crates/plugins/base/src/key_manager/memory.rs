@@ -56,6 +56,29 @@ impl KeyManager for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use finial_runtime::{Metrics, telemetry};
 
     finial_plugin::key_manager_conformance!(Arc::new(Memory::default()));
+
+    #[tokio::test]
+    async fn metered_calls_are_counted_under_the_names_of_spire() {
+        let settings = telemetry::Settings { prefix: "spire_server".to_owned(), ..Default::default() };
+        let metrics = Metrics::new(settings);
+        let server = finial_plugin::metered_for_server(Arc::new(Memory::default()), metrics.clone());
+        server.generate_key("a", KeyType::EcP256).await.expect("generates");
+        assert!(server.generate_key("", KeyType::EcP256).await.is_err());
+        server.key("a").await.expect("asks").expect("is there");
+        assert_eq!(server.keys().await.expect("lists").len(), 1);
+        finial_plugin::metered_for_agent(server, metrics.clone()).keys().await.expect("lists");
+        let text = metrics.render();
+        for line in [
+            "server_key_manager_generate_key{status=\"OK\"} 1",
+            "server_key_manager_generate_key{status=\"InvalidArgument\"} 1",
+            "server_key_manager_get_public_key{status=\"OK\"} 1",
+            "server_key_manager_get_public_keys{status=\"OK\"} 2",
+            "agent_key_manager_get_keys{status=\"OK\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
 }

@@ -111,7 +111,8 @@ async fn the_effective_user_and_supplementary_groups_count() {
 async fn path_and_hash_are_those_of_the_program() {
     let folder = tempfile::tempdir().expect("a folder");
     let program = folder.path().join("my sleep");
-    std::fs::copy(real_sleep(), &program).expect("copies");
+    // Copied by another process: a test that forks while we hold the file open for writing would make it "busy".
+    assert!(Command::new("cp").arg(real_sleep()).arg(&program).status().expect("runs cp").success());
     let sleeper = Sleeper::start(&mut Command::new(&program));
     let attestor = unix("discover_workload_path = true", Arc::new(SystemClock));
     let found = values(&attestor, &sleeper).await;

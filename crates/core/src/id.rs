@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Longest SPIFFE ID that must be accepted, and the longest that we accept, in bytes (SPIFFE-ID section 2.3).
-pub const ID_BYTES_MAX: usize = 2048;
+pub(crate) const ID_BYTES_MAX: usize = 2048;
 /// Longest trust domain name, in bytes (SPIFFE-ID section 2.3, after RFC 3986 section 3.2.2).
-pub const TRUST_DOMAIN_BYTES_MAX: usize = 255;
+pub(crate) const TRUST_DOMAIN_BYTES_MAX: usize = 255;
 const SCHEME: &str = "spiffe://";
 
 /// Which rule of the SPIFFE-ID standard a text broke. The wording is the one that SPIFFE's own libraries use.

@@ -5,9 +5,7 @@ use finial_config::{PluginConfig, ServerSettings};
 use finial_core::{KeyType, ManualClock, Selector, SpiffeId, TrustDomain};
 use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_crypto::{PrivateKey, Signer, TrustRoots, create_csr};
-use finial_plugin::{
-    AttestVerdict, Challenger, KeyManager, MemoryKeys, PluginError, ServerNodeAttestor, ServerPlugins,
-};
+use finial_plugin::{AttestVerdict, Challenger, KeyManager, PluginError, ServerNodeAttestor, ServerPlugins};
 use finial_proto::server::agent::agent_client::AgentClient;
 use finial_proto::server::agent::attest_agent_request::{Params, Step};
 use finial_proto::server::agent::attest_agent_response::Step as Told;
@@ -20,9 +18,9 @@ use finial_proto::server::svid::svid_client::SvidClient;
 use finial_proto::types;
 use finial_runtime::health::Health;
 use finial_runtime::{Metrics, Supervisor};
-use finial_server::{Environment, Running};
+use finial_server::{Environment, Running, StartError};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -34,24 +32,22 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Keys in memory.
 #[derive(Default)]
-struct Keys(MemoryKeys);
+struct Keys(Mutex<BTreeMap<String, Arc<PrivateKey>>>);
 
 #[async_trait::async_trait]
 impl KeyManager for Keys {
     async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, PluginError> {
         let key = Arc::new(PrivateKey::generate(key_type).map_err(|e| PluginError::internal(e.to_string()))?);
-        let mut keys = self.0.keys();
-        keys.insert(id.to_owned(), key.clone());
-        self.0.replace(keys);
+        self.0.lock().unwrap().insert(id.to_owned(), key.clone());
         Ok(key)
     }
 
     async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, PluginError> {
-        Ok(self.0.key(id).map(|key| key as Arc<dyn Signer>))
+        Ok(self.0.lock().unwrap().get(id).map(|key| key.clone() as Arc<dyn Signer>))
     }
 
     async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError> {
-        Ok(self.0.keys().into_iter().map(|(id, key)| (id, key as Arc<dyn Signer>)).collect())
+        Ok(self.0.lock().unwrap().iter().map(|(id, key)| (id.clone(), key.clone() as Arc<dyn Signer>)).collect())
     }
 }
 
@@ -83,7 +79,7 @@ pub(crate) struct Server {
     pub(crate) folder: Arc<tempfile::TempDir>,
     pub(crate) supervisor: Supervisor,
     pub(crate) local: Channel,
-    keys: Arc<dyn KeyManager>,
+    pub(crate) keys: Arc<dyn KeyManager>,
 }
 
 pub(crate) fn trust_domain() -> TrustDomain {
@@ -98,6 +94,11 @@ impl Server {
 
     /// With changed settings.
     pub(crate) async fn with(change: impl FnOnce(&mut ServerSettings)) -> Self {
+        Self::try_with(change).await.unwrap()
+    }
+
+    /// With settings that may not be good.
+    pub(crate) async fn try_with(change: impl FnOnce(&mut ServerSettings)) -> Result<Self, StartError> {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         Self::on(folder, Arc::new(ManualClock::at(NOW)), Arc::<Keys>::default(), change).await
     }
@@ -106,15 +107,15 @@ impl Server {
     pub(crate) async fn restart(self, change: impl FnOnce(&mut ServerSettings)) -> Self {
         self.supervisor.shutdown().trigger();
         self.supervisor.run(DEADLINE).await.unwrap();
-        Self::on(self.folder, self.clock, self.keys, change).await
+        Self::on(self.folder, self.clock, self.keys, change).await.unwrap()
     }
 
-    async fn on(
+    pub(crate) async fn on(
         folder: Arc<tempfile::TempDir>,
         clock: Arc<ManualClock>,
         keys: Arc<dyn KeyManager>,
         change: impl FnOnce(&mut ServerSettings),
-    ) -> Self {
+    ) -> Result<Self, StartError> {
         let mut settings = ServerSettings::minimal(trust_domain(), folder.path().to_owned());
         settings.rate_limit.attestation = false;
         settings.rate_limit.signing = false;
@@ -139,9 +140,9 @@ impl Server {
             health: Health::default(),
             log: None,
         };
-        let running = finial_server::start(&settings, plugins, env).await.unwrap();
+        let running = finial_server::start(&settings, plugins, env).await?;
         let local = finial_net::client::uds_channel(&running.socket_path);
-        Self { running, clock, folder, supervisor, local, keys }
+        Ok(Self { running, clock, folder, supervisor, local, keys })
     }
 
     pub(crate) fn agents(&self) -> AgentClient<Channel> {

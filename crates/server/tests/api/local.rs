@@ -177,3 +177,32 @@ async fn without_the_audit_log_there_are_no_such_lines() {
     server.agent().await;
     assert_eq!(lines.of("AttestAgent"), [serde_json::Value::Null; 0]);
 }
+
+#[tokio::test]
+async fn what_is_not_there_yet_is_not_left_out_silently() {
+    let refused = Server::try_with(|settings| settings.require_pq_kem = true).await.map(drop).unwrap_err();
+    let hint = "is not supported yet: remove it from the configuration to start without it";
+    assert_eq!(refused.to_string(), format!("require_pq_kem {hint}"));
+    let trusted = "10.0.0.0/8".to_owned();
+    let refused = Server::try_with(|settings| settings.proxy_protocol_trusted_cidrs = vec![trusted]).await;
+    assert_eq!(refused.map(drop).unwrap_err().to_string(), format!("proxy_protocol_trusted_cidrs {hint}"));
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_data_is_refused() {
+    let server = Server::start().await;
+    let again = Server::on(server.folder.clone(), server.clock.clone(), server.keys.clone(), |settings| {
+        settings.socket_path = settings.data_dir.join("other.sock");
+    });
+    let error = again.await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("in use by another process") && error.contains("datastore.sqlite3"), "{error}");
+    server.agent().await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named() {
+    let server = Server::start().await;
+    let address = server.running.address;
+    let error = Server::try_with(|settings| settings.bind_address = address).await.map(drop).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("listen tcp {address}: ")), "{error}");
+}

@@ -18,6 +18,7 @@ use finial_proto::workload::server::SpiffeWorkloadApiServer;
 use finial_runtime::health::{Health, Settings as HealthSettings};
 use finial_runtime::log::LogHandle;
 use futures::StreamExt;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
+
+/// As log lines say it.
+const SUBSYSTEM: &str = "endpoints";
 
 /// The health listener starts when the agent is ready, at the latest after this time.
 const HEALTH_LISTENS_AFTER: Duration = Duration::from_secs(8);
@@ -45,7 +49,7 @@ impl Servers {
     pub(crate) async fn ended(self) {
         let all = futures::future::join_all(self.0);
         if tokio::time::timeout(DRAIN, all).await.is_err() {
-            tracing::debug!("Some calls did not end in time");
+            tracing::debug!(subsystem_name = SUBSYSTEM, "Some calls did not end in time");
         }
     }
 }
@@ -63,17 +67,33 @@ pub(crate) fn start(
     log: Option<LogHandle>,
     started: Instant,
 ) -> Result<Servers, AgentError> {
+    raise_file_limit();
     let mut servers = Vec::new();
     match &context.settings.socket_path {
         Some(path) => servers.push(start_public(context, cache.clone(), link, path)?),
         None => {
-            tracing::info!(apis = "Workload and SDS APIs", "Skipping agent APIs because public endpoint is disabled")
+            tracing::info!(
+                subsystem_name = SUBSYSTEM,
+                apis = "Workload and SDS APIs",
+                "Skipping agent APIs because public endpoint is disabled"
+            )
         }
     }
     if let Some(path) = &context.settings.admin_socket_path {
         servers.push(start_admin(context, cache, status, log, started, path)?);
     }
     Ok(Servers(servers))
+}
+
+/// A connection takes three descriptors, and the usual soft limit of 1,024 is there for programs that use `select`.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::debug!(subsystem_name = SUBSYSTEM, %error, "Cannot raise the limit of open files");
+    }
 }
 
 fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
@@ -122,12 +142,12 @@ fn start_public(
         router = router.add_service(SpiffeWorkloadApiServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
     let apis = if on { "Workload API" } else { "no APIs" };
-    tracing::info!(network = "unix", address = %path.display(), apis, "Starting agent APIs");
+    tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), apis, "Starting agent APIs");
     let incoming = incoming.map(|connection| connection.map(CallerConnection::new));
     let shutdown = context.shutdown.clone();
     Ok(context.spawner.spawn("workload-api", async move {
         serve(router.serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })).await;
-        tracing::info!(apis, "Stopping agent APIs");
+        tracing::info!(subsystem_name = SUBSYSTEM, apis, "Stopping agent APIs");
     }))
 }
 
@@ -146,17 +166,17 @@ fn start_admin(
         router =
             router.add_service(LoggerServer::new(LoggerApi::new(log)).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
-    tracing::info!(network = "unix", address = %path.display(), "Starting Admin APIs");
+    tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Starting Admin APIs");
     let shutdown = context.shutdown.clone();
     Ok(context.spawner.spawn("admin-api", async move {
         serve(router.serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })).await;
-        tracing::info!("Admin APIs have stopped");
+        tracing::info!(subsystem_name = SUBSYSTEM, "Admin APIs have stopped");
     }))
 }
 
 async fn serve(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
     if let Err(error) = serving.await {
-        tracing::error!(%error, "An API ended");
+        tracing::error!(subsystem_name = SUBSYSTEM, %error, "An API ended");
     }
 }
 
@@ -169,7 +189,7 @@ pub(crate) fn start_health(context: &Arc<Context>, status: Arc<AgentStatus>) {
     let health = Health::default();
     let check = AgentCheck { socket: settings.socket_path.clone(), status: status.clone() };
     if let Err(error) = health.add("agent", Arc::new(check)) {
-        tracing::error!(%error, "failed adding healthcheck");
+        tracing::error!(subsystem_name = SUBSYSTEM, %error, "failed adding healthcheck");
         return;
     }
     let (host, port) = (&settings.health.bind_address, settings.health.bind_port);

@@ -16,6 +16,9 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "endpoints";
+
 /// How long our own answer may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,7 +61,7 @@ impl Health for HealthApi {
             if let Err(error) = probed.await
                 && error.code() != Code::PermissionDenied
             {
-                tracing::warn!(reason = "unable to fetch X.509 context from Workload API", %error, "Health check failed");
+                tracing::warn!(subsystem_name = SUBSYSTEM, reason = "unable to fetch X.509 context from Workload API", %error, "Health check failed");
                 status = ServingStatus::NotServing;
             }
         }

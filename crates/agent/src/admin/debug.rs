@@ -13,6 +13,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "debug_api";
+
 /// For how long an answer is given again.
 const ANSWER_KEPT: Duration = Duration::from_secs(5);
 
@@ -48,7 +51,7 @@ impl DebugApi {
     /// The agent's SVID up to its root.
     fn chain(&self) -> Result<Vec<Cert>, Status> {
         let failed = |e: String| {
-            tracing::error!(error = %e, "Failed to verify agent SVID");
+            tracing::error!(subsystem_name = SUBSYSTEM, error = %e, "Failed to verify agent SVID");
             Status::internal(format!("failed to verify agent SVID: {e}"))
         };
         let chain = self.status.chain();

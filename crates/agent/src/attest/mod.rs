@@ -24,6 +24,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "attestor";
+
 /// Between two attempts, at first.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// For how long to try.
@@ -100,7 +103,7 @@ impl Retry {
         if tokio::time::Instant::now() + wait > self.until {
             return Err(error);
         }
-        tracing::warn!(%error, retry_interval = ?wait, "{what}");
+        tracing::warn!(subsystem_name = SUBSYSTEM, %error, retry_interval = ?wait, "{what}");
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(Some(())),
             () = context.shutdown.cancelled() => Ok(None),
@@ -140,22 +143,24 @@ async fn attempt(context: &Context) -> Result<Attested, AttestError> {
         Some(kept.bundle.clone())
     };
     match &roots {
-        None => tracing::info!("Bundle is not found"),
-        Some(_) => tracing::info!(trust_domain_id = %settings.trust_domain.id_string(), "Bundle loaded"),
+        None => tracing::info!(subsystem_name = SUBSYSTEM, "Bundle is not found"),
+        Some(_) => {
+            tracing::info!(subsystem_name = SUBSYSTEM, trust_domain_id = %settings.trust_domain.id_string(), "Bundle loaded")
+        }
     }
     let (existing, key) = load_svid(context).await?;
     if let Some(svid) = existing {
         let roots = roots.ok_or_else(|| AgentError::internal("SVID loaded but no bundle in cache"))?;
-        tracing::info!(spiffe_id = %svid.id, "SVID loaded");
+        tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "SVID loaded");
         let mut bundle = Bundle::empty(settings.trust_domain.clone());
         bundle.x509_authorities = roots.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
         return Ok(Attested { svid, bundle });
     }
-    tracing::info!("SVID is not found. Starting node attestation");
+    tracing::info!(subsystem_name = SUBSYSTEM, "SVID is not found. Starting node attestation");
     let channel = bootstrap_channel(context, roots.as_deref())?;
     let svid = prove(context, &channel, key).await?;
     let bundle = fetch_bundle(&channel).await?;
-    tracing::info!(spiffe_id = %svid.id, reattestable = svid.reattestable, "Node attestation was successful");
+    tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, reattestable = svid.reattestable, "Node attestation was successful");
     Ok(Attested { svid, bundle })
 }
 
@@ -171,12 +176,25 @@ async fn load_svid(context: &Context) -> Result<(Option<AgentSvid>, AgentKey), A
             if !svid.is_expired(context.clock.now()) {
                 return Ok((Some(svid), key.clone()));
             }
-            tracing::warn!(expiry = svid.not_after, "SVID key recovered, but SVID is expired. Generating new keypair");
+            tracing::warn!(
+                subsystem_name = SUBSYSTEM,
+                expiry = svid.not_after,
+                "SVID key recovered, but SVID is expired. Generating new keypair"
+            );
         }
-        (Some(_), None) if any_keys => tracing::warn!("SVID recovered, but no SVID key found. Generating new keypair"),
-        (Some(_), None) => tracing::warn!("SVID recovered, but no keys found. Generating new keypair"),
-        (None, _) if any_keys => tracing::warn!("Keys recovered, but no SVID found. Generating new keypair"),
-        (None, _) => tracing::debug!("No pre-existing agent SVID found. Will perform node attestation"),
+        (Some(_), None) if any_keys => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, "SVID recovered, but no SVID key found. Generating new keypair")
+        }
+        (Some(_), None) => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, "SVID recovered, but no keys found. Generating new keypair")
+        }
+        (None, _) if any_keys => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, "Keys recovered, but no SVID found. Generating new keypair")
+        }
+        (None, _) => tracing::debug!(
+            subsystem_name = SUBSYSTEM,
+            "No pre-existing agent SVID found. Will perform node attestation"
+        ),
     }
     Ok((None, AgentKey::generate(keys, key.as_ref()).await?))
 }
@@ -187,7 +205,10 @@ fn bootstrap_channel(context: &Context, roots: Option<&[Arc<[u8]>]>) -> Result<C
     let expected = trust_domain.server_id();
     let server = match roots {
         None => {
-            tracing::warn!("Insecure bootstrap enabled; skipping server certificate verification");
+            tracing::warn!(
+                subsystem_name = SUBSYSTEM,
+                "Insecure bootstrap enabled; skipping server certificate verification"
+            );
             ServerAuth::InsecureBootstrap { expected }
         }
         Some(roots) => {
@@ -208,7 +229,7 @@ pub(crate) async fn reattest(
     bundles: Arc<dyn BundleSource>,
     current: &AgentSvid,
 ) -> Result<AgentSvid, AgentError> {
-    tracing::debug!("Reattesting node");
+    tracing::debug!(subsystem_name = SUBSYSTEM, "Reattesting node");
     let policy = PeerPolicy::Exact(context.settings.trust_domain.server_id());
     let config = client_config(None, ServerAuth::Spiffe { bundles, policy }, context.clock.clone());
     let config = config.map_err(|e| AgentError::internal(format!("create attestation client: {e}")).because(e))?;
@@ -216,7 +237,7 @@ pub(crate) async fn reattest(
     let key = AgentKey::generate(context.plugins.key_manager.as_ref(), Some(&current.key)).await?;
     let svid = tokio::time::timeout(ATTEST_TIMEOUT, prove(context, &channel, key)).await;
     let svid = svid.map_err(|_| AgentError::new(ErrorKind::Timeout, "node attestation took too long"))??;
-    tracing::info!(spiffe_id = %svid.id, "Successfully reattested node");
+    tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "Successfully reattested node");
     Ok(svid)
 }
 

@@ -110,6 +110,13 @@ impl Cache {
         watched.flat_map(|v| v.now().records().iter().map(|r| r.entry.id.clone()).collect::<Vec<_>>()).collect()
     }
 
+    /// Drops views that nobody has held for a while.
+    pub(crate) fn forget_idle_views(&self) {
+        let now_ms = self.clock.now_ms();
+        let kept = |view: &Arc<View>| Arc::strong_count(view) > 1 || now_ms - view.last_used_ms() < VIEW_IDLE_MS;
+        self.views().by_selectors.retain(|_, view| kept(view));
+    }
+
     /// Ends all streams, now and from now on.
     pub(crate) fn close(&self) {
         let mut views = self.views();
@@ -156,11 +163,9 @@ impl CacheWriter {
     pub(crate) fn publish(&mut self, change: Change) {
         let old = self.cache.snapshot();
         let new = Arc::new(apply(&old, change));
-        let mut views = self.cache.views();
+        let views = self.cache.views();
         self.cache.snapshot.store(new.clone());
         let concerns = Concerns::between(&old, &new);
-        let now_ms = self.cache.clock.now_ms();
-        views.by_selectors.retain(|_, v| Arc::strong_count(v) > 1 || now_ms - v.last_used_ms() < VIEW_IDLE_MS);
         let closed = views.closed;
         views.by_selectors.values().filter(|v| concerns.view(v)).for_each(|v| v.refresh(&new, closed));
     }

@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "cache_manager";
+
 /// An entry that the workload may have, with its SVID.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
@@ -47,7 +50,7 @@ impl ViewState {
         let (identities, _) = drop_duplicate_hints(records.iter().filter_map(with_svid).collect(), |i| &i.entry);
         let (entries, dropped) = drop_duplicate_hints(records.iter().map(|r| r.entry.clone()).collect(), |e| e);
         for entry in dropped {
-            tracing::warn!(hint = %entry.hint, entry_id = %entry.id, "Ignoring entry with duplicate hint");
+            tracing::warn!(subsystem_name = SUBSYSTEM, hint = %entry.hint, entry_id = %entry.id, "Ignoring entry with duplicate hint");
         }
         let mut federated = BTreeMap::new();
         for trust_domain in records.iter().flat_map(|r| &r.entry.federates_with) {

@@ -17,6 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "manager";
+
 /// How long a call may take.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many federated bundles are fetched at the same time.
@@ -183,7 +186,7 @@ impl ServerLink {
             match self.bundles().get_federated_bundle(request).await {
                 Ok(answer) => Ok((domain, Some(answer.into_inner()))),
                 Err(status) if status.code() == Code::NotFound => {
-                    tracing::warn!(error = %status.message(), bundle_endpoint = %domain, "Federated bundle not found");
+                    tracing::warn!(subsystem_name = SUBSYSTEM, error = %status.message(), bundle_endpoint = %domain, "Federated bundle not found");
                     Ok((domain, None))
                 }
                 Err(status) => Err(status),
@@ -217,7 +220,7 @@ impl ServerLink {
             let result = results.next()?;
             let status = result.status.unwrap_or_default();
             if status.code != Code::Ok as i32 {
-                tracing::warn!(entry_id = %id, status = status.code, error = %status.message, "Failed to mint X509 SVID");
+                tracing::warn!(subsystem_name = SUBSYSTEM, entry_id = %id, status = status.code, error = %status.message, "Failed to mint X509 SVID");
             }
             result.svid
         });

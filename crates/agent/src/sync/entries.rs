@@ -7,6 +7,9 @@ use finial_proto::types;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "manager";
+
 /// How much a sync moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SyncStats {
@@ -46,8 +49,7 @@ impl<'a> EntrySync<'a> {
     pub(crate) fn revisions(&mut self, page: &[EntryRevision]) {
         for revision in page {
             if revision.id.is_empty() || revision.revision_number < 0 {
-                tracing::warn!(
-                    entry_id = %revision.id,
+                tracing::warn!(subsystem_name = SUBSYSTEM, entry_id = %revision.id,
                     revision_number = revision.revision_number,
                     "Received malformed entry revision from SPIRE server; are the server and agent versions compatible?"
                 );
@@ -73,8 +75,7 @@ impl<'a> EntrySync<'a> {
             let entry = match WorkloadEntry::try_from(entry) {
                 Ok(entry) => entry,
                 Err(error) => {
-                    tracing::warn!(
-                        entry_id = %id, revision_number, %error,
+                    tracing::warn!(subsystem_name = SUBSYSTEM, entry_id = %id, revision_number, %error,
                         "Received malformed entry from SPIRE server; are the server and agent versions compatible?"
                     );
                     continue;

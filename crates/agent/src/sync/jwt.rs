@@ -10,6 +10,9 @@ use finial_core::Clock;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "manager";
+
 /// Fetches JWT-SVIDs for workloads.
 pub(crate) struct JwtFetcher {
     pub(crate) cache: Arc<Cache>,
@@ -50,7 +53,7 @@ impl JwtFetcher {
         };
         match (self.cache.jwt.fly(key, call).await, usable) {
             (Err(error), Some(svid)) => {
-                tracing::warn!(%error, spiffe_id = %id, "Unable to renew JWT; returning cached copy");
+                tracing::warn!(subsystem_name = SUBSYSTEM, %error, spiffe_id = %id, "Unable to renew JWT; returning cached copy");
                 Ok(svid)
             }
             (result, _) => result,
@@ -66,7 +69,7 @@ impl JwtFetcher {
     ) -> Result<(Arc<CachedJwt>, JwtKey), Arc<str>> {
         let issued = self.link.new_jwt_svid(&entry.id, audience.to_vec(), timeout).await;
         let issued = issued.map_err(|error| {
-            tracing::error!(%error, spiffe_id = %entry.spiffe_id, "Failed to fetch JWT SVID");
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, spiffe_id = %entry.spiffe_id, "Failed to fetch JWT SVID");
             Arc::from(error.to_string())
         })?;
         let (from, to) = (issued.issued_at.saturating_mul(1000), issued.expires_at.saturating_mul(1000));

@@ -11,6 +11,9 @@ use finial_proto::types;
 use finial_runtime::Spawner;
 use std::sync::Arc;
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "manager";
+
 /// A key for an entry, and the request that goes with it.
 pub(crate) struct Request {
     pub(crate) entry: Arc<WorkloadEntry>,
@@ -73,8 +76,7 @@ pub(crate) fn svid(
     }
     let (from, to) = (leaf.not_before().saturating_mul(1000), leaf.not_after().saturating_mul(1000));
     if strategy.falls_back(to - from) {
-        tracing::warn!(
-            spiffe_id = %request.entry.spiffe_id, entry_id = %request.entry.id,
+        tracing::warn!(subsystem_name = SUBSYSTEM, spiffe_id = %request.entry.spiffe_id, entry_id = %request.entry.id,
             "X509 SVID lifetime isn't long enough to guarantee the availability_target, falling back to the default rotation strategy"
         );
     }

@@ -7,6 +7,7 @@ pub(crate) mod client;
 mod entries;
 pub(crate) mod jwt;
 mod mint;
+mod pace;
 pub(crate) mod plan;
 
 use crate::Context;
@@ -22,16 +23,16 @@ use finial_core::{Bundle, EntryId, ErrorKind};
 use finial_crypto::tls::TlsIdentity;
 use finial_proto::convert::bundle_from_proto;
 use finial_runtime::Backoff;
+use pace::{Outcome, Pace};
 use plan::{BatchSize, Input, plan};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Between two syncs, unless configured; also while there is nothing in the cache.
-const SYNC_INTERVAL: Duration = Duration::from_secs(5);
-/// A server that fails is asked again after at most this time.
-const SYNC_BACKOFF_MAX: Duration = Duration::from_secs(8 * 60);
+/// As log lines say it.
+const SUBSYSTEM: &str = "manager";
+
 /// After failing to get SVIDs, at first and at most.
 const SVID_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4 * 60));
 /// How often due renewals are looked for, also when syncs are rarer.
@@ -94,23 +95,23 @@ impl Syncer {
             self.store_svid();
             self.store_bundle();
             if let Err(error) = self.link.post_status(&context.version).await {
-                tracing::error!(%error, agent_version = %context.version, "Failed to post agent status");
+                tracing::error!(subsystem_name = SUBSYSTEM, %error, agent_version = %context.version, "Failed to post agent status");
             }
             let error = tokio::select! {
                 result = self.synchronize() => match result {
-                    Ok(()) => return Ok(true),
+                    Ok(_) => return Ok(true),
                     Err(error) => error,
                 },
                 () = context.shutdown.cancelled() => return Ok(false),
             };
             match error.verdict() {
                 Verdict::Reattest => {
-                    tracing::error!(%error, "Agent needs to re-attest: removing SVID and shutting down");
+                    tracing::error!(subsystem_name = SUBSYSTEM, %error, "Agent needs to re-attest: removing SVID and shutting down");
                     self.delete_svid();
                     return Err(error.into());
                 }
                 Verdict::Banned => {
-                    tracing::error!(%error, "Agent is banned: removing SVID and shutting down");
+                    tracing::error!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
                     self.delete_svid();
                     return Err(error.into());
                 }
@@ -126,10 +127,9 @@ impl Syncer {
     /// Runs until shutdown.
     pub(crate) async fn run(mut self) -> Result<(), AgentError> {
         let context = self.context.clone();
-        let interval = context.settings.sync_interval;
-        let mut backoff = Backoff::new(interval, SYNC_BACKOFF_MAX.min(interval * 48)).shape(1.5, 0.1);
+        let mut pace = Pace::new(context.settings.sync_interval);
         let mut svid_backoff = Backoff::new(SVID_BACKOFF.0, SVID_BACKOFF.1).shape(1.5, 0.1);
-        let mut next_sync = Instant::now() + backoff.next_wait().min(SYNC_INTERVAL);
+        let mut next_sync = Instant::now() + pace.first();
         let mut next_tick = Instant::now();
         let mut svids_not_before = Instant::now();
         loop {
@@ -140,26 +140,32 @@ impl Syncer {
             };
             let result = tokio::select! {
                 () = context.shutdown.cancelled() => {
-                    tracing::info!("Cache manager stopped");
+                    tracing::info!(subsystem_name = SUBSYSTEM, "Cache manager stopped");
                     return Ok(());
                 }
                 () = tokio::time::sleep_until(next_sync) => {
                     let result = self.synchronize().await;
-                    next_sync = Instant::now() + self.next_sync_wait(&result, &mut backoff);
-                    result.inspect_err(|error| tracing::error!(%error, "Synchronize failed"))
+                    next_sync = Instant::now() + pace.after(self.outcome(&result));
+                    result.inspect_err(|error| tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed"))
                 }
                 () = tokio::time::sleep_until(next_tick) => {
                     let own = self.rotate_own().await;
                     next_tick = Instant::now() + TICK;
                     own?;
-                    if Instant::now() < svids_not_before { Ok(()) } else { self.update_svids().await }
+                    self.cache().forget_idle_views();
+                    if Instant::now() < svids_not_before { Ok(true) } else { self.update_svids().await }
                 }
                 () = wanted => self.update_svids().await,
             };
             match &result {
-                Ok(()) => {
+                Ok(true) => {
                     svid_backoff.reset();
                     svids_not_before = Instant::now();
+                }
+                // The server would not give some: workloads that ask for them must not make us ask all the time.
+                Ok(false) => {
+                    svids_not_before = Instant::now() + svid_backoff.next_wait();
+                    next_tick = next_tick.min(svids_not_before);
                 }
                 Err(error) => {
                     // Whatever is wrong with the connection, the next call has a new one.
@@ -172,15 +178,12 @@ impl Syncer {
         }
     }
 
-    fn next_sync_wait(&self, result: &Result<(), ServerError>, backoff: &mut Backoff) -> Duration {
-        let unknown = matches!(result, Err(e) if e.verdict() == Verdict::UnknownAuthority);
-        if result.is_ok() || unknown {
-            backoff.reset();
+    fn outcome(&self, result: &Result<bool, ServerError>) -> Outcome {
+        match result {
+            Ok(_) => Outcome::Synced { empty: self.cache().snapshot().svid_count() == 0 },
+            Err(error) if error.verdict() == Verdict::UnknownAuthority => Outcome::UnknownAuthority,
+            Err(_) => Outcome::Failed,
         }
-        let wait = backoff.next_wait();
-        // With nothing to serve, the next sync comes soon whatever is configured.
-        let eager = unknown || (result.is_ok() && self.cache().snapshot().svid_count() == 0);
-        if eager { wait.min(SYNC_INTERVAL) } else { wait }
     }
 
     /// Does what a refusal of the server asks for.
@@ -189,19 +192,19 @@ impl Syncer {
             Verdict::Retry => Ok(()),
             Verdict::UnknownAuthority => self.unknown_authority(error),
             Verdict::Banned => {
-                tracing::warn!(%error, "Agent is banned: removing SVID and shutting down");
+                tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
                 self.delete_svid();
                 Err(AgentError::new(ErrorKind::Denied, error.to_string()))
             }
             Verdict::Reattest => {
-                tracing::warn!(%error, "Agent needs to re-attest; will attempt to re-attest");
+                tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent needs to re-attest; will attempt to re-attest");
                 let reattested = if self.svid.reattestable {
                     self.reattest().await
                 } else {
                     Err(AgentError::internal("attestation method is not re-attestable"))
                 };
                 reattested.map_err(|reason| {
-                    tracing::error!(error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
+                    tracing::error!(subsystem_name = SUBSYSTEM, error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
                     self.delete_svid();
                     AgentError::new(ErrorKind::Denied, error.to_string())
                 })
@@ -213,7 +216,7 @@ impl Syncer {
     fn unknown_authority(&mut self, error: &ServerError) -> Result<(), AgentError> {
         let settings = &self.context.settings;
         if settings.rebootstrap_mode == RebootstrapMode::Never {
-            tracing::info!(%error, "Synchronize failed, non-recoverable error");
+            tracing::info!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed, non-recoverable error");
             return Err(AgentError::internal(format!("failed to sync with SPIRE Server: {error}")));
         }
         let now_ms = self.context.clock.now_ms();
@@ -221,24 +224,24 @@ impl Syncer {
         let delay = i64::try_from(settings.rebootstrap_delay.as_millis()).unwrap_or(i64::MAX);
         let left = delay.saturating_sub(now_ms.saturating_sub(since));
         if left > 0 {
-            tracing::info!(time_left = %format!("{}s", left / 1000), "Trust Bundle and Server don't agree, ignoring for now");
+            tracing::info!(subsystem_name = SUBSYSTEM, time_left = %format!("{}s", left / 1000), "Trust Bundle and Server don't agree, ignoring for now");
             return Ok(());
         }
-        tracing::warn!("Trust Bundle and Server don't agree, rebootstrapping");
+        tracing::warn!(subsystem_name = SUBSYSTEM, "Trust Bundle and Server don't agree, rebootstrapping");
         self.context.storage.store_bundle(&[])?;
         Err(AgentError::internal("shutting down for rebootstrapping"))
     }
 
-    /// Entries and bundles, then whatever SVIDs follow from them.
-    async fn synchronize(&mut self) -> Result<(), ServerError> {
+    /// Entries and bundles, then whatever SVIDs follow from them; see [`Syncer::update_svids`].
+    async fn synchronize(&mut self) -> Result<bool, ServerError> {
         let call = self.context.metrics.call("manager.sync.fetch_entries_updates");
         let fetched = self.fetch().await;
         call.finish_with(&fetched, |e| finial_proto::convert::kind_of(e.status.code()));
         self.writer.publish(fetched?);
         self.unknown_since_ms = None;
-        self.update_svids().await?;
+        let complete = self.update_svids().await?;
         self.status.synced(self.context.clock.now());
-        Ok(())
+        Ok(complete)
     }
 
     async fn fetch(&mut self) -> Result<Change, ServerError> {
@@ -254,6 +257,9 @@ impl Syncer {
         {
             metrics.gauge(&format!("sync_entries.{what}"), number as f64, &[]);
         }
+        metrics.count("lru_cache_entry_add", stats.missing as f64, &[]);
+        metrics.count("lru_cache_entry_update", stats.stale as f64, &[]);
+        metrics.count("lru_cache_entry_remove", stats.dropped as f64, &[]);
         let mut change = Change::default();
         if let Some(entries) = entries {
             change.entries =
@@ -285,8 +291,7 @@ impl Syncer {
                 Ok(bundle) => {
                     bundles.federated.insert(domain, bundle);
                 }
-                Err(error) => tracing::warn!(
-                    %error, trust_domain_id = %domain,
+                Err(error) => tracing::warn!(subsystem_name = SUBSYSTEM, %error, trust_domain_id = %domain,
                     "Received malformed bundle from SPIRE server; are the server and agent versions compatible?"
                 ),
             }
@@ -308,16 +313,15 @@ impl Syncer {
         let tainted_jwt = own.tainted_jwt();
         if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
             let removed = self.cache().jwt.purge_tainted(&tainted_jwt);
-            tracing::info!(
-                jwt_authority_key_ids = %tainted_jwt.join(","), tainted_jwt_svids = removed,
+            tracing::info!(subsystem_name = SUBSYSTEM, jwt_authority_key_ids = %tainted_jwt.join(","), tainted_jwt_svids = removed,
                 "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
             );
         }
         self.tainted_jwt_done = tainted_jwt;
     }
 
-    /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch.
-    async fn update_svids(&mut self) -> Result<(), ServerError> {
+    /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch. Whether all were issued.
+    async fn update_svids(&mut self) -> Result<bool, ServerError> {
         let snapshot = self.cache().snapshot();
         let in_use = self.cache().in_use();
         let plan = plan(&Input {
@@ -331,15 +335,22 @@ impl Syncer {
             self.writer.publish(Change { evict: plan.evict, ..Change::default() });
         }
         let mut left = plan.request.as_slice();
+        let mut complete = true;
         while !left.is_empty() {
             let (now, later) = left.split_at(self.batch.get().min(left.len()));
-            tracing::debug!(count = left.len(), limit = now.len(), "Renewing stale entries");
+            tracing::debug!(
+                subsystem_name = SUBSYSTEM,
+                count = left.len(),
+                limit = now.len(),
+                "Renewing stale entries"
+            );
             let call = self.context.metrics.call("manager.sync.fetch_svids_updates");
             let issued = self.issue(now).await;
             call.finish_with(&issued, |e| finial_proto::convert::kind_of(e.status.code()));
             match issued {
                 Ok(svids) => {
                     self.batch.succeeded();
+                    complete &= svids.len() == now.len();
                     self.writer.publish(Change { svids, ..Change::default() });
                 }
                 Err(error) => {
@@ -353,7 +364,15 @@ impl Syncer {
             }
             left = later;
         }
-        Ok(())
+        let (held, entries) = {
+            let snapshot = self.cache().snapshot();
+            (snapshot.svid_count(), snapshot.records.len())
+        };
+        let metrics = &self.context.metrics;
+        metrics.gauge("lru_cache_svid_map_size", held as f64, &[("svid_type", "x509")]);
+        metrics.gauge("lru_cache_record_map_size", entries as f64, &[("svid_type", "x509")]);
+        metrics.gauge("jwt_svid_cache_size", self.cache().jwt.len() as f64, &[]);
+        Ok(complete)
     }
 
     async fn issue(&mut self, ids: &[EntryId]) -> Result<Vec<(EntryId, Arc<crate::cache::WorkloadSvid>)>, ServerError> {
@@ -364,10 +383,13 @@ impl Syncer {
         for (number, record) in ids.iter().filter_map(|id| snapshot.record(id)).enumerate() {
             let entry = &record.entry;
             match &record.svid {
-                None => tracing::info!(spiffe_id = %entry.spiffe_id, entry_id = %entry.id, "Creating X509-SVID"),
-                Some(svid) => tracing::info!(
-                    spiffe_id = %entry.spiffe_id, entry_id = %entry.id, expires_at = svid.not_after, "Renewing X509-SVID"
-                ),
+                None => {
+                    tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %entry.spiffe_id, entry_id = %entry.id, "Creating X509-SVID")
+                }
+                Some(svid) => {
+                    tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %entry.spiffe_id, entry_id = %entry.id, expires_at = svid.not_after, "Renewing X509-SVID"
+                    )
+                }
             }
             let (key_type, spawner) = (self.context.settings.workload_key_type, &self.context.spawner);
             requests.push(mint::request(entry.clone(), key_type, spawner).await.map_err(failed)?);
@@ -380,13 +402,13 @@ impl Syncer {
         let mut svids = Vec::with_capacity(answers.len());
         for (request, answer) in requests.iter().zip(answers) {
             let Some(answer) = answer else {
-                tracing::debug!(entry_id = %request.entry.id, "Entry not found");
+                tracing::debug!(subsystem_name = SUBSYSTEM, entry_id = %request.entry.id, "Entry not found");
                 continue;
             };
             match mint::svid(request, &answer, self.context.rotation, &self.context.jitter) {
                 Ok(svid) => svids.push((request.entry.id.clone(), Arc::new(svid))),
                 Err(error) => {
-                    tracing::error!(%error, entry_id = %request.entry.id, "Received malformed X509-SVID from SPIRE server")
+                    tracing::error!(subsystem_name = SUBSYSTEM, %error, entry_id = %request.entry.id, "Received malformed X509-SVID from SPIRE server")
                 }
             }
         }
@@ -405,19 +427,19 @@ impl Syncer {
         let result = if reattest { self.reattest().await } else { self.renew().await };
         call.finish_with(&result, AgentError::kind);
         let Err(error) = result else { return Ok(()) };
-        tracing::error!(%error, "Could not {what}");
+        tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not {what}");
         if now_ms > self.svid.not_after.saturating_mul(1000) {
             return Err(AgentError::internal(format!("current SVID has already expired and {what} failed: {error}"))
                 .because(error));
         }
         match attest::verdict_of(&error) {
             Verdict::Banned => {
-                tracing::warn!(%error, "Agent is banned: removing SVID and shutting down");
+                tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
                 self.delete_svid();
                 Err(error)
             }
             Verdict::Reattest if !self.svid.reattestable => {
-                tracing::error!(%error, "Agent failed re-attestation; removing SVID and shutting down");
+                tracing::error!(subsystem_name = SUBSYSTEM, %error, "Agent failed re-attestation; removing SVID and shutting down");
                 self.delete_svid();
                 Err(error)
             }
@@ -426,12 +448,12 @@ impl Syncer {
     }
 
     async fn renew(&mut self) -> Result<(), AgentError> {
-        tracing::debug!("Rotating agent SVID");
+        tracing::debug!(subsystem_name = SUBSYSTEM, "Rotating agent SVID");
         let key = AgentKey::generate(self.context.plugins.key_manager.as_ref(), Some(&self.svid.key)).await?;
         let answer = self.link.renew_agent(key.csr().await?).await?;
         let chain = answer.cert_chain.iter().map(|der| Arc::from(der.as_ref())).collect();
         let svid = AgentSvid::new(chain, key, self.svid.reattestable, self.context.rotation, &self.context.jitter)?;
-        tracing::info!(spiffe_id = %svid.id, "Successfully rotated agent SVID");
+        tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "Successfully rotated agent SVID");
         self.use_svid(svid)
     }
 
@@ -451,7 +473,7 @@ impl Syncer {
 
     fn store_svid(&self) {
         if let Err(error) = self.context.storage.store_svid(&self.svid.chain, self.svid.reattestable) {
-            tracing::warn!(%error, "Could not store SVID");
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Could not store SVID");
         }
     }
 
@@ -461,7 +483,7 @@ impl Syncer {
 
     fn delete_svid(&self) {
         if let Err(error) = self.context.storage.delete_svid() {
-            tracing::error!(%error, "Failed to remove SVID");
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to remove SVID");
         }
     }
 }
@@ -469,7 +491,7 @@ impl Syncer {
 fn store_bundle(context: &Context, own: &BundleForms) {
     let roots: Vec<_> = own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect();
     if let Err(error) = context.storage.store_bundle(&roots) {
-        tracing::error!(%error, "Could not store bundle");
+        tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not store bundle");
     }
 }
 

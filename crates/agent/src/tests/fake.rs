@@ -35,6 +35,7 @@ pub(super) struct State {
     /// Lifetime of workloads' and agents' SVIDs, seconds.
     pub(super) svid_ttl: i64,
     pub(super) agent_ttl: i64,
+    pub(super) renewed_ttl: i64,
     pub(super) jwt_ttl: i64,
     /// Every call of an agent is refused with this.
     pub(super) refuse: Option<Reason>,
@@ -128,6 +129,7 @@ impl FakeServer {
             reattestable: false,
             svid_ttl: 3600,
             agent_ttl: 3600,
+            renewed_ttl: 3600,
             jwt_ttl: 300,
             refuse: None,
             away: false,
@@ -199,8 +201,7 @@ impl FakeServer {
         types::X509svid { cert_chain: vec![leaf.to_vec().into()], id: Some(id_to_proto(id)), ..Default::default() }
     }
 
-    fn agent_svid(&self, csr: &[u8]) -> types::X509svid {
-        let ttl = self.state().agent_ttl;
+    fn agent_svid(&self, csr: &[u8], ttl: i64) -> types::X509svid {
         self.certify(&self.0.ca.trust_domain.agent_id("join_token/1").unwrap(), csr, ttl)
     }
 }
@@ -251,7 +252,10 @@ impl Agent for FakeServer {
         }
         let this = self.clone();
         let answer = move || {
-            let svid = this.agent_svid(&params.params.as_ref().unwrap().csr);
+            let svid = {
+                let ttl = this.state().agent_ttl;
+                this.agent_svid(&params.params.as_ref().unwrap().csr, ttl)
+            };
             let result = attest_agent_response::Result { svid: Some(svid), reattestable: this.state().reattestable };
             AttestAgentResponse { step: Some(attest_agent_response::Step::Result(result)) }
         };
@@ -271,7 +275,8 @@ impl Agent for FakeServer {
     async fn renew_agent(&self, request: Request<RenewAgentRequest>) -> Result<Response<RenewAgentResponse>, Status> {
         self.enter("RenewAgent", &request)?;
         let csr = request.into_inner().params.unwrap().csr;
-        Ok(Response::new(RenewAgentResponse { svid: Some(self.agent_svid(&csr)) }))
+        let ttl = self.state().renewed_ttl;
+        Ok(Response::new(RenewAgentResponse { svid: Some(self.agent_svid(&csr, ttl)) }))
     }
 
     async fn post_status(&self, request: Request<PostStatusRequest>) -> Result<Response<PostStatusResponse>, Status> {

@@ -7,12 +7,11 @@ use finial_config::{AgentSettings, Bootstrap};
 use finial_core::{Clock, KeyType, Secret, Selector, SystemClock};
 use finial_crypto::{PrivateKey, Signer};
 use finial_net::client::uds_channel;
-use finial_plugin::{
-    AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, MemoryKeys, Peer, PluginError, WorkloadAttestor,
-};
+use finial_plugin::{AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, Peer, PluginError, WorkloadAttestor};
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use finial_runtime::{Shutdown, Supervisor};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,24 +25,23 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Keys that survive the agent, as on disk.
 #[derive(Default)]
-pub(super) struct Keys(MemoryKeys);
+pub(super) struct Keys(Mutex<BTreeMap<String, Arc<PrivateKey>>>);
 
 #[async_trait]
 impl KeyManager for Keys {
     async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, PluginError> {
         let key = Arc::new(PrivateKey::generate(key_type).unwrap());
-        let mut keys = self.0.keys();
-        keys.insert(id.to_owned(), key.clone());
-        self.0.replace(keys);
+        self.0.lock().unwrap().insert(id.to_owned(), key.clone());
         Ok(key)
     }
 
     async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, PluginError> {
-        Ok(self.0.key(id).map(|k| k as Arc<dyn Signer>))
+        Ok(self.0.lock().unwrap().get(id).map(|key| key.clone() as Arc<dyn Signer>))
     }
 
     async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError> {
-        Ok(self.0.keys().into_iter().map(|(name, key)| (name, key as Arc<dyn Signer>)).collect())
+        let signer = |(name, key): (&String, &Arc<PrivateKey>)| (name.clone(), key.clone() as Arc<dyn Signer>);
+        Ok(self.0.lock().unwrap().iter().map(signer).collect())
     }
 }
 

@@ -48,7 +48,6 @@ async fn an_svid_is_renewed_with_a_new_key_and_used_at_once() {
     world.server.state().agent_ttl = 2; // past its half-life at once
     let agent = world.start();
     until("the agent renewed", || world.server.calls("RenewAgent") > 0).await;
-    world.server.state().agent_ttl = 3600;
     until("the new SVID is presented", || world.server.state().serials.len() > 1).await;
     assert_eq!(world.server.calls("AttestAgent"), 1);
     let kept = data(&world);

@@ -1,5 +1,6 @@
 //! The whole agent, with real sockets and real processes, under a server that does what the test says.
 
+mod callers;
 mod fake;
 mod harness;
 mod identity;

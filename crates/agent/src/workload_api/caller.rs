@@ -20,6 +20,9 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::server::Connected;
 
+/// As log lines say it.
+const SUBSYSTEM: &str = "workload_attestor";
+
 /// For how long selectors of a connection's process are believed, while nothing that we look at on each call changed.
 pub(crate) const ATTESTED_FOR: Duration = Duration::from_secs(5);
 /// How long one attestor may take.
@@ -135,11 +138,15 @@ impl Attestation {
                 match result {
                     Ok(Ok(selectors)) => Some(selectors),
                     Ok(Err(error)) => {
-                        tracing::error!(%error, pid = caller.peer.pid, "workload attestor {name:?} failed");
+                        tracing::error!(subsystem_name = SUBSYSTEM, %error, pid = caller.peer.pid, "workload attestor {name:?} failed");
                         None
                     }
                     Err(_) => {
-                        tracing::error!(pid = caller.peer.pid, "workload attestor {name:?} failed: it took too long");
+                        tracing::error!(
+                            subsystem_name = SUBSYSTEM,
+                            pid = caller.peer.pid,
+                            "workload attestor {name:?} failed: it took too long"
+                        );
                         None
                     }
                 }
@@ -154,11 +161,11 @@ impl Attestation {
         if successes == 0 && !self.attestors.is_empty() {
             call.finish("Unknown");
             caller.check_alive()?;
-            tracing::error!(pid = caller.peer.pid, "Workload attestation failed");
+            tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, "Workload attestation failed");
             return Err(Status::unavailable("workload attestation failed"));
         }
         if successes < self.attestors.len() {
-            tracing::error!(pid = caller.peer.pid, "Failed to collect all selectors");
+            tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, "Failed to collect all selectors");
         }
         call.finish("OK");
         self.metrics.sample("workload_api.discovered_selectors", selectors.len() as f64, &[]);

@@ -1,14 +1,16 @@
 //! The SPIFFE Workload API. Each call: the security header, the caller's view, the view's ready-made answer.
 
+mod call;
 mod caller;
 mod stream;
-#[cfg(test)]
-mod tests;
 
+#[cfg(test)]
+pub(crate) use caller::ATTESTED_FOR;
 pub(crate) use caller::{Attestation, Caller, CallerConnection};
 
-use crate::cache::{Cache, View, ViewState};
+use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
+use call::{Call, Calls};
 use finial_config::AgentRateLimits;
 use finial_core::{Clock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_crypto::verify_jwt_svid;
@@ -21,6 +23,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use stream::AnswerStream;
 use tonic::{Request, Response, Status};
+
+/// As log lines say it.
+const SUBSYSTEM: &str = "endpoints";
 
 /// All audiences of a request together, bytes. The server puts them into a token that must stay of use.
 const AUDIENCE_BYTES_MAX: usize = 8 << 10;
@@ -41,7 +46,7 @@ impl Limits {
     fn new(settings: &AgentRateLimits) -> Self {
         let limiter = |method: &str, limit: u32| {
             (limit > 0).then(|| {
-                tracing::info!(method, limit, "Workload API/SDS rate limiting enabled");
+                tracing::info!(subsystem_name = SUBSYSTEM, method, limit, "Workload API/SDS rate limiting enabled");
                 RateLimiter::new(limit, LIMITED_CALLERS_MAX)
             })
         };
@@ -71,6 +76,7 @@ struct Inner {
     jwt: Arc<JwtFetcher>,
     clock: Arc<dyn Clock>,
     limits: Limits,
+    calls: Calls,
 }
 
 /// The service. Cheap to clone.
@@ -86,7 +92,13 @@ impl WorkloadApi {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let limits = Limits::new(&settings.rate_limits);
-        Self(Arc::new(Inner { settings, cache, attestation, jwt, clock, limits }))
+        let calls = Calls::new(attestation.metrics.clone());
+        Self(Arc::new(Inner { settings, cache, attestation, jwt, clock, limits, calls }))
+    }
+
+    fn measure<T>(&self, key: &'static str, request: &Request<T>) -> Call {
+        let by_agent = request.extensions().get::<Arc<Caller>>().is_some_and(|caller| caller.is_agent());
+        self.0.calls.begin(key, by_agent)
     }
 
     /// Who calls, and what they may see. The header must be there exactly once, so that a confused HTTP client cannot
@@ -112,19 +124,36 @@ impl WorkloadApi {
     }
 
     /// Begins a stream, or refuses at once what it would refuse.
-    fn stream<T: 'static>(
+    async fn stream<Q, T: 'static>(
         &self,
-        caller: &Arc<Caller>,
-        view: &Arc<View>,
-        open_to_all: bool,
-        ready_made: fn(&ViewState) -> &Encoded<T>,
+        request: &Request<Q>,
+        method: Method<'_, T>,
     ) -> Result<Response<AnswerStream<T>>, Status> {
+        let mut call = self.measure(method.key, request);
+        let begun = self.begin_stream(request, &method).await;
+        match begun {
+            Ok((subscription, answer)) => Ok(Response::new(AnswerStream::new(subscription, answer, call))),
+            Err(status) => {
+                call.finish(status.code());
+                Err(status)
+            }
+        }
+    }
+
+    async fn begin_stream<Q, T: 'static>(
+        &self,
+        request: &Request<Q>,
+        method: &Method<'_, T>,
+    ) -> Result<(Subscription, stream::Answer<T>), Status> {
+        let (caller, view) = self.enter(request).await?;
+        self.limit(method.limiter, method.name, &caller, &view)?;
+        let (open_to_all, ready_made) = (method.open_to_all, method.ready_made);
         let state = view.now();
         if !open_to_all && !state.has_identity() && !state.incomplete {
-            return Err(self.denied(caller, &view.selectors));
+            return Err(self.denied(&caller, &view.selectors));
         }
-        let subscription = self.0.cache.subscribe(view);
-        let (this, caller, view) = (self.clone(), caller.clone(), view.clone());
+        let subscription = self.0.cache.subscribe(&view);
+        let this = self.clone();
         let answer = move |state: &ViewState| {
             if open_to_all || state.has_identity() {
                 Ok(ready_made(state).clone())
@@ -132,16 +161,21 @@ impl WorkloadApi {
                 Err(this.denied(&caller, &view.selectors))
             }
         };
-        Ok(Response::new(AnswerStream::new(subscription, Box::new(answer))))
+        Ok((subscription, Box::new(answer)))
     }
 
     fn denied(&self, caller: &Caller, selectors: &SelectorSet) -> Status {
         if !caller.is_agent() {
             let shown: Vec<String> = selectors.iter().filter(|s| self.may_log(s)).map(ToString::to_string).collect();
             if shown.is_empty() {
-                tracing::error!(pid = caller.peer.pid, registered = false, "No identity issued");
+                tracing::error!(
+                    subsystem_name = SUBSYSTEM,
+                    pid = caller.peer.pid,
+                    registered = false,
+                    "No identity issued"
+                );
             } else {
-                tracing::error!(pid = caller.peer.pid, registered = false, selectors = %shown.join(","), "No identity issued");
+                tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, registered = false, selectors = %shown.join(","), "No identity issued");
             }
         }
         Status::permission_denied("no identity issued")
@@ -154,54 +188,8 @@ impl WorkloadApi {
         };
         self.0.settings.log_selectors.iter().any(within)
     }
-}
 
-fn check_audience(audience: &[String]) -> Result<(), Status> {
-    if audience.is_empty() {
-        return Err(Status::invalid_argument("audience must be specified"));
-    }
-    if audience.iter().map(String::len).sum::<usize>() > AUDIENCE_BYTES_MAX {
-        return Err(Status::invalid_argument(format!("audience must not be longer than {AUDIENCE_BYTES_MAX} bytes")));
-    }
-    Ok(())
-}
-
-#[tonic::async_trait]
-impl SpiffeWorkloadApi for WorkloadApi {
-    type FetchX509SVIDStream = AnswerStream<workload::X509svidResponse>;
-    type FetchX509BundlesStream = AnswerStream<workload::X509BundlesResponse>;
-    type FetchJWTBundlesStream = AnswerStream<workload::JwtBundlesResponse>;
-    type FetchWITSVIDStream = tokio_stream::Empty<Result<workload::WitsvidResponse, Status>>;
-    type FetchWITBundlesStream = tokio_stream::Empty<Result<workload::WitBundlesResponse, Status>>;
-
-    async fn fetch_x509svid(
-        &self,
-        request: Request<workload::X509svidRequest>,
-    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        let (caller, view) = self.enter(&request).await?;
-        self.limit(&self.0.limits.x509_svid, "FetchX509SVID", &caller, &view)?;
-        self.stream(&caller, &view, false, ViewState::x509_svids)
-    }
-
-    async fn fetch_x509_bundles(
-        &self,
-        request: Request<workload::X509BundlesRequest>,
-    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        let (caller, view) = self.enter(&request).await?;
-        self.limit(&self.0.limits.x509_bundles, "FetchX509Bundles", &caller, &view)?;
-        self.stream(&caller, &view, self.0.settings.allow_unauthenticated_verifiers, ViewState::x509_bundles)
-    }
-
-    async fn fetch_jwt_bundles(
-        &self,
-        request: Request<workload::JwtBundlesRequest>,
-    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        let (caller, view) = self.enter(&request).await?;
-        self.limit(&self.0.limits.jwt_bundles, "FetchJWTBundles", &caller, &view)?;
-        self.stream(&caller, &view, self.0.settings.allow_unauthenticated_verifiers, ViewState::jwt_bundles)
-    }
-
-    async fn fetch_jwtsvid(
+    async fn jwt_svids(
         &self,
         request: Request<workload::JwtsvidRequest>,
     ) -> Result<Response<workload::JwtsvidResponse>, Status> {
@@ -231,7 +219,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         Ok(Response::new(workload::JwtsvidResponse { svids }))
     }
 
-    async fn validate_jwtsvid(
+    async fn validated(
         &self,
         request: Request<workload::ValidateJwtsvidRequest>,
     ) -> Result<Response<workload::ValidateJwtsvidResponse>, Status> {
@@ -245,7 +233,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         }
         let valid = verify_jwt_svid(&svid, view.now().as_ref(), std::slice::from_ref(&audience), self.0.clock.now());
         let valid = valid.map_err(|error| {
-            tracing::warn!(%error, %audience, "Failed to validate JWT");
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, %audience, "Failed to validate JWT");
             Status::invalid_argument(error.to_string())
         })?;
         let mut claims = valid.claims;
@@ -259,6 +247,96 @@ impl SpiffeWorkloadApi for WorkloadApi {
             spiffe_id: valid.id.as_str().to_owned(),
             claims: Some(json_to_struct(&claims)),
         }))
+    }
+}
+
+/// What makes one streaming method differ from another.
+struct Method<'a, T> {
+    name: &'static str,
+    key: &'static str,
+    limiter: &'a Limiter,
+    open_to_all: bool,
+    ready_made: fn(&ViewState) -> &Encoded<T>,
+}
+
+fn check_audience(audience: &[String]) -> Result<(), Status> {
+    if audience.is_empty() {
+        return Err(Status::invalid_argument("audience must be specified"));
+    }
+    if audience.iter().map(String::len).sum::<usize>() > AUDIENCE_BYTES_MAX {
+        return Err(Status::invalid_argument(format!("audience must not be longer than {AUDIENCE_BYTES_MAX} bytes")));
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for WorkloadApi {
+    type FetchX509SVIDStream = AnswerStream<workload::X509svidResponse>;
+    type FetchX509BundlesStream = AnswerStream<workload::X509BundlesResponse>;
+    type FetchJWTBundlesStream = AnswerStream<workload::JwtBundlesResponse>;
+    type FetchWITSVIDStream = tokio_stream::Empty<Result<workload::WitsvidResponse, Status>>;
+    type FetchWITBundlesStream = tokio_stream::Empty<Result<workload::WitBundlesResponse, Status>>;
+
+    async fn fetch_x509svid(
+        &self,
+        request: Request<workload::X509svidRequest>,
+    ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
+        let method = Method {
+            name: "FetchX509SVID",
+            key: "rpc.workload_api.fetch_x509svid",
+            limiter: &self.0.limits.x509_svid,
+            open_to_all: false,
+            ready_made: ViewState::x509_svids,
+        };
+        self.stream(&request, method).await
+    }
+
+    async fn fetch_x509_bundles(
+        &self,
+        request: Request<workload::X509BundlesRequest>,
+    ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
+        let method = Method {
+            name: "FetchX509Bundles",
+            key: "rpc.workload_api.fetch_x509_bundles",
+            limiter: &self.0.limits.x509_bundles,
+            open_to_all: self.0.settings.allow_unauthenticated_verifiers,
+            ready_made: ViewState::x509_bundles,
+        };
+        self.stream(&request, method).await
+    }
+
+    async fn fetch_jwt_bundles(
+        &self,
+        request: Request<workload::JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        let method = Method {
+            name: "FetchJWTBundles",
+            key: "rpc.workload_api.fetch_jwt_bundles",
+            limiter: &self.0.limits.jwt_bundles,
+            open_to_all: self.0.settings.allow_unauthenticated_verifiers,
+            ready_made: ViewState::jwt_bundles,
+        };
+        self.stream(&request, method).await
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<workload::JwtsvidRequest>,
+    ) -> Result<Response<workload::JwtsvidResponse>, Status> {
+        let mut call = self.measure("rpc.workload_api.fetch_jwtsvid", &request);
+        let result = self.jwt_svids(request).await;
+        call.finish_with(&result);
+        result
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<workload::ValidateJwtsvidRequest>,
+    ) -> Result<Response<workload::ValidateJwtsvidResponse>, Status> {
+        let mut call = self.measure("rpc.workload_api.validate_jwtsvid", &request);
+        let result = self.validated(request).await;
+        call.finish_with(&result);
+        result
     }
 
     async fn fetch_witsvid(

@@ -1,5 +1,6 @@
 //! A stream of ready-made answers: one at once, and one after each change that the workload can see. No task and no timer.
 
+use super::call::Call;
 use crate::cache::{Subscription, ViewState};
 use finial_proto::encoded::Encoded;
 use std::pin::Pin;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// What a method answers in a state.
 pub(super) type Answer<T> = Box<dyn Fn(&ViewState) -> Result<Encoded<T>, Status> + Send + Sync>;
@@ -20,18 +21,20 @@ pub(crate) struct AnswerStream<T> {
     /// Nothing was sent yet: wait until there is an SVID for each entry.
     waiting: bool,
     ended: bool,
+    call: Call,
     /// Keeps the view's SVIDs in the cache.
     _subscription: Subscription,
 }
 
 impl<T> AnswerStream<T> {
-    pub(super) fn new(subscription: Subscription, answer: Answer<T>) -> Self {
+    pub(super) fn new(subscription: Subscription, answer: Answer<T>, call: Call) -> Self {
         Self {
             states: WatchStream::new(subscription.states()),
             answer,
             last: None,
             waiting: true,
             ended: false,
+            call,
             _subscription: subscription,
         }
     }
@@ -46,6 +49,7 @@ impl<T: 'static> Stream for AnswerStream<T> {
             let Some(state) = std::task::ready!(Pin::new(&mut this.states).poll_next(cx)) else { break };
             if state.closed {
                 this.ended = true;
+                this.call.finish(Code::Unavailable);
                 return Poll::Ready(Some(Err(Status::unavailable("the agent is shutting down"))));
             }
             if this.waiting && state.incomplete {
@@ -60,6 +64,7 @@ impl<T: 'static> Stream for AnswerStream<T> {
                 }
                 Err(status) => {
                     this.ended = true;
+                    this.call.finish(status.code());
                     return Poll::Ready(Some(Err(status)));
                 }
             }

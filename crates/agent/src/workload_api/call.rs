@@ -1,0 +1,101 @@
+//! Measuring calls. Costs nothing where nothing is measured.
+
+use finial_runtime::Metrics;
+use finial_runtime::telemetry::CallTimer;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use tonic::{Code, Status};
+
+/// Counts the calls that are under way.
+#[derive(Clone)]
+pub(super) struct Calls {
+    metrics: Metrics,
+    open: Arc<AtomicI64>,
+}
+
+/// A call under way; when dropped unfinished its caller went away.
+pub(super) struct Call(Option<Box<Measured>>);
+
+struct Measured {
+    calls: Calls,
+    timer: Option<CallTimer>,
+}
+
+impl Calls {
+    pub(super) fn new(metrics: Metrics) -> Self {
+        Self { metrics, open: Arc::default() }
+    }
+
+    /// Begins to measure a call, by its metric key; not those of the agent itself.
+    pub(super) fn begin(&self, key: &'static str, by_agent: bool) -> Call {
+        if by_agent || !self.metrics.is_enabled() {
+            return Call(None);
+        }
+        self.metrics.count("workload_api.connection", 1.0, &[]);
+        self.moved(1);
+        Call(Some(Box::new(Measured { calls: self.clone(), timer: Some(self.metrics.call(key)) })))
+    }
+
+    fn moved(&self, by: i64) {
+        let open = self.open.fetch_add(by, Ordering::Relaxed) + by;
+        self.metrics.gauge("workload_api.connections", open as f64, &[]);
+    }
+}
+
+impl Call {
+    /// The call ended with `code`.
+    pub(super) fn finish(&mut self, code: Code) {
+        if let Some(timer) = self.0.as_mut().and_then(|m| m.timer.take()) {
+            timer.finish(name(code));
+        }
+    }
+
+    /// The call ended like this.
+    pub(super) fn finish_with<T>(&mut self, result: &Result<T, Status>) {
+        self.finish(result.as_ref().map_or_else(Status::code, |_| Code::Ok));
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        self.calls.moved(-1);
+    }
+}
+
+/// As Go writes it.
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::Unauthenticated => "Unauthenticated",
+        Code::Unavailable => "Unavailable",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Cancelled => "Canceled",
+        _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_runtime::telemetry::Settings;
+
+    #[test]
+    fn calls_are_counted_by_status_and_those_under_way_are_shown() {
+        let metrics = Metrics::new(Settings { prefix: "spire_agent".into(), ..Settings::default() });
+        let calls = Calls::new(metrics.clone());
+        let mut one = calls.begin("rpc.workload_api.fetch_x509svid", false);
+        let two = calls.begin("rpc.workload_api.fetch_x509svid", false);
+        drop(calls.begin("rpc.workload_api.fetch_x509svid", true));
+        one.finish_with(&Err::<(), _>(Status::permission_denied("no")));
+        drop((one, two));
+        let text = metrics.render();
+        let has = |line: &str| assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        has("spire_agent_rpc_workload_api_fetch_x509svid{status=\"PermissionDenied\"} 1");
+        has("spire_agent_rpc_workload_api_fetch_x509svid{status=\"Canceled\"} 1");
+        has("spire_agent_workload_api_connection 2");
+        has("spire_agent_workload_api_connections 0");
+    }
+}

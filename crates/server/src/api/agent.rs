@@ -216,9 +216,11 @@ impl Api {
                 return Err(permit.fail(ErrorKind::InvalidArgument, message));
             }
             permit.note("agent_version", &request.agent_version);
-            let update = AgentUpdate { agent_version: Some(request.agent_version), ..AgentUpdate::default() };
+            let version = request.agent_version;
+            let update = AgentUpdate { agent_version: Some(version.clone()), ..AgentUpdate::default() };
             let updated = self.nodes.update(id.clone(), update).await;
             self.changed(&permit, updated, "failed to update agent")?;
+            permit.log_debug("Agent status updated", &[("agent_version", &version), ("spiffe_id", id.as_str())]);
         }
         permit.audit();
         Ok(pb::PostStatusResponse {})

@@ -122,9 +122,10 @@ impl Api {
             self.attest_by_plugin(call, &evidence, &key, &mut agent).await?
         };
         call.note("agent_id", &id);
+        let address = call.peer_address().unwrap_or_default();
         call.log_info(
             "Agent attestation request completed",
-            &[("agent_id", id.as_str()), ("node_attestor_type", evidence.kind.as_str())],
+            &[("address", &address), ("agent_id", id.as_str()), ("node_attestor_type", &evidence.kind)],
         );
         let outcome = Outcome { svid: Some(svid_to_proto(&id, &svid)), reattestable: can_reattest };
         outlet.send(AttestAgentResponse { step: Some(Told::Result(outcome)) }).await

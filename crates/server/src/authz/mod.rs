@@ -323,7 +323,7 @@ impl Call {
     }
 
     fn log_error(&self, message: &str, error: Option<&str>) {
-        if tracing::enabled!(tracing::Level::ERROR) {
+        if tracing::event_enabled!(tracing::Level::ERROR) {
             tracing::error!(
                 subsystem_name = "api",
                 service = self.row.service,
@@ -339,7 +339,8 @@ impl Call {
         }
     }
 
-    fn peer_address(&self) -> Option<String> {
+    /// The caller's address as the log has it.
+    pub fn peer_address(&self) -> Option<String> {
         match &*self.peer {
             Peer::Remote { address, .. } => Some(address.to_string()),
             Peer::Local(_) => None,
@@ -348,20 +349,40 @@ impl Call {
 
     /// An info line about this call.
     pub fn log_info(&self, message: &str, fields: &[(&'static str, &str)]) {
-        if tracing::enabled!(tracing::Level::INFO) {
-            let fields: Vec<String> = fields.iter().map(|(name, value)| format!("{name}\u{1f}{value}")).collect();
-            tracing::info!(
-                subsystem_name = "api",
-                service = self.row.service,
-                method = self.row.name,
-                request_id = self.request_id(),
-                authorized_as = self.authorized_as,
-                authorized_via = self.authorized_via,
-                caller_addr = self.peer_address(),
-                caller_id = self.peer.id().map(SpiffeId::as_str),
-                fields = fields.join("\u{1e}").as_str(),
-                "{message}"
-            );
+        self.log_line(tracing::Level::INFO, message, fields);
+    }
+
+    /// A debug line about this call.
+    pub fn log_debug(&self, message: &str, fields: &[(&'static str, &str)]) {
+        self.log_line(tracing::Level::DEBUG, message, fields);
+    }
+
+    fn log_line(&self, level: tracing::Level, message: &str, fields: &[(&'static str, &str)]) {
+        macro_rules! line {
+            ($level:ident) => {
+                if tracing::event_enabled!(tracing::Level::$level) {
+                    let pair = |(name, value): &(&str, &str)| format!("{name}\u{1f}{value}");
+                    let fields: Vec<String> = fields.iter().map(pair).collect();
+                    tracing::event!(
+                        tracing::Level::$level,
+                        subsystem_name = "api",
+                        service = self.row.service,
+                        method = self.row.name,
+                        request_id = self.request_id(),
+                        authorized_as = self.authorized_as,
+                        authorized_via = self.authorized_via,
+                        caller_addr = self.peer_address(),
+                        caller_id = self.peer.id().map(SpiffeId::as_str),
+                        fields = fields.join("\u{1e}").as_str(),
+                        "{message}"
+                    );
+                }
+            };
+        }
+        if level == tracing::Level::INFO {
+            line!(INFO);
+        } else {
+            line!(DEBUG);
         }
     }
 

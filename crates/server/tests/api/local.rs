@@ -112,11 +112,19 @@ impl std::io::Write for Lines {
 }
 
 impl Lines {
-    /// The audit lines for a method, as JSON.
-    fn of(&self, method: &str) -> Vec<serde_json::Value> {
+    fn all(&self) -> Vec<serde_json::Value> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let parsed = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        parsed.filter(|line| line["type"] == "audit" && line["method"] == method).collect()
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// The audit lines for a method.
+    fn of(&self, method: &str) -> Vec<serde_json::Value> {
+        self.all().into_iter().filter(|line| line["type"] == "audit" && line["method"] == method).collect()
+    }
+
+    /// The lines with this message.
+    fn saying(&self, message: &str) -> Vec<serde_json::Value> {
+        self.all().into_iter().filter(|line| line["msg"] == message).collect()
     }
 }
 
@@ -140,6 +148,15 @@ async fn the_audit_log_has_a_line_for_each_call_and_each_item() {
     refused(server.entries().get_entry(missing).await, Code::NotFound);
     let ids = vec![entry.id.clone(), "no-such".into()];
     server.entries().batch_delete_entry(BatchDeleteEntryRequest { ids }).await.unwrap();
+
+    // The ordinary lines are there too.
+    let completed = lines.saying("Agent attestation request completed").remove(0);
+    assert_eq!(
+        (&completed["node_attestor_type"], &completed["service"]),
+        (&"join_token".into(), &"agent.v1.Agent".into())
+    );
+    assert_eq!(completed["address"], completed["caller_addr"]);
+    assert_eq!(lines.saying("Entry not found").len(), 2);
 
     let attest = lines.of("AttestAgent").remove(0);
     assert_eq!((attest["msg"].as_str(), attest["status"].as_str()), (Some("API accessed"), Some("success")));

@@ -3,15 +3,18 @@
 use super::fake::FakeServer;
 use super::harness::{World, next, secure, until};
 use crate::testing::TestCa;
+use finial_core::{Clock, ManualClock, SystemClock};
 use finial_net::tls::bind;
 use finial_proto::workload::JwtsvidRequest;
-use std::time::Duration;
+use std::sync::Arc;
 
 #[tokio::test]
 async fn workloads_are_served_from_the_cache() {
-    let world = World::new().await;
+    let mut world = World::new().await;
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
     world.entry("e1", "/web", &["test:any"]);
-    world.server.state().jwt_ttl = 2;
+    world.server.state().jwt_ttl = 300;
     let agent = world.started().await;
     let ask = || secure(JwtsvidRequest { audience: vec!["a".into()], spiffe_id: String::new() });
     let mut client = agent.client();
@@ -19,13 +22,15 @@ async fn workloads_are_served_from_the_cache() {
     let mut held = agent.x509().await.unwrap();
     next(&mut held).await.unwrap();
     world.server.state().away = true;
-    // past the token's half-life, before its end
-    tokio::time::sleep(Duration::from_millis(1200)).await;
+    clock.advance(200); // past the token's half-life, before its end
     let calls = world.server.calls("NewJWTSVID");
     assert_eq!(client.fetch_jwtsvid(ask()).await.unwrap().into_inner(), token, "the old token still serves");
     assert!(world.server.calls("NewJWTSVID") > calls, "a renewal was tried");
     assert_eq!(agent.x509_once().await.unwrap().svids.len(), 1);
     assert!(!agent.has_ended());
+    clock.advance(200);
+    let error = client.fetch_jwtsvid(ask()).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable, "an expired token is not served");
 
     world.server.state().away = false;
     world.entry("e2", "/more", &["test:any"]);

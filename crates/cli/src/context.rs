@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tonic::transport::Channel;
 
+/// Looks a variable of the environment up.
+type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
+
 /// Where a program reads and writes. Cheap to clone.
 #[derive(Clone)]
 pub struct Io {
     stdin: Arc<Mutex<dyn Read + Send>>,
     stdout: Arc<Mutex<dyn Write + Send>>,
     stderr: Arc<Mutex<dyn Write + Send>>,
-    env: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    env: Arc<Lookup>,
 }
 
 impl Io {
@@ -157,7 +160,7 @@ impl Context {
         rpc::channel(std::path::Path::new(self.flags.string("socketPath")))
     }
 
-    fn server_socket(&self) -> anyhow::Result<PathBuf> {
+    pub(crate) fn server_socket(&self) -> anyhow::Result<PathBuf> {
         const TEMPLATE: &str = "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE";
         let default = finial_config::SERVER_SOCKET_DEFAULT;
         let missing = format!("you must define {TEMPLATE} to use the instance flag");

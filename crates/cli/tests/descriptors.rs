@@ -1,6 +1,8 @@
 //! `src/descriptors.bin` is what the contracts in `/proto` give. `UPDATE_GEN=1 cargo test -p finial-cli --test descriptors`
 //! writes it anew.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is test
+
 use prost::Message as _;
 use std::path::Path;
 

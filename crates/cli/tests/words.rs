@@ -1,5 +1,7 @@
 //! Help, refusals and exit codes are SPIRE's to the letter. `data/words.txt` was recorded from SPIRE's own programs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is test
+
 use finial_cli::{Io, spire_agent, spire_server};
 
 struct Case {

@@ -1,5 +1,7 @@
 //! From files to settings: SPIRE's keys, defaults, precedence, and every problem at once with its place.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is test
+
 use finial_config::*;
 use finial_core::KeyType;
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! What HCL and JSON texts become, which texts are refused and where, and that nothing makes the reader panic.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is test
+
 use finial_hcl::{Item, Kind, Object, Pos, Value, parse};
 use proptest::prelude::*;
 use serde::Deserialize;

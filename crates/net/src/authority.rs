@@ -25,6 +25,8 @@ const FLAG_PADDED: u8 = 0x08;
 const FLAG_PRIORITY: u8 = 0x20;
 /// `:authority` in HPACK's static table.
 const AUTHORITY: usize = 1;
+/// `:authority` as a string, plain (so the C core sends it) and in HPACK's Huffman code.
+const AUTHORITY_NAMES: [&[u8]; 2] = [b"\x0a:authority", b"\x88\xb8\x3b\x53\x39\xec\x32\x7d\x7f"];
 /// One letter as an HPACK string: no Huffman code, length 1.
 const STAND_IN: [u8; 2] = [1, b'u'];
 
@@ -217,13 +219,14 @@ fn authority_value(frame: &[u8]) -> Option<std::ops::Range<usize>> {
             }
             _ => 4,
         };
-        let name = integer(block, &mut at, literal_prefix)?;
-        if name == 0 {
+        let index = integer(block, &mut at, literal_prefix)?;
+        let name = at;
+        if index == 0 {
             string(block, &mut at)?;
         }
         let from = at;
         let length = string(block, &mut at)?;
-        if name == AUTHORITY {
+        if index == AUTHORITY || AUTHORITY_NAMES.contains(&block.get(name..from)?) {
             return (length > 0).then_some(from..at);
         }
     }

@@ -78,6 +78,17 @@ fn representations_of_all_kinds_are_passed_over() {
 }
 
 #[test]
+fn the_name_may_be_spelled_out() {
+    for name in [&b"\x0a:authority"[..], b"\x88\xb8\x3b\x53\x39\xec\x32\x7d\x7f"] {
+        let with = |value: &[u8]| {
+            let path = [&b"\x40\x05:path\x02/x\x40"[..], name, &[value.len() as u8], value].concat();
+            frame(HEADERS, 4, &path)
+        };
+        assert_eq!(filtered([[PREFACE, &with(b"a%2Fb")].concat()]), [PREFACE, &with(b"u")].concat());
+    }
+}
+
+#[test]
 fn what_is_no_request_is_left_alone() {
     for left in [
         frame(HEADERS, 4, &[0x83, 0x86]),      // no authority

@@ -186,8 +186,8 @@ async fn a_socket_path_as_authority_is_no_offence() {
     let text = |name: &[u8], value: &str| [name, &[value.len() as u8], value.as_bytes()].concat();
     let block = [
         vec![0x83, 0x86],
-        text(&[0x44], "/grpc.health.v1.Health/Check"),
-        text(&[0x41], "tmp%2Fs"),
+        text(b"\x40\x05:path", "/grpc.health.v1.Health/Check"),
+        text(b"\x40\x0a:authority", "tmp%2Fs"),
         text(&[0x5f], "application/grpc"),
         text(&[0x40, 2, b't', b'e'], "trailers"),
     ]

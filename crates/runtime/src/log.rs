@@ -184,7 +184,20 @@ pub fn init(settings: &Settings) -> io::Result<LogHandle> {
     };
     let (subscriber, handle) = build(settings, sink, Arc::new(SystemClock));
     tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
+    log_panics();
     Ok(handle)
+}
+
+/// Panics are bugs; they go where the rest goes, besides standard error.
+fn log_panics() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let said = info.payload();
+        let said = said.downcast_ref::<&str>().copied().or_else(|| said.downcast_ref::<String>().map(String::as_str));
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(error = said.unwrap_or("no message"), place, "Panicked");
+        default(info);
+    }));
 }
 
 /// The same log into `writer` and with a given clock, not installed: for tests and `tracing::subscriber::with_default`.
@@ -330,6 +343,23 @@ mod tests {
         let text = logged(&settings(Format::Text), |_| tracing::info!(fields, r#type = "audit", "API accessed"));
         let expected = "msg=\"API accessed\" empty= fields.level=x spiffe_id=\"spiffe://a/b\" type=audit\n";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    proptest::proptest! {
+        /// Whatever a client sends into a log line: one line, and JSON gives it back as it was.
+        #[test]
+        fn no_text_breaks_out_of_its_line(text in ".{0,64}", raw in proptest::collection::vec(proptest::prelude::any::<char>(), 0..16)) {
+            let text = text + &raw.into_iter().collect::<String>();
+            let act = |_: &LogHandle| tracing::info!(spiffe_id = text, "message");
+            let line = logged(&settings(Format::Text), act);
+            proptest::prop_assert_eq!(line.matches('\n').count(), 1, "{}", line);
+            proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(char::is_control), "{}", line);
+            let line = logged(&settings(Format::Json), act);
+            let parsed: serde_json::Value = serde_json::from_str(&line).expect("is JSON");
+            if !text.starts_with(TIME_MARK) {
+                proptest::prop_assert_eq!(parsed["spiffe_id"].as_str(), Some(text.as_str()));
+            }
+        }
     }
 
     #[test]

@@ -109,6 +109,17 @@ impl Drop for ServiceGuard {
     }
 }
 
+/// Says which small task panicked; what and where, the panic itself has said.
+struct PanicGuard(&'static str);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(task = self.0, "A task panicked; the others go on");
+        }
+    }
+}
+
 /// Spawns tasks on behalf of the supervisor. Cheap to clone.
 #[derive(Clone)]
 pub struct Spawner(Arc<Inner>);
@@ -121,8 +132,11 @@ impl Spawner {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let _ = name;
-        self.0.tracker.spawn(task)
+        let guard = PanicGuard(name);
+        self.0.tracker.spawn(async move {
+            let _guard = guard;
+            task.await
+        })
     }
 
     /// Spawns a task that the program cannot do without. When it fails or panics, everything is asked to end and

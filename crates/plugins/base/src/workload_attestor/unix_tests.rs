@@ -171,3 +171,19 @@ async fn a_process_that_is_gone_is_not_attested() {
     let error = unix("", Arc::new(SystemClock)).attest(&sleeper.peer()).await.expect_err("is gone");
     assert!(error.to_string().starts_with("failed to get process: "), "{error}");
 }
+
+proptest::proptest! {
+    /// The name of a program is chosen by whoever writes it. The kernel escapes line feeds in it, so it never forges a line.
+    #[test]
+    fn no_program_name_forges_a_user(name in "[^\n]{0,64}", uid: u32, gid: u32, groups in proptest::collection::vec(proptest::prelude::any::<u32>(), 0..40)) {
+        let list: String = groups.iter().map(|g| format!("{g} ")).collect();
+        let status = format!("Name:\t{name}\nUid:\t1\t{uid}\t3\t4\nGid:\t1\t{gid}\t3\t4\nGroups:\t{list}\n");
+        proptest::prop_assert_eq!(parse_status(status.as_bytes()).expect("parses"), Owner { uid, gid, groups });
+    }
+
+    #[test]
+    fn any_bytes_are_answered(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _ = parse_status(&bytes);
+        let _ = has_groups_line(&bytes);
+    }
+}

@@ -161,6 +161,24 @@ fn split(signature: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn any_numbers_survive_and_any_bytes_are_answered(
+            r in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..70),
+            s in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..70),
+        ) {
+            let strip = |n: &[u8]| n.iter().copied().skip_while(|b| *b == 0).collect::<Vec<_>>();
+            match join(&r, &s) {
+                Some(der) => {
+                    let (first, second) = split(&der).expect("what was joined can be split");
+                    proptest::prop_assert_eq!((first, second), (&*strip(&r), &*strip(&s)));
+                }
+                None => proptest::prop_assert!([&r, &s].iter().any(|n| !(1..=NUMBER_BYTES_MAX).contains(&strip(n).len()))),
+            }
+            let _ = split(&r);
+        }
+    }
+
     #[test]
     fn numbers_survive_the_way_through_der() {
         let long = [0xff; 66];

@@ -143,8 +143,10 @@ impl Api {
         let token = std::str::from_utf8(&evidence.payload).map_err(|_| used())?;
         let id = join_token_agent_id(&self.trust_domain, token).map_err(|_| used())?;
         // A look before signing, so that guessing tokens costs us no signatures.
-        let known = self.store.fetch_join_token(token).await;
-        known.map_err(|e| store_failed(call, "failed to fetch join token", &e))?.ok_or_else(used)?;
+        let known = self.entries.has_join_token(token).await;
+        if !known.map_err(|e| store_failed(call, "failed to fetch join token", &e))? {
+            return Err(used());
+        }
         let svid = self.sign_agent(call, &id, key).await?;
         let record = self.record(&id, JOIN_TOKEN, &svid, false, Vec::new());
         let attested = self.nodes.attest_by_join_token(token.to_owned(), record, self.clock.now()).await;

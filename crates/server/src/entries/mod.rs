@@ -12,7 +12,8 @@ use crate::publish::BundleFeed;
 use finial_core::{Entry, EntryId, JoinToken, SelectorSet, SpiffeId, TrustDomain};
 use finial_runtime::Spawner;
 use finial_store::{CreatedEntry, DeleteMode, EntryUpdate, Store, StoreError};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// Lets one change after the other through, each in a task of its own. Shared by all that is indexed.
 #[derive(Clone)]
@@ -44,19 +45,24 @@ impl Turn {
     }
 }
 
-/// All registration entries.
+/// All registration entries, and the join tokens that came lately.
 pub struct Entries {
     store: Store,
     turn: Turn,
     index: RwLock<Index>,
+    /// Tokens that this server made and that nobody has used yet: a hint that saves a look into the datastore, which
+    /// alone decides. At most [`RECENT_TOKENS_MAX`].
+    recent_tokens: Mutex<HashSet<Box<str>>>,
 }
+
+const RECENT_TOKENS_MAX: usize = 4096;
 
 impl Entries {
     /// Reads all entries into the index.
     pub async fn load(store: Store, turn: Turn, trust_domain: TrustDomain) -> Result<Arc<Self>, StoreError> {
         let mut index = Index::new(trust_domain);
         store.load_entries(|entry| index.put(&entry)).await?;
-        Ok(Arc::new(Self { store, turn, index: RwLock::new(index) }))
+        Ok(Arc::new(Self { store, turn, index: RwLock::new(index), recent_tokens: Mutex::default() }))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Index> {
@@ -160,9 +166,23 @@ impl Entries {
             if let Some(new) = created.as_ref().filter(|c| !c.existing) {
                 this.change(|index| index.put(&new.entry));
             }
+            let mut recent = this.recent_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            if recent.len() >= RECENT_TOKENS_MAX {
+                recent.clear(); // most were forgotten by their makers
+            }
+            recent.insert(token.token.into());
             Ok(created)
         };
         self.turn.take(work).await
+    }
+
+    /// Whether the token may be one that can be used: taken from memory if this server made it, else looked up. Each
+    /// token is found in memory once.
+    pub async fn has_join_token(&self, token: &str) -> Result<bool, StoreError> {
+        if self.recent_tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(token) {
+            return Ok(true);
+        }
+        Ok(self.store.fetch_join_token(token).await?.is_some())
     }
 
     /// Deletes a federated bundle, from the feed too, with what `mode` says about the entries that federate with it.

@@ -151,10 +151,12 @@ impl Command {
             }
         };
         let context = Context { flags, io: io.clone() };
-        let result = match self.run {
+        // SPIRE looks for the socket before anything else
+        let socket = if self.style == Style::Server { context.server_socket().map(drop) } else { Ok(()) };
+        let result = socket.and_then(|()| match self.run {
             Run::Blocking(run) => run(context),
             Run::Async(run) => crate::block_on(run(context)),
-        };
+        });
         match result {
             Ok(()) => 0,
             Err(error) => self.fail(&error, io),

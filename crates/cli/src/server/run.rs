@@ -125,6 +125,7 @@ async fn serve(settings: ServerSettings, spawner: Spawner, log: LogHandle) -> Re
         let reason = crate::context::errno_text(&error);
         format!("failed to create data directory {}: {reason}", settings.data_dir.display())
     })?;
+    launch::check_telemetry(&settings.telemetry)?;
     let metrics = launch::metrics(&settings.telemetry, "spire_server", &settings.trust_domain);
     metrics.started(&crate::version(), settings.trust_domain.as_str());
     if let Some(prometheus) = &settings.telemetry.prometheus {

@@ -155,7 +155,8 @@ fn parse(bytes: &[u8], format: Format, id: &str) -> anyhow::Result<types::Bundle
         }
         Format::Spiffe => {
             let trust_domain = TrustDomain::parse(id)?;
-            let bundle = bundle_from_json(&trust_domain, bytes).context("unable to parse to spiffe bundle")?;
+            let bundle =
+                bundle_from_json(&trust_domain, bytes).context("unable to parse to spiffe bundle: spiffebundle")?;
             Ok(bundle_to_proto(&bundle))
         }
     }

@@ -128,6 +128,13 @@ plugins {{
         self.wait_healthy();
     }
 
+    /// Starts it again as the other's, on the same data, after it has ended.
+    pub fn restart_as(&mut self, flavor: Flavor) {
+        let _ = std::fs::remove_file(self.dir.sub("bin").join("spire-server"));
+        self.binary = flavor.binary(&self.dir, "spire-server");
+        self.restart();
+    }
+
     /// Runs another server process on the same configuration and gives what it said when it ended.
     pub fn second_on_same_data(&self) -> Output {
         Output::of(process::command(&self.binary).arg("run").arg("-config").arg(&self.config))
@@ -296,6 +303,13 @@ plugins {{
         self.process = Self::launch(&self.binary, &self.config, &self.dir, None);
     }
 
+    /// Starts it again as the other's, on the same data, after it has ended.
+    pub fn restart_as(&mut self, flavor: Flavor) {
+        let _ = std::fs::remove_file(self.dir.sub("bin").join("spire-agent"));
+        self.binary = flavor.binary(&self.dir, "spire-agent");
+        self.restart();
+    }
+
     /// Waits until this user gets an X.509-SVID from it.
     pub fn wait_serving(&mut self) {
         eventually("the agent serves an X.509-SVID", || {
@@ -315,5 +329,11 @@ plugins {{
     /// Runs one of its commands against it.
     pub fn command(&self, args: &[&str]) -> Output {
         Output::of(process::command(&self.binary).args(args).arg("-socketPath").arg(self.socket()))
+    }
+
+    /// Runs a command of the other flavor's binary against this agent.
+    pub fn command_by(&self, flavor: Flavor, args: &[&str]) -> Output {
+        let binary = flavor.binary(&self.dir, "spire-agent");
+        Output::of(process::command(&binary).args(args).arg("-socketPath").arg(self.socket()))
     }
 }

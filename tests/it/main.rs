@@ -4,3 +4,4 @@ mod clients;
 mod documents;
 mod faults;
 mod spire;
+mod takeover;

@@ -126,15 +126,35 @@ pub(crate) async fn unless_shutdown<T>(shutdown: Shutdown, work: impl Future<Out
     }
 }
 
+/// Refuses what would be less safe than asked for, and says what has no effect yet.
+///
+/// # Errors
+/// Metrics are to be served over TLS.
+pub(crate) fn check_telemetry(settings: &TelemetrySettings) -> Result<(), String> {
+    if settings.prometheus.as_ref().is_some_and(|p| p.tls.is_some()) {
+        return Err("telemetry Prometheus tls is not supported yet: remove it to serve metrics without TLS".into());
+    }
+    let filters =
+        [&settings.allowed_prefixes, &settings.blocked_prefixes, &settings.allowed_labels, &settings.blocked_labels];
+    no_effect(&[
+        ("telemetry DogStatsd", !settings.dogstatsd.is_empty()),
+        ("telemetry Statsd", !settings.statsd.is_empty()),
+        ("telemetry M3", !settings.m3.is_empty()),
+        ("telemetry InMem", settings.in_mem),
+        ("filtering metrics by prefix or label", filters.iter().any(|f| !f.is_empty())),
+    ]);
+    Ok(())
+}
+
+/// Warns of what is configured and does not work yet.
+pub(crate) fn no_effect(configured: &[(&str, bool)]) {
+    for (name, _) in configured.iter().filter(|(_, configured)| *configured) {
+        tracing::warn!("{name} is not supported yet and has no effect");
+    }
+}
+
 /// Metrics, if a sink that we have is configured.
 pub(crate) fn metrics(settings: &TelemetrySettings, prefix: &str, trust_domain: &TrustDomain) -> Metrics {
-    for (name, count) in
-        [("DogStatsd", settings.dogstatsd.len()), ("Statsd", settings.statsd.len()), ("M3", settings.m3.len())]
-    {
-        if count > 0 {
-            tracing::warn!(subsystem_name = "telemetry", "{name} metrics are not supported yet and are not sent");
-        }
-    }
     if settings.prometheus.is_none() {
         return Metrics::disabled();
     }

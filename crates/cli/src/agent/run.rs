@@ -5,7 +5,9 @@ use crate::context::Context;
 use crate::goflag::FlagSet;
 use crate::launch;
 use finial_agent::Agent;
-use finial_config::{AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, load_agent};
+use finial_config::{
+    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, SdsSettings, load_agent,
+};
 use finial_core::SystemClock;
 use finial_plugin::PluginContext;
 use finial_runtime::log::LogHandle;
@@ -115,10 +117,31 @@ fn run(cx: Context) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {
+    check_supported(&settings)?;
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
     let token = settings.join_token.clone();
     let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &context)?;
     let agent = Agent { settings, plugins, spawner, clock, log: Some(log), version: crate::version() };
     Ok(finial_agent::run(agent).await?)
+}
+
+/// What is configured and does not work yet: refused where leaving it out would be less safe than what was asked for, or
+/// would leave nothing to do, and else said.
+fn check_supported(settings: &AgentSettings) -> Result<(), String> {
+    let refused = [
+        ("experimental.require_pq_kem", settings.require_pq_kem),
+        ("experimental.broker", settings.broker.is_some()),
+        ("disable_workload_api without disable_sds_api", settings.disable_workload_api && !settings.disable_sds_api),
+    ];
+    if let Some((name, _)) = refused.iter().find(|(_, configured)| *configured) {
+        return Err(format!("{name} is not supported yet: remove it from the configuration to start without it"));
+    }
+    launch::check_telemetry(&settings.telemetry)?;
+    launch::no_effect(&[
+        ("authorized_delegates", !settings.authorized_delegates.is_empty()),
+        ("sds", settings.sds != SdsSettings::default()),
+        ("profiling_enabled", settings.profiling.enabled),
+    ]);
+    Ok(())
 }

@@ -18,7 +18,8 @@ pub(super) const IDLE_MAX: Duration = Duration::from_secs(180);
 
 impl Api {
     /// Up to 500 entries are sent at once. Of more, IDs and revisions are sent, in pages, and then whole entries as the
-    /// agent asks for them, each request answered for itself. The mask of the first request holds throughout.
+    /// agent asks for them, each request answered for itself, in order of the IDs; IDs that the agent may not have are
+    /// silently left out. The mask of the first request holds throughout.
     pub(super) async fn sync_entries(
         &self,
         permit: Permit<method::SyncAuthorizedEntries>,
@@ -26,7 +27,7 @@ impl Api {
         outlet: Outlet<SyncAuthorizedEntriesResponse>,
     ) -> Result<(), Status> {
         let (agent, selectors) = permit.agent()?;
-        let mut entries = self.entries.authorized(agent, &selectors);
+        let entries = self.entries.authorized(agent, &selectors);
         let Some(first) = inlet.next().await? else {
             return Err(Status::unknown("EOF"));
         };
@@ -46,10 +47,15 @@ impl Api {
         while let Some(page) = pages.next() {
             outlet.send(sparse(page, pages.peek().is_some())).await?;
         }
-        entries.sort_unstable_by(|a, b| a.id().cmp(b.id()));
-        while let Some(request) = inlet.next().await? {
+        drop(entries);
+        while let Some(SyncAuthorizedEntriesRequest { mut ids, .. }) = inlet.next().await? {
             permit.still_agent()?;
-            let wanted = pick(&entries, request.ids);
+            ids.sort_unstable();
+            ids.dedup();
+            // As they are now: what has changed since its revision was sent comes changed, and what is gone does not come.
+            let (agent, selectors) = permit.agent()?;
+            let wanted = self.entries.authorized_among(agent, &selectors, ids.iter().map(String::as_str));
+            let wanted: Vec<_> = wanted.into_iter().flatten().collect();
             if wanted.is_empty() {
                 outlet.send(SyncAuthorizedEntriesResponse::default()).await?;
             }
@@ -61,14 +67,6 @@ impl Api {
         permit.audit();
         Ok(())
     }
-}
-
-/// Those of the sorted entries that are asked for, in order of their IDs; others are silently left out.
-fn pick(entries: &[Arc<Indexed>], mut ids: Vec<String>) -> Vec<Arc<Indexed>> {
-    ids.sort_unstable();
-    ids.dedup();
-    let find = |id: &String| entries.binary_search_by(|entry| entry.id().cmp(id)).ok();
-    ids.iter().filter_map(find).filter_map(|at| entries.get(at).cloned()).collect()
 }
 
 fn full(page: &[Arc<Indexed>], mask: Option<&types::EntryMask>, more: bool) -> SyncAuthorizedEntriesResponse {

@@ -36,10 +36,10 @@ impl Store {
 
     /// A token that was not used yet.
     pub async fn fetch_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        let mut tx = self.read().await?;
+        let mut conn = self.connection().await?;
         let row = sqlx::query("SELECT token, expiry FROM join_tokens WHERE token = ?")
             .bind(token)
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&mut *conn)
             .await;
         self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
     }
@@ -62,16 +62,8 @@ impl Store {
 
 /// The row is deleted, and who deleted it has the token: whoever else read it before deletes nothing.
 pub(crate) async fn consume(conn: &mut Conn, token: &str) -> Result<Option<JoinToken>, StoreError> {
-    let row = sqlx::query("SELECT token, expiry FROM join_tokens WHERE token = ?")
-        .bind(token)
-        .fetch_optional(&mut *conn)
-        .await?;
-    let Some(row) = row else { return Ok(None) };
-    let deleted = sqlx::query("DELETE FROM join_tokens WHERE token = ?").bind(token).execute(conn).await?;
-    match deleted.rows_affected() {
-        1 => from_row(&row).map(Some),
-        _ => Ok(None),
-    }
+    let deleted = sqlx::query("DELETE FROM join_tokens WHERE token = ? RETURNING token, expiry");
+    deleted.bind(token).fetch_optional(conn).await?.map(|row| from_row(&row)).transpose()
 }
 
 fn from_row(row: &DbRow) -> Result<JoinToken, StoreError> {

@@ -80,7 +80,8 @@ impl Store {
         let now = self.now_text();
         let mut tx = self.begin().await?;
         let result = async {
-            write_selectors(&mut tx, id, selectors, &now).await?;
+            delete_selectors(&mut tx, id).await?;
+            insert_selectors(&mut tx, id, selectors, &now).await?;
             events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await
         }
         .await;
@@ -232,41 +233,37 @@ impl Store {
     }
 }
 
+/// Creates or updates, and writes the event; both in one call, as each costs two switches to the connection's thread.
+const PUT: &str = "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, serial_number, \
+    expires_at, new_serial_number, new_expires_at, can_reattest, agent_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+    ON CONFLICT (spiffe_id) DO UPDATE SET updated_at = excluded.updated_at, data_type = excluded.data_type, \
+    serial_number = excluded.serial_number, expires_at = excluded.expires_at, \
+    new_serial_number = excluded.new_serial_number, new_expires_at = excluded.new_expires_at, \
+    can_reattest = excluded.can_reattest, agent_version = CASE WHEN excluded.agent_version = '' \
+    THEN COALESCE(attested_node_entries.agent_version, '') ELSE excluded.agent_version END \
+    RETURNING agent_version; \
+    DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?; \
+    INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) VALUES (?, ?, ?)";
+
 /// Creates or updates, with selectors and event.
 async fn put(conn: &mut Conn, record: &AgentRecord, now: &str) -> Result<AgentRecord, StoreError> {
-    let mut stored = record.clone();
-    match fetch(conn, &record.id).await? {
-        None => insert(conn, &stored, now).await?,
-        Some(old) => {
-            if stored.agent_version.is_empty() {
-                stored.agent_version = old.agent_version;
-            }
-            update(conn, &stored, now).await?;
-        }
-    }
-    write_selectors(conn, &record.id, &record.selectors, now).await?;
-    events::write(conn, EventFeed::Nodes, &[record.id.as_str()], now).await?;
-    Ok(stored)
-}
-
-async fn insert(conn: &mut Conn, agent: &AgentRecord, now: &str) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, serial_number, expires_at, \
-         new_serial_number, new_expires_at, can_reattest, agent_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(now)
-    .bind(now)
-    .bind(agent.id.as_str())
-    .bind(&agent.attestation_type)
-    .bind(&agent.serial_number)
-    .bind(seconds_text(agent.expires_at))
-    .bind(&agent.new_serial_number)
-    .bind(none_if_zero(agent.new_expires_at))
-    .bind(agent.can_reattest)
-    .bind(&agent.agent_version)
-    .execute(conn)
-    .await?;
-    Ok(())
+    let id = record.id.as_str();
+    let query = sqlx::query(PUT)
+        .bind(now)
+        .bind(now)
+        .bind(id)
+        .bind(&record.attestation_type)
+        .bind(&record.serial_number)
+        .bind(seconds_text(record.expires_at))
+        .bind(&record.new_serial_number)
+        .bind(none_if_zero(record.new_expires_at))
+        .bind(record.can_reattest)
+        .bind(&record.agent_version);
+    // All rows, as asking for one would leave out the statements after it.
+    let rows = query.bind(id).bind(now).bind(now).bind(id).fetch_all(&mut *conn).await?;
+    insert_selectors(conn, &record.id, &record.selectors, now).await?;
+    let row = rows.first().ok_or(StoreError::NotFound)?;
+    Ok(AgentRecord { agent_version: Columns(row).text(0)?, ..record.clone() })
 }
 
 async fn update(conn: &mut Conn, agent: &AgentRecord, now: &str) -> Result<(), StoreError> {
@@ -288,8 +285,7 @@ async fn update(conn: &mut Conn, agent: &AgentRecord, now: &str) -> Result<(), S
     Ok(())
 }
 
-async fn write_selectors(conn: &mut Conn, id: &SpiffeId, set: &SelectorSet, now: &str) -> Result<(), StoreError> {
-    delete_selectors(conn, id).await?;
+async fn insert_selectors(conn: &mut Conn, id: &SpiffeId, set: &SelectorSet, now: &str) -> Result<(), StoreError> {
     for some in set.as_slice().chunks(LIST_MAX) {
         let mut query = QueryBuilder::new(
             "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value) ",

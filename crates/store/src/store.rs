@@ -1,6 +1,6 @@
 //! The handle: the lock, the connections, and how a transaction begins and ends.
 
-use crate::sql::{BEGIN_WRITE, Conn, Db, Tx, time_text};
+use crate::sql::{BEGIN_WRITE, Columns, Conn, DB_VERSION, Db, Tx, time_text};
 use crate::{StoreError, StoreSettings, migrations};
 use finial_core::Clock;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -40,17 +40,23 @@ impl Store {
             _ => None,
         };
         let path = settings.path.clone();
+        tracing::info!(subsystem_name = "sql", db_type = "sqlite3", "Opening SQL database");
         let opened = connect(&settings).await;
         let (writer, readers) = opened.map_err(|e| StoreError::from(e).at(path.as_deref()))?;
         let store = Self { inner: Arc::new(Inner { writer, readers, clock, path, _lock: lock }) };
-        if settings.read_only {
-            let mut conn = store.read().await?;
-            store.seen(migrations::check(&mut conn).await)?;
+        let version = if settings.read_only {
+            let mut tx = store.read().await?;
+            store.seen(migrations::check(&mut tx).await)?;
+            store.seen(database_version(&mut tx).await)?
         } else {
             let mut tx = store.begin().await?;
+            let version = store.seen(database_version(&mut tx).await)?;
             let migrated = migrations::run(&mut tx, settings.disable_migration, &store.now_text()).await;
             store.finish(tx, migrated).await?;
-        }
+            version
+        };
+        let read_only = settings.read_only;
+        tracing::info!(subsystem_name = "sql", read_only, r#type = "sqlite3", version, "Connected to SQL database");
         Ok(store)
     }
 
@@ -82,6 +88,11 @@ impl Store {
     /// A reading transaction: one consistent view, until it is dropped.
     pub(crate) async fn read(&self) -> Result<Tx, StoreError> {
         self.seen(self.inner.readers.begin().await.map_err(StoreError::from))
+    }
+
+    /// A connection for a single read, which needs no transaction to be of one moment.
+    pub(crate) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Db>, StoreError> {
+        self.seen(self.inner.readers.acquire().await.map_err(StoreError::from))
     }
 
     /// Gives an error of the database its place and its advice.
@@ -132,7 +143,8 @@ async fn connect(settings: &StoreSettings) -> Result<(sqlx::Pool<Db>, sqlx::Pool
 
 /// Makes sure that no second server works on the same file: the kernel drops the lock when the process ends.
 fn lock(database: &Path) -> Result<File, StoreError> {
-    let mut name = database.as_os_str().to_owned();
+    // through links, too: the lock stands beside the file itself
+    let mut name = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_path_buf()).into_os_string();
     name.push(".lock");
     let cannot = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::StorageFull => StoreError::Full { path: database.into(), detail: e.to_string() },
@@ -161,6 +173,10 @@ fn lock(database: &Path) -> Result<File, StoreError> {
         tracing::debug!(error = %e, "lock file not written");
     }
     Ok(file)
+}
+
+async fn database_version(conn: &mut Conn) -> Result<String, StoreError> {
+    Columns(&sqlx::query(DB_VERSION).fetch_one(conn).await?).text(0)
 }
 
 /// Runs a statement without values; the text is ours, never a caller's.

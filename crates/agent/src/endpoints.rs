@@ -97,7 +97,9 @@ fn raise_file_limit() {
 }
 
 fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
-    let bound = unix::bind(path, mode, dir_mode, Limits::default());
+    // One user must not be able to take all places.
+    let all = Limits::default();
+    let bound = unix::bind(path, mode, dir_mode, Limits { connections_per_peer: all.connections / 2, ..all });
     bound.map_err(|e| AgentError::internal(format!("create UDS listener: {e}")).because(e))
 }
 

@@ -173,8 +173,18 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
         return Ok(());
     }
     let servers = endpoints::start(&context, cache.clone(), link, status.clone(), log, started)?;
+    context.metrics.gauge("bootstrapped", 1.0, &[]);
     status.set_started();
-    let ended = context.spawner.spawn("sync", syncer.run()).await;
+    // A call to a server that hangs is not waited for.
+    let stop = context.shutdown.clone();
+    let sync = async move {
+        tokio::select! {
+            result = syncer.run() => result,
+            () = stop.cancelled() => Ok(()),
+        }
+    };
+    let ended = context.spawner.spawn("sync", sync).await;
+    tracing::info!(subsystem_name = "manager", "Cache manager stopped");
     context.shutdown.trigger();
     cache.close();
     servers.ended().await;

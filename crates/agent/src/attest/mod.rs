@@ -18,6 +18,7 @@ use finial_proto::server::agent::{
 use finial_proto::server::bundle::{GetBundleRequest, bundle_client::BundleClient};
 use finial_proto::types;
 use finial_runtime::Backoff;
+use finial_runtime::log::Time;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
@@ -178,7 +179,7 @@ async fn load_svid(context: &Context) -> Result<(Option<AgentSvid>, AgentKey), A
             }
             tracing::warn!(
                 subsystem_name = SUBSYSTEM,
-                expiry = svid.not_after,
+                expiry = %Time(svid.not_after),
                 "SVID key recovered, but SVID is expired. Generating new keypair"
             );
         }

@@ -23,6 +23,7 @@ use finial_core::{Bundle, EntryId, ErrorKind};
 use finial_crypto::tls::TlsIdentity;
 use finial_proto::convert::bundle_from_proto;
 use finial_runtime::Backoff;
+use finial_runtime::log::Time;
 use pace::{Outcome, Pace};
 use plan::{BatchSize, Input, plan};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +57,8 @@ pub(crate) struct Syncer {
     /// Tainted keys that were dealt with.
     tainted_jwt_done: Vec<String>,
     tainted: Vec<Vec<u8>>,
+    /// When it last looked for SVIDs to ask for.
+    svids_updated: Option<Instant>,
 }
 
 impl Syncer {
@@ -80,6 +83,7 @@ impl Syncer {
             unknown_since_ms: None,
             tainted_jwt_done: Vec::new(),
             tainted: Vec::new(),
+            svids_updated: None,
         }
     }
 
@@ -124,7 +128,7 @@ impl Syncer {
         }
     }
 
-    /// Runs until shutdown.
+    /// Runs until it fails or is dropped.
     pub(crate) async fn run(mut self) -> Result<(), AgentError> {
         let context = self.context.clone();
         let mut pace = Pace::new(context.settings.sync_interval);
@@ -139,10 +143,6 @@ impl Syncer {
                 cache.wanted().await;
             };
             let result = tokio::select! {
-                () = context.shutdown.cancelled() => {
-                    tracing::info!(subsystem_name = SUBSYSTEM, "Cache manager stopped");
-                    return Ok(());
-                }
                 () = tokio::time::sleep_until(next_sync) => {
                     let result = self.synchronize().await;
                     next_sync = Instant::now() + pace.after(self.outcome(&result));
@@ -153,7 +153,8 @@ impl Syncer {
                     next_tick = Instant::now() + TICK;
                     own?;
                     self.cache().forget_idle_views();
-                    if Instant::now() < svids_not_before { Ok(true) } else { self.update_svids().await }
+                    let recent = self.svids_updated.is_some_and(|at| at.elapsed() < TICK.mul_f64(0.9));
+                    if recent || Instant::now() < svids_not_before { Ok(true) } else { self.update_svids().await }
                 }
                 () = wanted => self.update_svids().await,
             };
@@ -252,11 +253,10 @@ impl Syncer {
             self.link.all_entries(&self.entries).await?
         };
         let metrics = &self.context.metrics;
-        for (what, number) in
-            [("total", stats.total), ("missing", stats.missing), ("stale", stats.stale), ("dropped", stats.dropped)]
-        {
-            metrics.gauge(&format!("sync_entries.{what}"), number as f64, &[]);
-        }
+        metrics.gauge("sync_entries_total", stats.total as f64, &[]);
+        metrics.gauge("sync_entries_missing", stats.missing as f64, &[]);
+        metrics.gauge("sync_entries_stale", stats.stale as f64, &[]);
+        metrics.gauge("sync_entries_dropped", stats.dropped as f64, &[]);
         metrics.count("lru_cache_entry_add", stats.missing as f64, &[]);
         metrics.count("lru_cache_entry_update", stats.stale as f64, &[]);
         metrics.count("lru_cache_entry_remove", stats.dropped as f64, &[]);
@@ -296,6 +296,7 @@ impl Syncer {
                 ),
             }
         }
+        self.context.metrics.gauge("sync_bundles_total", bundles.federated.len() as f64 + 1.0, &[]);
         let same_federated = known.federated.len() == bundles.federated.len()
             && known.federated.iter().zip(&bundles.federated).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
         if Arc::ptr_eq(&known.own, &bundles.own) && same_federated {
@@ -313,6 +314,7 @@ impl Syncer {
         let tainted_jwt = own.tainted_jwt();
         if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
             let removed = self.cache().jwt.purge_tainted(&tainted_jwt);
+            self.context.metrics.sample("cache_manager.tainted_jwt_svids.workload", removed as f64, &[]);
             tracing::info!(subsystem_name = SUBSYSTEM, jwt_authority_key_ids = %tainted_jwt.join(","), tainted_jwt_svids = removed,
                 "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
             );
@@ -322,6 +324,7 @@ impl Syncer {
 
     /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch. Whether all were issued.
     async fn update_svids(&mut self) -> Result<bool, ServerError> {
+        self.svids_updated = Some(Instant::now());
         let snapshot = self.cache().snapshot();
         let in_use = self.cache().in_use();
         let plan = plan(&Input {
@@ -333,6 +336,15 @@ impl Syncer {
         });
         if !plan.evict.is_empty() {
             self.writer.publish(Change { evict: plan.evict, ..Change::default() });
+        }
+        for (key, number) in [
+            ("cache_manager.expiring_svids", plan.due),
+            ("cache_manager.outdated_svids", plan.outdated),
+            ("cache_manager.tainted_x509_svids.workload", plan.tainted),
+        ] {
+            if number > 0 {
+                self.context.metrics.sample(key, number as f64, &[]);
+            }
         }
         let mut left = plan.request.as_slice();
         let mut complete = true;
@@ -369,8 +381,8 @@ impl Syncer {
             (snapshot.svid_count(), snapshot.records.len())
         };
         let metrics = &self.context.metrics;
-        metrics.gauge("lru_cache_svid_map_size", held as f64, &[("svid_type", "x509")]);
-        metrics.gauge("lru_cache_record_map_size", entries as f64, &[("svid_type", "x509")]);
+        metrics.gauge("lru_cache_svid_map_size", held as f64, &[]);
+        metrics.gauge("lru_cache_record_map_size", entries as f64, &[]);
         metrics.gauge("jwt_svid_cache_size", self.cache().jwt.len() as f64, &[]);
         Ok(complete)
     }
@@ -387,7 +399,7 @@ impl Syncer {
                     tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %entry.spiffe_id, entry_id = %entry.id, "Creating X509-SVID")
                 }
                 Some(svid) => {
-                    tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %entry.spiffe_id, entry_id = %entry.id, expires_at = svid.not_after, "Renewing X509-SVID"
+                    tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %entry.spiffe_id, entry_id = %entry.id, expires_at = %Time(svid.not_after), "Renewing X509-SVID"
                     )
                 }
             }

@@ -26,6 +26,12 @@ pub(crate) struct Plan {
     pub(crate) request: Vec<EntryId>,
     /// Forget the SVIDs of these.
     pub(crate) evict: HashSet<EntryId>,
+    /// How many are asked for because their time has come.
+    pub(crate) due: usize,
+    /// How many because their entry changed.
+    pub(crate) outdated: usize,
+    /// How many because their authority is tainted.
+    pub(crate) tainted: usize,
 }
 
 /// How urgent a request is; smaller is more.
@@ -33,8 +39,10 @@ pub(crate) struct Plan {
 enum Urgency {
     /// A workload waits and has nothing.
     Awaited,
-    /// It ended, or its authority is tainted.
-    Invalid,
+    /// It ended.
+    Ended,
+    /// Its authority is tainted.
+    Tainted,
     /// Its time has come.
     Due,
     /// Its entry changed.
@@ -45,8 +53,10 @@ enum Urgency {
 
 fn why_renew(record: &Record, svid: &WorkloadSvid, input: &Input<'_>) -> Option<Urgency> {
     let tainted = || svid.signed_by.iter().any(|key| input.tainted.iter().any(|t| t.as_slice() == key.as_ref()));
-    if svid.not_after.saturating_mul(1000) <= input.now_ms || tainted() {
-        Some(Urgency::Invalid)
+    if svid.not_after.saturating_mul(1000) <= input.now_ms {
+        Some(Urgency::Ended)
+    } else if tainted() {
+        Some(Urgency::Tainted)
     } else if svid.rotate_at_ms <= input.now_ms {
         Some(Urgency::Due)
     } else if (svid.revision_number, svid.created_at) != (record.entry.revision_number, record.entry.created_at) {
@@ -89,7 +99,14 @@ pub(crate) fn plan(input: &Input<'_>) -> Plan {
         wanted.extend(more.iter().take(room).map(|r| (Urgency::Prefetch, 0, &r.entry.id)));
     }
     wanted.sort_by_key(|(why, due, _)| (*why, *due)); // stable: otherwise in order of IDs or of use
-    Plan { request: wanted.into_iter().map(|(_, _, id)| id.clone()).collect(), evict }
+    let count = |those: &[Urgency]| wanted.iter().filter(|(why, _, _)| those.contains(why)).count();
+    Plan {
+        due: count(&[Urgency::Ended, Urgency::Due]),
+        outdated: count(&[Urgency::Outdated]),
+        tainted: count(&[Urgency::Tainted]),
+        request: wanted.into_iter().map(|(_, _, id)| id.clone()).collect(),
+        evict,
+    }
 }
 
 /// How many SVIDs to ask for in one call: halves when a call fails, doubles when one succeeds.

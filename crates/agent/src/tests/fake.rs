@@ -17,9 +17,12 @@ use finial_proto::server::svid::svid_server::{Svid, SvidServer};
 use finial_proto::server::svid::*;
 use finial_proto::types::{self, permission_denied_details::Reason};
 use finial_runtime::{Shutdown, Spawner};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -39,8 +42,10 @@ pub(super) struct State {
     pub(super) jwt_ttl: i64,
     /// Every call of an agent is refused with this.
     pub(super) refuse: Option<Reason>,
-    /// No call is answered.
+    /// Every call fails.
     pub(super) away: bool,
+    /// Syncs are never answered.
+    pub(super) hangs: bool,
     /// At most so many SVIDs in one batch.
     pub(super) batch_limit: usize,
     pub(super) calls: HashMap<&'static str, usize>,
@@ -59,6 +64,18 @@ struct Inner {
     jwt: JwtAuthoritySigner,
     state: Mutex<State>,
     address: SocketAddr,
+    handshakes: Arc<AtomicUsize>,
+}
+
+/// Counts handshakes: each asks for the certificate once.
+#[derive(Debug)]
+struct Counted(TlsIdentity, Arc<AtomicUsize>);
+
+impl ResolvesServerCert for Counted {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.resolve(hello)
+    }
 }
 
 struct Roots(Arc<TrustRoots>);
@@ -116,7 +133,8 @@ impl FakeServer {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let leaf = ca.issue(&ca.trust_domain.server_id(), key.public_key(), 3600);
-        let identity = Arc::new(TlsIdentity::new(&[leaf], &key).unwrap());
+        let handshakes = Arc::new(AtomicUsize::new(0));
+        let identity = Arc::new(Counted(TlsIdentity::new(&[leaf], &key).unwrap(), handshakes.clone()));
         let bundles = Arc::new(Roots(Arc::new(TrustRoots::new([&ca.root]).unwrap())));
         let clients = ClientAuth { bundles, policy: PeerPolicy::MemberOf(ca.trust_domain.clone()), required: false };
         let tls = Arc::new(server_config(identity, Some(clients), clock).unwrap());
@@ -133,13 +151,15 @@ impl FakeServer {
             jwt_ttl: 300,
             refuse: None,
             away: false,
+            hangs: false,
             batch_limit: 500,
             calls: HashMap::new(),
             batches: Vec::new(),
             serials: Vec::new(),
             page_size: 500,
         };
-        let server = Self(Arc::new(Inner { ca, jwt, state: Mutex::new(state), address: incoming.local_addr() }));
+        let server =
+            Self(Arc::new(Inner { ca, jwt, state: Mutex::new(state), address: incoming.local_addr(), handshakes }));
         let router = tonic::transport::Server::builder()
             .add_service(AgentServer::new(server.clone()))
             .add_service(EntryServer::new(server.clone()))
@@ -156,6 +176,10 @@ impl FakeServer {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap()
+    }
+
+    pub(super) fn handshakes(&self) -> usize {
+        self.0.handshakes.load(Ordering::SeqCst)
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -311,6 +335,9 @@ impl Entry for FakeServer {
         request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
         self.enter("SyncAuthorizedEntries", &request)?;
+        if self.state().hangs {
+            std::future::pending::<()>().await;
+        }
         let mut requests = request.into_inner();
         let (send, answers) = tokio::sync::mpsc::channel(4);
         let (entries, page): (Vec<_>, _) = {

@@ -155,3 +155,72 @@ async fn the_admin_socket_tells_what_is_in_the_cache() {
     assert!(info.last_sync_success > 0);
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_that_hangs_does_not_hold_up_the_end() {
+    let world = World::new().await;
+    let agent = world.started().await;
+    world.server.state().hangs = true;
+    let syncs = world.server.calls("SyncAuthorizedEntries");
+    until("a sync hangs", || world.server.calls("SyncAuthorizedEntries") > syncs).await;
+    let asked = tokio::time::Instant::now();
+    agent.stop().await;
+    assert!(asked.elapsed() < Duration::from_secs(4));
+}
+
+#[tokio::test]
+async fn metrics_have_spires_names() {
+    let mut world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let prometheus = finial_config::PrometheusSettings { host: "127.0.0.1".into(), port, tls: None };
+    world.settings.telemetry.prometheus = Some(prometheus);
+    world.settings.telemetry.hostname_label = Some(false);
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    let fetch = async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut http = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        http.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        http.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let text = within(fetch).await;
+    for name in [
+        "spire_agent_started",
+        "spire_agent_bootstrapped 1",
+        "spire_agent_node_attestor_new_svid{status=\"OK\"} 1",
+        "spire_agent_lru_cache_svid_map_size 1",
+        "spire_agent_lru_cache_entry_add",
+        "spire_agent_sync_entries_total 1",
+        "spire_agent_sync_bundles_total 1",
+        "spire_agent_manager_sync_fetch_entries_updates{status=\"OK\"}",
+        "spire_agent_workload_api_workload_attestation",
+    ] {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not in\n{text}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_data_file_is_named_and_nothing_is_overwritten() {
+    let world = World::new().await;
+    std::fs::create_dir_all(&world.settings.data_dir).unwrap();
+    let file = world.settings.data_dir.join("agent-data.json");
+    std::fs::write(&file, "{\"svid\": [").unwrap();
+    let error = world.start().failure().await.to_string();
+    assert!(error.starts_with("failed to open storage: failed to unmarshal data: "), "{error}");
+    assert!(error.contains("agent-data.json") && error.contains("line 1 column"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "{\"svid\": [");
+}
+
+#[tokio::test]
+async fn a_missing_bootstrap_bundle_is_waited_for_and_a_stop_meanwhile_is_no_failure() {
+    let mut world = World::new().await;
+    world.settings.bootstrap = finial_config::Bootstrap::Path("/no/such/bundle.pem".into());
+    let agent = world.start();
+    until("it has begun", || world.settings.data_dir.exists()).await;
+    agent.stop().await;
+    assert_eq!(world.server.calls("AttestAgent"), 0);
+}

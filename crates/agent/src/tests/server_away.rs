@@ -65,3 +65,32 @@ async fn a_server_of_an_unknown_authority_ends_the_agent() {
     // The agent's SVID is not lost by that.
     assert!(std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap().contains("\"svid\":[\""));
 }
+
+#[tokio::test]
+async fn an_agent_that_may_bootstrap_again_waits_and_then_drops_its_bundle() {
+    let mut world = World::new().await;
+    world.settings.rebootstrap_mode = finial_config::RebootstrapMode::Auto;
+    world.settings.rebootstrap_delay = std::time::Duration::from_secs(600);
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
+    let agent = world.started().await;
+    let address = world.server.address();
+    world.stop_server.trigger();
+    world.server.state().away = true;
+    let mut listener = None;
+    until("the address is free", || {
+        listener = bind(address).ok();
+        listener.is_some()
+    })
+    .await;
+    let (spawner, stop) = (world.supervisor.spawner(), world.supervisor.shutdown().child());
+    let impostor = FakeServer::start_with(TestCa::new("td"), listener.unwrap(), &spawner, stop);
+    // The delay counts from the first refusal, so time may only pass after it.
+    until("the agent has met the impostor", || impostor.handshakes() > 1).await;
+    assert!(!agent.has_ended(), "it waits");
+    clock.advance(601);
+    assert_eq!(agent.failure().await.to_string(), "shutting down for rebootstrapping");
+    assert!(
+        std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap().contains("\"bundle\":null")
+    );
+}

@@ -27,6 +27,13 @@ pub(crate) async fn check(conn: &mut Conn) -> Result<(), StoreError> {
 pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<(), StoreError> {
     let Some(found) = stated(conn).await? else { return create(conn, now).await };
     if found.version == VERSION {
+        let (major, minor, patch) = found.code;
+        tracing::debug!(
+            subsystem_name = "sql",
+            schema = VERSION,
+            version_info = format_args!("{major}.{minor}.{patch}"),
+            "Code and DB schema versions are the same. No migration needed"
+        );
         if release(CODE_VERSION)? > found.code {
             note(conn, VERSION, now).await?;
         }
@@ -36,6 +43,7 @@ pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<()
     } else if found.version > VERSION {
         compatible(&found, "incompatible DB schema and code version")?;
         tracing::warn!(
+            subsystem_name = "sql",
             schema = found.version,
             "DB schema is ahead of code version, upgrading SPIRE Server is recommended"
         );
@@ -47,7 +55,7 @@ pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<()
 }
 
 async fn create(conn: &mut Conn, now: &str) -> Result<(), StoreError> {
-    tracing::info!("Initializing new database");
+    tracing::info!(subsystem_name = "sql", "Initializing new database");
     for statement in statements() {
         execute(conn, statement).await?;
     }
@@ -67,12 +75,12 @@ async fn migrate(conn: &mut Conn, from: i64, now: &str) -> Result<(), StoreError
             "migrating from schema version {from} requires a previous SPIRE release; please follow the upgrade strategy at doc/upgrading.md"
         )));
     }
-    tracing::info!("Running migrations...");
+    tracing::info!(subsystem_name = "sql", "Running migrations...");
     for (step, (table, column, kind)) in (VERSION_MIN..).zip(MIGRATIONS) {
         if step < from {
             continue;
         }
-        tracing::info!(version_info = step, "Migrating version");
+        tracing::info!(subsystem_name = "sql", version_info = step, "Migrating version");
         let present = sqlx::query("SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?")
             .bind(table)
             .bind(column)
@@ -83,7 +91,7 @@ async fn migrate(conn: &mut Conn, from: i64, now: &str) -> Result<(), StoreError
         }
     }
     note(conn, VERSION, now).await?;
-    tracing::info!("Done running migrations");
+    tracing::info!(subsystem_name = "sql", "Done running migrations");
     Ok(())
 }
 

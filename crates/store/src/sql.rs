@@ -13,6 +13,9 @@ pub(crate) type Tx = sqlx::Transaction<'static, Sqlite>;
 /// Takes the write lock at once: a transaction that reads first and writes later could fail in between.
 pub(crate) const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
 
+/// Asks for the version of the database itself.
+pub(crate) const DB_VERSION: &str = "SELECT sqlite_version()";
+
 /// At most this many values in one `IN` list or multi-row insert.
 pub(crate) const LIST_MAX: usize = 500;
 

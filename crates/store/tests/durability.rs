@@ -87,6 +87,10 @@ async fn a_second_server_is_refused_and_told_who_is_there() {
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     let text = refused.to_string();
     assert!(text.contains(path.to_str().unwrap()) && text.contains(&format!("(pid {})", child.id())), "{text}");
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    let refused = Store::open(StoreSettings::file(&link), clock()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(refused, StoreError::Locked { .. }), "{refused}");
     child.kill().unwrap();
     child.wait().unwrap();
     let store = Store::open(StoreSettings::file(&path), clock()).await.unwrap();

@@ -1,14 +1,14 @@
 //! `agent { }` and its neighbours, from text to [`AgentSettings`].
 
+mod bootstrap;
+mod experimental;
+
 use crate::duration::format_go_duration;
 use crate::problem::{ConfigError, Loaded};
 use crate::raw::{self, RawHealth, RawTelemetry};
 use crate::resolve::{Resolver, read_text};
 use crate::server_file::{shared_section_name, trust_domain};
-use crate::{
-    AgentRateLimits, AgentSettings, Bootstrap, BrokerReference, BrokerSettings, BrokerUser, RebootstrapMode,
-    TrustBundleFormat, WorkloadKeyType,
-};
+use crate::{AgentSettings, Bootstrap, RebootstrapMode, TrustBundleFormat, WorkloadKeyType};
 use finial_core::{Secret, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -115,7 +115,7 @@ struct RawAgent {
     profiling_port: i64,
     profiling_freq: i64,
     profiling_names: Vec<String>,
-    experimental: RawExperimental,
+    experimental: experimental::RawExperimental,
 }
 
 #[derive(Default, Deserialize)]
@@ -125,53 +125,6 @@ struct RawSds {
     default_bundle_name: String,
     default_all_bundles_name: String,
     disable_spiffe_cert_validation: bool,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawExperimental {
-    sync_interval: String,
-    jwt_svid_cache_hit_timeout: String,
-    named_pipe_name: String,
-    admin_named_pipe_name: String,
-    use_sync_authorized_entries: Option<bool>,
-    require_pq_kem: bool,
-    ratelimit: RawLimits,
-    broker: Option<RawBroker>,
-    feature_flags: Vec<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawLimits {
-    fetch_x509_svid: i64,
-    fetch_jwt_svid: i64,
-    fetch_x509_bundles: i64,
-    fetch_jwt_bundles: i64,
-    stream_secrets: i64,
-    fetch_secrets: i64,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawBroker {
-    socket_path: String,
-    bind_address: String,
-    brokers: Vec<RawBrokerUser>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawBrokerUser {
-    id: String,
-    allowed_reference_types: Vec<RawReference>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RawReference {
-    type_url: String,
-    allow_over_tcp: bool,
 }
 
 /// Reads and checks an agent's file. `env` looks variables up if `expand_env` is set.
@@ -219,7 +172,7 @@ pub fn parse_agent(
     let trust_domain = trust_domain(&mut r, "agent", &a.trust_domain);
     let known = trust_domain.is_some();
     out.trust_domain = trust_domain.unwrap_or(out.trust_domain);
-    out.bootstrap = bootstrap(&mut r, &a).unwrap_or(Bootstrap::Insecure);
+    out.bootstrap = bootstrap::resolve(&mut r, &a).unwrap_or(Bootstrap::Insecure);
     rebootstrap(&mut r, &a, &mut out);
     sockets(&mut r, &a, &mut out);
     caches(&mut r, &a, &mut out);
@@ -229,7 +182,7 @@ pub fn parse_agent(
         raw::profiling(&mut r, "agent", a.profiling_enabled, a.profiling_port, a.profiling_freq, a.profiling_names);
     r.unknown_keys(&unused, section_name);
     delegates(&mut r, &a.authorized_delegates, known, &mut out);
-    experimental(&mut r, a.experimental, &mut out);
+    experimental::resolve(&mut r, a.experimental, &mut out);
     out.allow_unauthenticated_verifiers = a.allow_unauthenticated_verifiers;
     out.allowed_foreign_jwt_claims = a.allowed_foreign_jwt_claims;
     out.log_selectors = a.log_selectors;
@@ -254,129 +207,6 @@ fn server(r: &mut Resolver, a: &RawAgent, out: &mut AgentSettings) {
             format!("server_port {} is not a TCP port", a.server_port),
             "ports go from 1 to 65535",
         ),
-    }
-}
-
-fn bootstrap(r: &mut Resolver, a: &RawAgent) -> Option<Bootstrap> {
-    let url = &a.trust_bundle_url;
-    let path = &a.trust_bundle_path;
-    let api = &a.trust_bundle_spiffe_workload_api;
-    let given = |text: &String| !text.is_empty();
-    if given(api) {
-        let other = if a.insecure_bootstrap {
-            Some("only one of insecure_bootstrap or trust_bundle_spiffe_workload_api can be specified, not both")
-        } else if given(url) {
-            Some("only one of trust_bundle_url or trust_bundle_spiffe_workload_api can be specified, not both")
-        } else if given(path) {
-            Some("only one of trust_bundle_path or trust_bundle_spiffe_workload_api can be specified, not both")
-        } else if given(&a.trust_bundle_unix_socket) {
-            Some("trust_bundle_unix_socket can not be used with trust_bundle_spiffe_workload_api")
-        } else {
-            None
-        };
-        if let Some(message) = other {
-            r.problem(&["agent", "trust_bundle_spiffe_workload_api"], message, "keep one source of the first bundle");
-            return None;
-        }
-        if let Err(error) = check_workload_api_address(api) {
-            let label = "trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address";
-            r.problem(&["agent", "trust_bundle_spiffe_workload_api"], format!("{label}: {error}"), "");
-            return None;
-        }
-        return Some(Bootstrap::WorkloadApi(api.clone()));
-    }
-    let conflict = match (a.insecure_bootstrap, given(url), given(path)) {
-        (true, true, true) => Some(
-            "only one of insecure_bootstrap, trust_bundle_url, or trust_bundle_path can be specified, not the three options",
-        ),
-        (true, true, false) => Some("only one of insecure_bootstrap or trust_bundle_url can be specified, not both"),
-        (true, false, true) => Some("only one of insecure_bootstrap or trust_bundle_path can be specified, not both"),
-        (false, true, true) => Some("only one of trust_bundle_url or trust_bundle_path can be specified, not both"),
-        _ => None,
-    };
-    if let Some(message) = conflict {
-        let key = if a.insecure_bootstrap { "insecure_bootstrap" } else { "trust_bundle_url" };
-        r.problem(&["agent", key], message, "keep one source of the first bundle");
-        return None;
-    }
-    if given(&a.trust_bundle_unix_socket) && !given(url) {
-        let message = "if trust_bundle_unix_socket is specified, so must be trust_bundle_url";
-        r.problem(&["agent", "trust_bundle_unix_socket"], message, "");
-    }
-    if a.insecure_bootstrap {
-        return Some(Bootstrap::Insecure);
-    }
-    if given(path) {
-        return Some(Bootstrap::Path(path.into()));
-    }
-    if given(url) {
-        return bundle_url(r, url, &a.trust_bundle_unix_socket);
-    }
-    r.problem(
-        &["agent"],
-        "trust_bundle_path, trust_bundle_url, or trust_bundle_spiffe_workload_api must be configured unless insecure_bootstrap is set",
-        "write the output of `spire-server bundle show` to a file and name it as trust_bundle_path",
-    );
-    None
-}
-
-fn bundle_url(r: &mut Resolver, url: &str, unix_socket: &str) -> Option<Bootstrap> {
-    let path = ["agent", "trust_bundle_url"];
-    let scheme = url.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).unwrap_or_default();
-    if unix_socket.is_empty() {
-        if scheme != "https" {
-            r.problem(&path, "trust bundle URL must start with https://", "");
-            return None;
-        }
-        return Some(Bootstrap::Url { url: url.into(), unix_socket: None });
-    }
-    if scheme != "http" {
-        r.problem(&path, "trust bundle URL must start with http:// when used with trust bundle unix socket", "");
-        return None;
-    }
-    let query = url.split('#').next().and_then(|u| u.split_once('?')).map(|(_, query)| query).unwrap_or_default();
-    for reserved in ["spiffe-", "spire-"] {
-        if query.split('&').any(|part| part.starts_with(reserved)) {
-            r.problem(&path, format!("trust_bundle_url query params can not start with {reserved}"), "");
-            return None;
-        }
-    }
-    Some(Bootstrap::Url { url: url.into(), unix_socket: Some(unix_socket.into()) })
-}
-
-/// Section 4 of the SPIFFE Workload Endpoint standard: `unix:` with a path, or `tcp:` with an IP address and a port.
-fn check_workload_api_address(address: &str) -> Result<(), &'static str> {
-    let (body, fragment) = address.split_once('#').unwrap_or((address, ""));
-    let (body, query) = body.split_once('?').unwrap_or((body, ""));
-    if let Some(rest) = body.strip_prefix("unix:") {
-        return match rest {
-            _ if !rest.starts_with('/') => Err("workload endpoint unix socket URI must not be opaque"),
-            _ if rest.starts_with("//") && rest.contains('@') => {
-                Err("workload endpoint unix socket URI must not include user info")
-            }
-            "//" => Err("workload endpoint unix socket URI must include a path"),
-            _ if !query.is_empty() => Err("workload endpoint unix socket URI must not include query values"),
-            _ if !fragment.is_empty() => Err("workload endpoint unix socket URI must not include a fragment"),
-            _ => Ok(()),
-        };
-    }
-    let Some(rest) = body.strip_prefix("tcp:") else {
-        return Err("workload endpoint socket URI must have a \"tcp\" or \"unix\" scheme");
-    };
-    let Some(host) = rest.strip_prefix("//") else {
-        return Err("workload endpoint tcp socket URI must not be opaque");
-    };
-    match host {
-        _ if host.contains('@') => Err("workload endpoint tcp socket URI must not include user info"),
-        _ if host.is_empty() || host.starts_with('/') => Err("workload endpoint tcp socket URI must include a host"),
-        _ if host.contains('/') => Err("workload endpoint tcp socket URI must not include a path"),
-        _ if !query.is_empty() => Err("workload endpoint tcp socket URI must not include query values"),
-        _ if !fragment.is_empty() => Err("workload endpoint tcp socket URI must not include a fragment"),
-        _ if host.parse::<SocketAddr>().is_ok() => Ok(()),
-        _ if host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() => {
-            Err("workload endpoint tcp socket URI host component must include a port")
-        }
-        _ => Err("workload endpoint tcp socket URI host component must be an IP:port"),
     }
 }
 
@@ -530,124 +360,6 @@ fn delegates(r: &mut Resolver, delegates: &[String], known: bool, out: &mut Agen
         let message = format!("error validating authorized delegate: {problem}");
         r.problem(&["agent", "authorized_delegates"], message, "");
     }
-}
-
-fn experimental(r: &mut Resolver, e: RawExperimental, out: &mut AgentSettings) {
-    r.feature_flags("agent", &e.feature_flags);
-    for (key, written, instead) in [
-        ("named_pipe_name", &e.named_pipe_name, "socket_path"),
-        ("admin_named_pipe_name", &e.admin_named_pipe_name, "admin_socket_path"),
-    ] {
-        if !written.is_empty() {
-            let message =
-                format!("invalid configuration: {key} is not supported in this platform; please use {instead} instead");
-            r.problem(&["agent", "experimental", key], message, "");
-        }
-    }
-    let path = ["agent", "experimental", "sync_interval"];
-    if let Some(interval) = r.duration(&path, &e.sync_interval, "could not parse synchronization interval") {
-        out.sync_interval = interval;
-    }
-    let path = ["agent", "experimental", "jwt_svid_cache_hit_timeout"];
-    let (low, high) = (Duration::from_secs(5), Duration::from_secs(30));
-    let label = "could not parse jwt_svid_cache_hit_timeout";
-    if let Some(timeout) = r.duration(&path, &e.jwt_svid_cache_hit_timeout, label) {
-        let shown = format_go_duration(timeout);
-        if timeout < low {
-            r.problem(&path, format!("jwt_svid_cache_hit_timeout ({shown}) must be greater than 5s"), "");
-        } else if timeout >= high {
-            r.problem(&path, format!("jwt_svid_cache_hit_timeout ({shown}) must be less than 30s"), "");
-        }
-        out.jwt_svid_cache_hit_timeout = timeout;
-        r.warn("The use of 'jwt_svid_cache_hit_timeout' is experimental");
-    }
-    if let Some(written) = e.use_sync_authorized_entries {
-        r.deprecated("The 'use_sync_authorized_entries' configuration is deprecated. The option to disable it will be removed in SPIRE 1.13.");
-        out.use_sync_authorized_entries = written;
-    }
-    out.require_pq_kem = e.require_pq_kem;
-    let mut limit = |key: &str, value: i64| {
-        u32::try_from(value).unwrap_or_else(|_| {
-            let message = format!("experimental.ratelimit.{key} must not be negative");
-            r.problem(&["agent", "experimental", "ratelimit", key], message, "");
-            0
-        })
-    };
-    out.rate_limits = AgentRateLimits {
-        fetch_x509_svid: limit("fetch_x509_svid", e.ratelimit.fetch_x509_svid),
-        fetch_jwt_svid: limit("fetch_jwt_svid", e.ratelimit.fetch_jwt_svid),
-        fetch_x509_bundles: limit("fetch_x509_bundles", e.ratelimit.fetch_x509_bundles),
-        fetch_jwt_bundles: limit("fetch_jwt_bundles", e.ratelimit.fetch_jwt_bundles),
-        stream_secrets: limit("stream_secrets", e.ratelimit.stream_secrets),
-        fetch_secrets: limit("fetch_secrets", e.ratelimit.fetch_secrets),
-    };
-    if let Some(raw) = e.broker {
-        out.broker = Some(broker(r, raw, out.socket_path.as_deref()));
-    }
-    r.experimental_warning("agent");
-    r.feature_flag_warnings(&e.feature_flags);
-}
-
-fn broker(r: &mut Resolver, raw: RawBroker, workload_socket: Option<&Path>) -> BrokerSettings {
-    let key = |key| ["agent", "experimental", "broker", key];
-    let mut out = BrokerSettings { socket_path: None, bind_address: None, brokers: Vec::new() };
-    if raw.socket_path.is_empty() && raw.bind_address.is_empty() {
-        let message = "experimental.broker requires socket_path, bind_address, or both";
-        r.problem(&["agent", "experimental", "broker"], message, "");
-    }
-    if !raw.socket_path.is_empty() {
-        let label = "failed to get absolute path for experimental.broker.socket_path";
-        out.socket_path = r.absolute(&key("socket_path"), &raw.socket_path, label);
-        if below(out.socket_path.as_deref(), workload_socket) {
-            let message = "broker socket cannot be in the same directory or a subdirectory as that containing the Workload API socket";
-            r.problem(&key("socket_path"), message, "");
-        }
-    }
-    if !raw.bind_address.is_empty() {
-        let label = format!("invalid experimental.broker.bind_address {:?}", raw.bind_address);
-        match raw.bind_address.rsplit_once(':').map(|(host, port)| (host, port.parse::<i64>())) {
-            Some((host, Ok(port))) => out.bind_address = r.address(&key("bind_address"), host, port, &label),
-            _ => {
-                let message = format!("{label}: address {}: missing port in address", raw.bind_address);
-                r.problem(&key("bind_address"), message, "write host:port");
-            }
-        }
-    }
-    let path = key("brokers");
-    for (index, user) in raw.brokers.into_iter().enumerate() {
-        let id = user.id;
-        if id.is_empty() {
-            r.problem(&path, format!("experimental.broker.brokers[{index}].id: must be specified"), "");
-            continue;
-        }
-        let id = match SpiffeId::parse(&id) {
-            Ok(id) => id,
-            Err(error) => {
-                r.problem(&path, format!("experimental.broker.brokers[{id}].id: {error}"), "");
-                continue;
-            }
-        };
-        if out.brokers.iter().any(|b| b.id == id) {
-            r.problem(&path, format!("experimental.broker.brokers[{id}].id: duplicate broker id"), "");
-        }
-        let label = format!("experimental.broker.brokers[{id}].allowed_reference_types");
-        let types = user.allowed_reference_types;
-        if types.is_empty() {
-            r.problem(&path, format!("{label}: must list at least one reference type URL"), "");
-        }
-        if types.len() > 1 && types.iter().any(|t| t.type_url == "*") {
-            r.problem(&path, format!("{label}: wildcard \"*\" must be the only allowed reference type"), "");
-        }
-        for (at, _) in types.iter().enumerate().filter(|(_, t)| t.type_url.is_empty()) {
-            r.problem(&path, format!("{label}[{at}].type_url: must be specified"), "");
-        }
-        let allowed_reference_types = types
-            .into_iter()
-            .map(|t| BrokerReference { type_url: t.type_url, allow_over_tcp: t.allow_over_tcp })
-            .collect();
-        out.brokers.push(BrokerUser { id, allowed_reference_types });
-    }
-    out
 }
 
 /// SPIRE's name for a section whose unknown keys are fatal.

@@ -1,0 +1,215 @@
+//! `federation { }` of servers.
+
+use crate::resolve::{Named, Resolver};
+use crate::{BundleEndpointProfile, BundleEndpointSettings, EndpointProfile, FederatesWith, FederationSettings};
+use finial_core::{SpiffeId, TrustDomain};
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RawFederation {
+    bundle_endpoint: Option<RawBundleEndpoint>,
+    federates_with: Named<RawFederatesWith>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawBundleEndpoint {
+    address: String,
+    port: i64,
+    refresh_hint: String,
+    acme: Option<RawAcme>,
+    profile: Option<Named<RawEndpointProfile>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawEndpointProfile {
+    acme: Option<RawAcme>,
+    serving_cert_file: Option<RawServingCert>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawAcme {
+    directory_url: String,
+    domain_name: String,
+    email: String,
+    tos_accepted: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawServingCert {
+    cert_file_path: String,
+    key_file_path: String,
+    file_sync_interval: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawFederatesWith {
+    bundle_endpoint_url: String,
+    bundle_endpoint_profile: Option<Named<RawForeignProfile>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawForeignProfile {
+    endpoint_spiffe_id: String,
+}
+
+pub(super) fn resolve(r: &mut Resolver, federation: RawFederation, data_dir: &Path) -> FederationSettings {
+    let mut out = FederationSettings::default();
+    if let Some(endpoint) = federation.bundle_endpoint {
+        out.bundle_endpoint = bundle_endpoint(r, endpoint, data_dir);
+    }
+    for (name, raw) in federation.federates_with {
+        let path = ["server", "federation", "federates_with", name.as_str()];
+        let url = &raw.bundle_endpoint_url;
+        if url.is_empty() {
+            let message = format!("federation.federates_with[\"{name}\"].bundle_endpoint_url must be configured");
+            r.problem(&path, message, "");
+        } else if !url.to_ascii_lowercase().starts_with("https://") {
+            let message = format!(
+                "federation.federates_with[\"{name}\"].bundle_endpoint_url must use the HTTPS protocol; URL found: {url:?}"
+            );
+            r.problem(&path, message, "");
+        }
+        let trust_domain = TrustDomain::parse(&name);
+        if let Err(error) = &trust_domain {
+            r.problem(&path, error.to_string(), "");
+        }
+        let profile = foreign_profile(r, &path, &name, raw.bundle_endpoint_profile);
+        if let (Ok(trust_domain), Some(profile)) = (trust_domain, profile) {
+            let relation = FederatesWith { bundle_endpoint_url: raw.bundle_endpoint_url, profile };
+            out.federates_with.insert(trust_domain, relation);
+        }
+    }
+    out
+}
+
+fn foreign_profile(
+    r: &mut Resolver,
+    path: &[&str],
+    name: &str,
+    profiles: Option<Named<RawForeignProfile>>,
+) -> Option<EndpointProfile> {
+    let label = format!("error parsing federation relationship for trust domain {name:?}");
+    let Some(profiles) = profiles else {
+        let message =
+            format!("federation configuration for trust domain {name:?}: missing bundle endpoint configuration");
+        r.problem(
+            path,
+            message,
+            "add bundle_endpoint_profile \"https_web\" {} or \"https_spiffe\" { endpoint_spiffe_id = … }",
+        );
+        return None;
+    };
+    if profiles.len() != 1 {
+        r.problem(path, format!("{label}: exactly one bundle endpoint profile is expected"), "");
+        return None;
+    }
+    match profiles.first_key_value() {
+        Some((kind, _)) if kind == "https_web" => Some(EndpointProfile::HttpsWeb),
+        Some((kind, profile)) if kind == "https_spiffe" => match SpiffeId::parse(&profile.endpoint_spiffe_id) {
+            Ok(endpoint_spiffe_id) => Some(EndpointProfile::HttpsSpiffe { endpoint_spiffe_id }),
+            Err(error) => {
+                r.problem(path, format!("{label}: could not get endpoint SPIFFE ID: {error}"), "");
+                None
+            }
+        },
+        _ => {
+            let message = format!(
+                "{label}: no bundle endpoint profile defined; current supported profiles are \"https_spiffe\" and 'https_web\""
+            );
+            r.problem(path, message, "");
+            None
+        }
+    }
+}
+
+fn bundle_endpoint(r: &mut Resolver, raw: RawBundleEndpoint, data_dir: &Path) -> Option<BundleEndpointSettings> {
+    let path = ["server", "federation", "bundle_endpoint"];
+    let key = |key| [path[0], path[1], path[2], key];
+    let label = format!("could not parse refresh_hint {:?}", raw.refresh_hint);
+    let hint = r.duration(&key("refresh_hint"), &raw.refresh_hint, &label);
+    if let Some(hint) = hint {
+        if hint >= Duration::from_secs(24 * 3600) {
+            r.warn("Bundle endpoint refresh hint set to a high value. To cover the case of unscheduled trust bundle updates, it's recommended to have a smaller value, e.g. 5m");
+        }
+        if hint < Duration::from_secs(60) {
+            r.warn("Bundle endpoint refresh hint set too low. SPIRE will not refresh more often than 1 minute");
+        }
+    }
+    let ip = raw.address.parse().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let port = u16::try_from(raw.port).unwrap_or_else(|_| {
+        r.problem(&key("port"), format!("federation.bundle_endpoint.port {} is not a TCP port", raw.port), "");
+        0
+    });
+    let acme = |acme: RawAcme| BundleEndpointProfile::Acme {
+        directory_url: acme.directory_url,
+        domain_name: acme.domain_name,
+        email: acme.email,
+        tos_accepted: acme.tos_accepted,
+        cache_dir: data_dir.join("bundle-acme"),
+    };
+    let profile = match (raw.acme, raw.profile) {
+        (Some(_), Some(_)) => {
+            r.problem(&path, "either bundle endpoint 'acme' or 'profile' can be set, but not both", "");
+            return None;
+        }
+        (Some(raw), None) => {
+            for (name, value) in [("domain_name", &raw.domain_name), ("email", &raw.email)] {
+                if value.is_empty() {
+                    let message = format!("federation.bundle_endpoint.acme.{name} must be configured");
+                    r.problem(&key("acme"), message, "");
+                }
+            }
+            r.deprecated("ACME configuration within the bundle_endpoint is deprecated. Please use ACME configuration as part of the https_web profile instead.");
+            acme(raw)
+        }
+        (None, None) => {
+            r.deprecated("Bundle endpoint is configured but has no profile set, using https_spiffe as default; please configure a profile explicitly. This will be fatal in a future release.");
+            BundleEndpointProfile::HttpsSpiffe
+        }
+        (None, Some(profiles)) => {
+            if profiles.len() != 1 {
+                r.problem(&key("profile"), "exactly one bundle endpoint profile is expected", "");
+                return None;
+            }
+            match profiles.into_iter().next() {
+                Some((kind, _)) if kind == "https_spiffe" => BundleEndpointProfile::HttpsSpiffe,
+                Some((kind, RawEndpointProfile { acme: Some(raw), .. })) if kind == "https_web" => acme(raw),
+                Some((kind, RawEndpointProfile { serving_cert_file: Some(cert), .. })) if kind == "https_web" => {
+                    let label = "could not parse file_sync_interval";
+                    let interval = r.duration(&key("profile"), &cert.file_sync_interval, label);
+                    BundleEndpointProfile::ServingCertFile {
+                        cert_file_path: cert.cert_file_path.into(),
+                        key_file_path: cert.key_file_path.into(),
+                        file_sync_interval: interval.filter(|i| !i.is_zero()).unwrap_or(Duration::from_secs(3600)),
+                    }
+                }
+                Some((kind, _)) if kind == "https_web" => {
+                    let message =
+                        "malformed https_web profile configuration: 'acme' or 'serving_cert_file' is required";
+                    r.problem(&key("profile"), message, "");
+                    return None;
+                }
+                _ => {
+                    let message = "unknown bundle endpoint profile configured; current supported profiles are \"https_spiffe\" and 'https_web\"";
+                    r.problem(&key("profile"), message, "");
+                    return None;
+                }
+            }
+        }
+    };
+    Some(BundleEndpointSettings {
+        address: SocketAddr::new(ip, port),
+        refresh_hint: hint.unwrap_or(Duration::from_secs(300)),
+        profile,
+    })
+}

@@ -98,6 +98,11 @@ impl AgentSvid {
         now + 1 >= self.not_after
     }
 
+    /// It was issued although these authorities were tainted already: that is no reason to renew it again.
+    pub(crate) fn accept_tainted(&mut self, tainted: &[Vec<u8>]) {
+        self.signed_by.retain(|key| !tainted.contains(key));
+    }
+
     /// Whether one of these authorities signed it.
     pub(crate) fn is_tainted(&self, tainted: &[Vec<u8>]) -> bool {
         self.signed_by.iter().any(|key| tainted.contains(key))

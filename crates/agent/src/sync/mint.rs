@@ -67,6 +67,7 @@ pub(crate) fn svid(
     answer: &types::X509svid,
     strategy: RotationStrategy,
     jitter: &Jitter,
+    tainted: &[Vec<u8>],
 ) -> Result<WorkloadSvid, BadAnswer> {
     let parsed: Result<Vec<_>, _> = answer.cert_chain.iter().map(|der| Certificate::parse(der.as_ref())).collect();
     let parsed = parsed?;
@@ -88,6 +89,12 @@ pub(crate) fn svid(
         rotate_at_ms: strategy.x509_rotate_at(from, to, jitter.draw()),
         revision_number: request.entry.revision_number,
         created_at: request.entry.created_at,
-        signed_by: parsed.iter().filter_map(|c| c.authority_key_id().map(Into::into)).collect(),
+        // A server that still signs with a tainted authority would give the same again: asked once, that is enough.
+        signed_by: parsed
+            .iter()
+            .filter_map(Certificate::authority_key_id)
+            .filter(|key| !tainted.iter().any(|t| t == key))
+            .map(Into::into)
+            .collect(),
     })
 }

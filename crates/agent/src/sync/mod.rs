@@ -417,7 +417,7 @@ impl Syncer {
                 tracing::debug!(subsystem_name = SUBSYSTEM, entry_id = %request.entry.id, "Entry not found");
                 continue;
             };
-            match mint::svid(request, &answer, self.context.rotation, &self.context.jitter) {
+            match mint::svid(request, &answer, self.context.rotation, &self.context.jitter, &self.tainted) {
                 Ok(svid) => svids.push((request.entry.id.clone(), Arc::new(svid))),
                 Err(error) => {
                     tracing::error!(subsystem_name = SUBSYSTEM, %error, entry_id = %request.entry.id, "Received malformed X509-SVID from SPIRE server")
@@ -474,7 +474,8 @@ impl Syncer {
         self.use_svid(svid)
     }
 
-    fn use_svid(&mut self, svid: AgentSvid) -> Result<(), AgentError> {
+    fn use_svid(&mut self, mut svid: AgentSvid) -> Result<(), AgentError> {
+        svid.accept_tainted(&self.tainted);
         svid.install(&self.identity)?;
         self.status.svid_changed(&svid);
         self.svid = svid;

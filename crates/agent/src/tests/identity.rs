@@ -244,3 +244,22 @@ async fn keys_are_of_the_configured_type() {
         agent.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_tainted_authority_renews_its_svids_once() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let mut stream = agent.x509().await.unwrap();
+    let first = next(&mut stream).await.unwrap();
+    world.server.state().bundle.x509_authorities[0].tainted = true;
+    let second = next(&mut stream).await.unwrap();
+    assert_ne!(first.svids[0].x509_svid, second.svids[0].x509_svid);
+    until("the agent's own SVID is renewed, too", || world.server.calls("RenewAgent") > 0).await;
+    // This server goes on with the tainted authority; that must not make the agent ask without end.
+    let syncs = world.server.calls("SyncAuthorizedEntries");
+    until("some syncs have passed", || world.server.calls("SyncAuthorizedEntries") > syncs + 5).await;
+    assert_eq!(world.server.calls("BatchNewX509SVID"), 2);
+    assert_eq!(world.server.calls("RenewAgent"), 1);
+    agent.stop().await;
+}

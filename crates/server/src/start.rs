@@ -1,9 +1,7 @@
 //! Puts a server together and starts it.
 
 use crate::api::{Api, InfoCache, Service};
-use crate::authority::{
-    Authorities, AuthorityError, AuthorityManager, AuthorityParts, AuthoritySettings, AuthorityStore,
-};
+use crate::authority::{Authorities, AuthorityError, AuthorityManager, AuthorityParts, AuthoritySettings};
 use crate::authz::{Gate, GateSettings};
 use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};

@@ -49,6 +49,7 @@ fn selector_filter(
     wire: &types::SelectorMatch,
 ) -> Result<(finial_core::MatchBehavior, Vec<Selector>), Status> {
     let bad = |why: String| call.fail_with(ErrorKind::InvalidArgument, "failed to parse selectors", why);
+    call.note("by_selector_match", wire.r#match().as_str_name());
     call.note("by_selectors", selectors_field(&wire.selectors));
     let selectors = selectors_from_proto(&wire.selectors).map_err(|e| bad(e.to_string()))?;
     if selectors.is_empty() {

@@ -71,14 +71,33 @@ fn store_mask(mask: Option<&types::BundleMask>) -> BundleMask {
     })
 }
 
-fn audit_fields(wire: &types::Bundle) -> Fields {
-    let mut fields = vec![
-        ("trust_domain_id", wire.trust_domain.clone()),
-        ("refresh_hint", wire.refresh_hint.to_string()),
-        ("sequence_number", wire.sequence_number.to_string()),
-    ];
-    fields.extend(wire.x509_authorities.iter().map(|a| ("x509_authorities_asn1_sha256", sha256_hex(&a.asn1))));
-    fields.extend(wire.jwt_authorities.iter().map(|a| ("jwt_authority_key_id", a.key_id.clone())));
+fn authority_fields(x509: &[types::X509Certificate], jwt: &[types::JwtKey]) -> Fields {
+    let x509 = x509.iter().enumerate();
+    let mut fields: Fields =
+        x509.map(|(n, a)| (format!("x509_authorities_asn1_sha256.{n}").into(), sha256_hex(&a.asn1))).collect();
+    for (n, key) in jwt.iter().enumerate() {
+        fields.push((format!("jwt_authority_expires_at.{n}").into(), key.expires_at.to_string()));
+        fields.push((format!("jwt_authority_key_id.{n}").into(), key.key_id.clone()));
+        fields.push((format!("jwt_authority_public_key_sha256.{n}").into(), sha256_hex(&key.public_key)));
+    }
+    fields
+}
+
+fn audit_fields(wire: &types::Bundle, write: Write) -> Fields {
+    let mask = match write {
+        Write::Update(mask) => mask,
+        Write::Create | Write::Set => BundleMask::ALL,
+    };
+    let mut fields: Fields = vec![("trust_domain_id".into(), wire.trust_domain.clone())];
+    if mask.refresh_hint {
+        fields.push(("refresh_hint".into(), wire.refresh_hint.to_string()));
+    }
+    if mask.sequence_number {
+        fields.push(("sequence_number".into(), wire.sequence_number.to_string()));
+    }
+    let x509 = if mask.x509_authorities { &*wire.x509_authorities } else { &[] };
+    let jwt = if mask.jwt_authorities { &*wire.jwt_authorities } else { &[] };
+    fields.extend(authority_fields(x509, jwt));
     fields
 }
 
@@ -118,6 +137,10 @@ impl Api {
         permit: Permit<method::AppendBundle>,
         request: pb::AppendBundleRequest,
     ) -> Result<types::Bundle, Status> {
+        if permit.audited() {
+            let fields = authority_fields(&request.x509_authorities, &request.jwt_authorities);
+            fields.into_iter().for_each(|(name, value)| permit.note(name, value));
+        }
         if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
             return Err(permit.fail(ErrorKind::InvalidArgument, "no authorities to append"));
         }
@@ -245,7 +268,10 @@ impl Api {
                 Err(status) => Some(status),
             };
             permit.audit_item(status.as_ref(), || {
-                vec![("trust_domain_id", trust_domain.clone()), ("mode", format!("{mode:?}").to_uppercase())]
+                vec![
+                    ("trust_domain_id".into(), trust_domain.clone()),
+                    ("mode".into(), format!("{mode:?}").to_uppercase()),
+                ]
             });
             results.push(pb::batch_delete_federated_bundle_response::Result { status, trust_domain });
         }
@@ -270,7 +296,7 @@ macro_rules! batch {
                         }
                         Err(status) => pb::$module::Result { status: Some(status), bundle: None },
                     };
-                    permit.audit_item(result.status.as_ref(), || audit_fields(bundle));
+                    permit.audit_item(result.status.as_ref(), || audit_fields(bundle, write));
                     results.push(result);
                 }
                 Ok(pb::$response { results })

@@ -40,8 +40,14 @@ macro_rules! note_filter {
             $wire.by_hint.iter().for_each(|hint| $call.note("hint", hint));
             $wire.by_parent_id.iter().for_each(|parent| $call.note("parent_id", id(parent)));
             $wire.by_spiffe_id.iter().for_each(|wanted| $call.note("spiffe_id", id(wanted)));
-            $wire.by_selectors.iter().for_each(|m| $call.note("by_selectors", selectors_field(&m.selectors)));
-            $wire.by_federates_with.iter().for_each(|m| $call.note("federates_with", m.trust_domains.join(",")));
+            for m in &$wire.by_selectors {
+                $call.note("by_selector_match", m.r#match().as_str_name());
+                $call.note("by_selectors", selectors_field(&m.selectors));
+            }
+            for m in &$wire.by_federates_with {
+                $call.note("federates_with_match", m.r#match().as_str_name());
+                $call.note("federates_with", m.trust_domains.join(","));
+            }
             $wire.by_downstream.iter().for_each(|downstream| $call.note("downstream", downstream));
         }
     };
@@ -198,7 +204,7 @@ fn audit_fields(wire: &types::Entry, mask: Option<&types::EntryMask>) -> Fields 
     ];
     let texts = texts.into_iter().filter(|(_, wanted, text)| *wanted && !text.is_empty());
     let values = values.into_iter().filter(|(_, wanted, _)| *wanted);
-    texts.chain(values).map(|(name, _, value)| (name, value)).collect()
+    texts.chain(values).map(|(name, _, value)| (name.into(), value)).collect()
 }
 
 impl Api {
@@ -354,7 +360,7 @@ impl Api {
                     None => Some(permit.item(ErrorKind::Internal, "failed to delete entry")),
                 },
             };
-            permit.audit_item(status.as_ref(), || vec![("entry_id", id.clone())]);
+            permit.audit_item(status.as_ref(), || vec![("entry_id".into(), id.clone())]);
             results.push(pb::batch_delete_entry_response::Result { id, status });
         }
         Ok(pb::BatchDeleteEntryResponse { results })

@@ -100,11 +100,11 @@ impl Api {
                 let id = result.svid.as_ref().and_then(|svid| svid.id.as_ref());
                 let id = id.map(|id| format!("spiffe://{}{}", id.trust_domain, id.path));
                 let mut fields = vec![
-                    ("csr", sha256_hex(&params.csr)),
-                    ("entry_id", params.entry_id.clone()),
-                    ("spiffe_id", id.unwrap_or_default()),
+                    ("csr".into(), sha256_hex(&params.csr)),
+                    ("entry_id".into(), params.entry_id.clone()),
+                    ("spiffe_id".into(), id.unwrap_or_default()),
                 ];
-                fields.extend(result.svid.as_ref().map(|svid| ("expires_at", svid.expires_at.to_string())));
+                fields.extend(result.svid.as_ref().map(|svid| ("expires_at".into(), svid.expires_at.to_string())));
                 fields
             });
             results.push(result);

@@ -2,10 +2,11 @@
 
 use super::Call;
 use finial_proto::types;
+use std::borrow::Cow;
 use tonic::{Code, Status};
 
 /// Named values of a line, in SPIRE's names. Only gathered when the audit log is on.
-pub type Fields = Vec<(&'static str, String)>;
+pub type Fields = Vec<(Cow<'static, str>, String)>;
 
 /// Separates names and values, and pairs, in the one text field by which they travel to the log's formatter.
 const UNIT: char = '\u{1f}';

@@ -1,0 +1,257 @@
+//! A call as its handler sees it: who calls, its turn of the rate limit, its log lines and its audit lines.
+
+use super::methods::MethodRow;
+use super::peer::{Connection, Identity, Peer};
+use super::{Fields, Gate, audit, metric_key};
+use crate::nodes::Standing;
+use finial_core::{ErrorKind, SelectorSet, SpiffeId};
+use finial_proto::convert::{code_of, permission_denied};
+use finial_proto::types;
+use finial_proto::types::permission_denied_details::Reason;
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// A call that passed the gate, or is about to.
+pub struct Call {
+    pub(super) row: &'static MethodRow,
+    pub(super) gate: Arc<Gate>,
+    pub(super) peer: Connection,
+    pub(super) authorized_as: &'static str,
+    pub(super) authorized_via: &'static str,
+    pub(super) deadline: Option<Instant>,
+    pub(super) request_id: OnceLock<String>,
+    pub(super) fields: Mutex<Fields>,
+}
+
+impl Call {
+    /// The caller's ID, for methods of agents.
+    pub fn caller_id(&self) -> Result<&SpiffeId, Status> {
+        match self.peer.id() {
+            Some(id) => Ok(id),
+            None => Err(self.fail(ErrorKind::Internal, "caller ID missing from request context")),
+        }
+    }
+
+    /// The calling agent's ID and node selectors.
+    pub fn agent(&self) -> Result<(&SpiffeId, Arc<SelectorSet>), Status> {
+        let id = self.caller_id()?;
+        Ok((id, self.gate.nodes.selectors(id)))
+    }
+
+    /// Whether the calling agent is still as good as when the call began: long streams ask again.
+    pub fn still_agent(&self) -> Result<(), Status> {
+        let Peer::Remote { identity: Identity::Svid { id, serial, not_after }, .. } = &*self.peer else {
+            return Err(self.denied(None));
+        };
+        let reason = match self.gate.nodes.standing(id, serial) {
+            _ if self.gate.clock.now() > *not_after => Reason::AgentExpired,
+            Standing::Current | Standing::Renewed => return Ok(()),
+            Standing::Unknown => Reason::AgentNotAttested,
+            Standing::Banned => Reason::AgentBanned,
+            Standing::Superseded => Reason::AgentNotActive,
+        };
+        Err(self.denied(Some((reason, "Agent is no longer authorized"))))
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Takes `count` turns of the method's rate limit, waiting for them until the call's deadline.
+    pub async fn limit(&self, count: usize, refusal: &str) -> Result<(), Status> {
+        let Some(address) = self.peer.ip() else { return Ok(()) };
+        let remaining = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let metrics = &self.gate.metrics;
+        let limited = metrics.is_enabled() && self.gate.limits.are_on_for(self.row.rate);
+        let timer = limited.then(|| metrics.call(metric_key("rateLimit", self.row)));
+        let taken = self.gate.limits.take(self.row.rate, address, count, remaining).await;
+        if let Some(timer) = timer {
+            timer.finish_with(&taken, |fault| fault.kind);
+        }
+        taken.map_err(|fault| self.fail_with(fault.kind, refusal, fault.message))
+    }
+
+    /// A random UUID by which the lines of one call are found together.
+    pub(super) fn request_id(&self) -> &str {
+        self.request_id.get_or_init(|| uuid::Uuid::new_v4().to_string())
+    }
+
+    pub(super) fn denied(&self, reason: Option<(Reason, &'static str)>) -> Status {
+        let message = format!("authorization denied for method {}", self.row.path);
+        if let Some((_, why)) = reason {
+            self.log_error(why, None);
+        }
+        self.log_error(
+            "Failed to authenticate caller",
+            Some(&format!("rpc error: code = PermissionDenied desc = {message}")),
+        );
+        match reason {
+            Some((reason, _)) => permission_denied(&message, reason),
+            None => Status::permission_denied(message),
+        }
+    }
+
+    /// An error answer without a cause; logged.
+    pub fn fail(&self, kind: ErrorKind, message: &str) -> Status {
+        self.make_error(kind, message, None)
+    }
+
+    /// An error answer with its cause, which the caller may read too except for `NotFound`; logged.
+    pub fn fail_with(&self, kind: ErrorKind, message: &str, cause: impl Display) -> Status {
+        self.make_error(kind, message, Some(cause.to_string()))
+    }
+
+    /// The outcome of a failed batch item; logged.
+    pub fn item(&self, kind: ErrorKind, message: &str) -> types::Status {
+        item_of(&self.fail(kind, message))
+    }
+
+    /// The outcome of a failed batch item with its cause; logged.
+    pub fn item_with(&self, kind: ErrorKind, message: &str, cause: impl Display) -> types::Status {
+        item_of(&self.fail_with(kind, message, cause))
+    }
+
+    fn make_error(&self, kind: ErrorKind, message: &str, cause: Option<String>) -> Status {
+        let cause = if kind == ErrorKind::NotFound { None } else { cause };
+        let capital =
+            |s: &str| s.get(..1).map(|c| c.to_uppercase() + s.get(1..).unwrap_or_default()).unwrap_or_default();
+        if kind == ErrorKind::InvalidArgument {
+            self.log_error(&format!("Invalid argument: {message}"), cause.as_deref());
+        } else {
+            self.log_error(&capital(message), cause.as_deref());
+        }
+        let text = match cause {
+            Some(cause) => format!("{message}: {cause}"),
+            None => message.to_owned(),
+        };
+        Status::new(code_of(kind), text)
+    }
+
+    fn log_error(&self, message: &str, error: Option<&str>) {
+        if tracing::event_enabled!(tracing::Level::ERROR) {
+            tracing::error!(
+                subsystem_name = "api",
+                service = self.row.service,
+                method = self.row.name,
+                request_id = self.request_id(),
+                authorized_as = self.authorized_as,
+                authorized_via = self.authorized_via,
+                caller_addr = self.peer_address(),
+                caller_id = self.peer.id().map(SpiffeId::as_str),
+                error,
+                "{message}"
+            );
+        }
+    }
+
+    /// The caller's address as the log has it.
+    pub fn peer_address(&self) -> Option<String> {
+        match &*self.peer {
+            Peer::Remote { address, .. } => Some(address.to_string()),
+            Peer::Local(_) => None,
+        }
+    }
+
+    /// An info line about this call.
+    pub fn log_info(&self, message: &str, fields: &[(&'static str, &str)]) {
+        self.log_line(tracing::Level::INFO, message, fields);
+    }
+
+    /// A debug line about this call.
+    pub fn log_debug(&self, message: &str, fields: &[(&'static str, &str)]) {
+        self.log_line(tracing::Level::DEBUG, message, fields);
+    }
+
+    fn log_line(&self, level: tracing::Level, message: &str, fields: &[(&'static str, &str)]) {
+        macro_rules! line {
+            ($level:ident) => {
+                if tracing::event_enabled!(tracing::Level::$level) {
+                    let pair = |(name, value): &(&str, &str)| format!("{name}\u{1f}{value}");
+                    let fields: Vec<String> = fields.iter().map(pair).collect();
+                    tracing::event!(
+                        tracing::Level::$level,
+                        subsystem_name = "api",
+                        service = self.row.service,
+                        method = self.row.name,
+                        request_id = self.request_id(),
+                        authorized_as = self.authorized_as,
+                        authorized_via = self.authorized_via,
+                        caller_addr = self.peer_address(),
+                        caller_id = self.peer.id().map(SpiffeId::as_str),
+                        fields = fields.join("\u{1e}").as_str(),
+                        "{message}"
+                    );
+                }
+            };
+        }
+        if level == tracing::Level::INFO {
+            line!(INFO);
+        } else {
+            line!(DEBUG);
+        }
+    }
+
+    /// Whether it is worth gathering fields for [`Call::audit`].
+    pub fn audited(&self) -> bool {
+        self.gate.settings.audit_log_enabled
+    }
+
+    /// Adds a field to the call's audit line.
+    pub fn note(&self, name: impl Into<Cow<'static, str>>, value: impl Display) {
+        if self.audited() {
+            self.with_fields(|fields| fields.push((name.into(), value.to_string())));
+        }
+    }
+
+    /// Writes the audit line of a call that went well.
+    pub fn audit(&self) {
+        if self.audited() {
+            let fields = self.with_fields(std::mem::take);
+            audit::emit(self, &fields, Code::Ok, "");
+        }
+    }
+
+    /// Writes the audit line of one item of a batch.
+    pub fn audit_item(&self, status: Option<&types::Status>, fields: impl FnOnce() -> Fields) {
+        if let (true, Some(status)) = (self.audited(), status) {
+            audit::emit_item(self, &fields(), status);
+        }
+    }
+
+    /// Writes the audit line of a call that failed.
+    pub(crate) fn audit_error(&self, status: &Status) {
+        if self.audited() {
+            let fields = self.with_fields(std::mem::take);
+            audit::emit_error(self, &fields, status);
+        }
+    }
+
+    fn with_fields<T>(&self, act: impl FnOnce(&mut Fields) -> T) -> T {
+        act(&mut self.fields.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The caller as the audit log names it.
+    pub(super) fn who(&self) -> Fields {
+        match &*self.peer {
+            Peer::Local(process) => {
+                let ids = [("caller_uid", process.uid), ("caller_gid", process.gid)];
+                let mut fields: Fields = ids.map(|(name, id)| (name.into(), id.to_string())).into();
+                fields.extend(process.path.as_ref().map(|path| ("caller_path".into(), path.display().to_string())));
+                fields
+            }
+            Peer::Remote { address, .. } => {
+                let id = self.peer.id().map(|id| ("caller_id".into(), id.to_string()));
+                std::iter::once(("caller_addr".into(), address.to_string())).chain(id).collect()
+            }
+        }
+    }
+}
+
+/// The same outcome as a batch item has it.
+fn item_of(status: &Status) -> types::Status {
+    types::Status { code: status.code() as i32, message: status.message().to_owned() }
+}

@@ -40,11 +40,11 @@ macro_rules! note_filter {
             $wire.by_hint.iter().for_each(|hint| $call.note("hint", hint));
             $wire.by_parent_id.iter().for_each(|parent| $call.note("parent_id", id(parent)));
             $wire.by_spiffe_id.iter().for_each(|wanted| $call.note("spiffe_id", id(wanted)));
-            for m in &$wire.by_selectors {
+            if let Some(m) = &$wire.by_selectors {
                 $call.note("by_selector_match", m.r#match().as_str_name());
                 $call.note("by_selectors", selectors_field(&m.selectors));
             }
-            for m in &$wire.by_federates_with {
+            if let Some(m) = &$wire.by_federates_with {
                 $call.note("federates_with_match", m.r#match().as_str_name());
                 $call.note("federates_with", m.trust_domains.join(","));
             }

@@ -110,6 +110,18 @@ impl Storage {
         })
     }
 
+    /// Keeps another SVID and other roots, in one write.
+    pub(crate) fn store(
+        &self,
+        svid: &[Arc<[u8]>],
+        reattestable: bool,
+        roots: &[Arc<[u8]>],
+    ) -> Result<(), StorageError> {
+        self.change(|data| {
+            *data = AgentData { svid: svid.to_vec(), bundle: roots.to_vec(), reattestable };
+        })
+    }
+
     /// Forgets the SVID, so that the next start attests.
     pub(crate) fn delete_svid(&self) -> Result<(), StorageError> {
         self.store_svid(&[], false)

@@ -10,6 +10,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use zeroize::Zeroizing;
 
 /// The ready-made form of [`workload::X509svidResponse`].
 pub type X509SvidResponse = Encoded<workload::X509svidResponse>;
@@ -34,6 +35,11 @@ impl<T: Message> Encoded<T> {
     /// Encodes `message`.
     pub fn new(message: &T) -> Self {
         Self { bytes: message.encode_to_vec().into(), message: PhantomData }
+    }
+
+    /// Encodes `message`, which holds secrets: the bytes are wiped when the last clone goes.
+    pub fn new_secret(message: &T) -> Self {
+        Self { bytes: Bytes::from_owner(Zeroizing::new(message.encode_to_vec())), message: PhantomData }
     }
 }
 
@@ -165,6 +171,7 @@ mod tests {
         assert_eq!(ready.bytes(), &Bytes::from(message.encode_to_vec()));
         assert_eq!(ready.decode().unwrap(), message);
         assert_eq!(ready, ready.clone());
+        assert_eq!(ready, Encoded::new_secret(&message));
     }
 
     #[test]

@@ -17,8 +17,8 @@ use finial_proto::server::agent::{
 };
 use finial_proto::server::bundle::{GetBundleRequest, bundle_client::BundleClient};
 use finial_proto::types;
-use finial_runtime::Backoff;
 use finial_runtime::log::Time;
+use finial_runtime::{Backoff, Shutdown};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
@@ -86,7 +86,10 @@ pub(crate) struct Retry {
 impl Retry {
     pub(crate) fn new(context: &Context) -> Self {
         let never = context.settings.rebootstrap_mode == finial_config::RebootstrapMode::Never;
-        let total = if never { RETRY_FOR } else { RETRY_FOR_REBOOTSTRAP };
+        Self::within(if never { RETRY_FOR } else { RETRY_FOR_REBOOTSTRAP })
+    }
+
+    fn within(total: Duration) -> Self {
         Self {
             backoff: Backoff::new(RETRY_FIRST, RETRY_FIRST * 24).shape(1.5, 0.1),
             until: tokio::time::Instant::now() + total,
@@ -96,7 +99,7 @@ impl Retry {
     /// Waits before the next attempt; gives `error` back when there is none, or `None` when the agent is to end.
     pub(crate) async fn wait(
         &mut self,
-        context: &Context,
+        shutdown: &Shutdown,
         what: &str,
         error: AgentError,
     ) -> Result<Option<()>, AgentError> {
@@ -107,7 +110,7 @@ impl Retry {
         tracing::warn!(subsystem_name = SUBSYSTEM, %error, retry_interval = ?wait, "{what}");
         tokio::select! {
             () = tokio::time::sleep(wait) => Ok(Some(())),
-            () = context.shutdown.cancelled() => Ok(None),
+            () = shutdown.cancelled() => Ok(None),
         }
     }
 }
@@ -129,7 +132,7 @@ pub(crate) async fn attest(context: &Context) -> Result<Option<Attested>, AgentE
         if error.kind() == ErrorKind::Denied {
             return Err(error);
         }
-        if retry.wait(context, "Failed to retrieve attestation result", error).await?.is_none() {
+        if retry.wait(&context.shutdown, "Failed to retrieve attestation result", error).await?.is_none() {
             return Ok(None);
         }
     }
@@ -319,4 +322,35 @@ pub(crate) fn verdict_of(error: &AgentError) -> Verdict {
         next = error.source();
     }
     Verdict::Retry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    #[tokio::test(start_paused = true)]
+    async fn attempts_go_on_for_a_minute_and_then_the_last_error_is_the_reason() {
+        let (mut retry, shutdown, start) = (Retry::within(RETRY_FOR), Shutdown::new(), Instant::now());
+        let mut attempts = 1;
+        let error = loop {
+            match retry.wait(&shutdown, "no", AgentError::internal(format!("attempt {attempts}"))).await {
+                Ok(waited) => assert!(waited.is_some()),
+                Err(error) => break error,
+            }
+            attempts += 1;
+        };
+        assert!((5..=7).contains(&attempts), "{attempts} attempts");
+        assert_eq!(error.to_string(), format!("attempt {attempts}"));
+        assert!(start.elapsed() > Duration::from_secs(30) && start.elapsed() <= RETRY_FOR);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_the_wait() {
+        let (mut retry, shutdown) = (Retry::within(RETRY_FOR), Shutdown::new());
+        shutdown.trigger();
+        let start = Instant::now();
+        assert!(retry.wait(&shutdown, "no", AgentError::internal("x")).await.unwrap().is_none());
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
 }

@@ -110,7 +110,7 @@ impl ViewState {
                 bundle: self.own.x509.clone(),
                 hint: identity.entry.hint.clone(),
             };
-            Encoded::new(&workload::X509svidResponse {
+            Encoded::new_secret(&workload::X509svidResponse {
                 svids: self.identities.iter().map(svid).collect(),
                 crl: Vec::new(),
                 federated_bundles: self.federated.iter().map(|b| (b.id.clone(), b.x509.clone())).collect(),

@@ -36,6 +36,8 @@ const SUBSYSTEM: &str = "manager";
 
 /// After failing to get SVIDs, at first and at most.
 const SVID_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4 * 60));
+/// SVIDs in the cache, unless configured.
+const SVIDS_KEPT: usize = 1000;
 /// How often due renewals are looked for, also when syncs are rarer.
 const TICK: Duration = Duration::from_secs(5);
 /// Keys made before other tasks get their turn.
@@ -96,13 +98,15 @@ impl Syncer {
         let context = self.context.clone();
         let mut retry = attest::Retry::new(&context);
         loop {
-            self.store_svid();
-            self.store_bundle();
-            if let Err(error) = self.link.post_status(&context.version).await {
-                tracing::error!(subsystem_name = SUBSYSTEM, %error, agent_version = %context.version, "Failed to post agent status");
-            }
+            self.store();
+            let link = self.link.clone();
+            let post_status = async {
+                if let Err(error) = link.post_status(&context.version).await {
+                    tracing::error!(subsystem_name = SUBSYSTEM, %error, agent_version = %context.version, "Failed to post agent status");
+                }
+            };
             let error = tokio::select! {
-                result = self.synchronize() => match result {
+                ((), result) = async { tokio::join!(post_status, self.synchronize()) } => match result {
                     Ok(_) => return Ok(true),
                     Err(error) => error,
                 },
@@ -122,7 +126,7 @@ impl Syncer {
                 Verdict::UnknownAuthority => self.unknown_authority(&error)?,
                 Verdict::Retry => {}
             }
-            if retry.wait(&context, "Failed to initialize manager", error.into()).await?.is_none() {
+            if retry.wait(&context.shutdown, "Failed to initialize manager", error.into()).await?.is_none() {
                 return Ok(false);
             }
         }
@@ -331,7 +335,10 @@ impl Syncer {
             records: &snapshot.records,
             in_use: &in_use,
             tainted: &self.tainted,
-            limit: self.context.settings.x509_svid_cache_max_size,
+            limit: match self.context.settings.x509_svid_cache_max_size {
+                0 => SVIDS_KEPT,
+                limit => limit,
+            },
             now_ms: self.context.clock.now_ms(),
         });
         if !plan.evict.is_empty() {
@@ -490,8 +497,12 @@ impl Syncer {
         }
     }
 
-    fn store_bundle(&self) {
-        store_bundle(&self.context, &self.cache().snapshot().bundles.own);
+    /// SVID and bundle, in one write.
+    fn store(&self) {
+        let roots = roots(&self.cache().snapshot().bundles.own);
+        if let Err(error) = self.context.storage.store(&self.svid.chain, self.svid.reattestable, &roots) {
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Could not store SVID");
+        }
     }
 
     fn delete_svid(&self) {
@@ -501,9 +512,12 @@ impl Syncer {
     }
 }
 
+fn roots(own: &BundleForms) -> Vec<Arc<[u8]>> {
+    own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect()
+}
+
 fn store_bundle(context: &Context, own: &BundleForms) {
-    let roots: Vec<_> = own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect();
-    if let Err(error) = context.storage.store_bundle(&roots) {
+    if let Err(error) = context.storage.store_bundle(&roots(own)) {
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not store bundle");
     }
 }

@@ -72,10 +72,13 @@ pub(crate) fn plan(input: &Input<'_>) -> Plan {
     let used = |r: &Record| input.in_use.contains(&r.entry.id);
 
     let held = input.records.iter().filter(|r| r.svid.is_some()).count();
-    let mut idle: Vec<&Record> = input.records.iter().filter(|r| r.svid.is_some() && !used(r)).collect();
-    idle.sort_by_key(|r| last_used(r));
     let surplus = held.saturating_sub(input.limit);
-    let evict: HashSet<EntryId> = idle.iter().take(surplus).map(|r| r.entry.id.clone()).collect();
+    let mut evict = HashSet::new();
+    if surplus > 0 {
+        let mut idle: Vec<&Record> = input.records.iter().filter(|r| r.svid.is_some() && !used(r)).collect();
+        idle.sort_by_key(|r| last_used(r));
+        evict.extend(idle.iter().take(surplus).map(|r| r.entry.id.clone()));
+    }
 
     let mut wanted: Vec<(Urgency, i64, &EntryId)> = Vec::new();
     let mut missing = 0;

@@ -38,6 +38,7 @@ const CHILD_CONFIG: &str = "FINIAL_CLI_CHILD_CONFIG";
 /// Not a test of its own: our server, as the process that other tests start.
 #[test]
 #[ignore = "the child of another test"]
+#[allow(clippy::exit)] // the server's exit code is the process's
 fn child_runs_our_server() {
     let Some(config) = std::env::var_os(CHILD_CONFIG) else { return };
     let args = ["run", "-config", config.to_str().unwrap()].map(str::to_owned);
@@ -506,6 +507,17 @@ fn entries(pair: &mut Pair) {
         pair.changes(&args, stdin);
     }
     entries_read(pair);
+    // more than one page
+    let many = (0..1203).map(|n| {
+        format!(r#"{{"spiffe_id":"spiffe://example.org/many/{n}","parent_id":"spiffe://example.org/p","entry_id":"many-{n}","selectors":[{{"type":"n","value":"{n}"}}]}}"#)
+    });
+    let many = format!(r#"{{"entries":[{}]}}"#, many.collect::<Vec<_>>().join(","));
+    pair.changes(&["entry", "create", "-data", "-"], &many);
+    // only these: SPIRE leaves the order of entries that differ in their ID alone to chance
+    pair.reads(&["entry", "show", "-parentID", "spiffe://example.org/p"]);
+    pair.reads(&["entry", "count"]);
+    let ids = (0..1203).map(|n| format!("\"many-{n}\"")).collect::<Vec<_>>().join(",");
+    pair.changes(&["entry", "delete", "-file", "-"], &format!(r#"{{"ids":[{ids}]}}"#));
     for (args, stdin) in [
         (vec!["entry", "delete"], ""),
         (vec!["entry", "delete", "-entryID", "stored"], ""),

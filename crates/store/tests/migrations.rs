@@ -3,6 +3,7 @@
 
 mod common;
 use common::*;
+use finial_core::AgentRecord;
 use finial_store::{AgentFilter, EntryFilter, Store, StoreError, StoreSettings};
 use sqlx::SqlitePool;
 use std::path::Path;
@@ -92,4 +93,27 @@ async fn the_next_minor_release_may_have_been_there() {
     let (store, folder) = reopened(&[next], false).await;
     assert_eq!(store.unwrap().count_entries(&EntryFilter::default()).await.unwrap(), 1);
     assert_eq!(stated(&folder.path().join("db")).await, (26, "1.16.0-dev".to_owned()));
+}
+
+/// SPIRE writes moments in the time zone of its machine.
+#[tokio::test]
+async fn moments_of_every_time_zone_are_compared_as_moments() {
+    // NOW is 22:03:30 UTC; the text sorts after that of NOW, the moment lies before
+    let statements = [
+        "UPDATE attested_node_entries SET expires_at = '2026-11-22 23:03:29.123456789+01:00', new_expires_at = NULL",
+        "UPDATE registered_entries SET created_at = '2026-11-22 17:33:30.5-04:30'",
+        "UPDATE attested_node_entries_events SET created_at = '2026-11-23 03:03:20+05:00'",
+    ];
+    let (store, _folder) = reopened(&statements, false).await;
+    let store = store.unwrap();
+    let listed = store.list_nodes(&AgentFilter::default(), None).await.unwrap().items;
+    assert_eq!(listed.iter().map(|a: &AgentRecord| a.expires_at).collect::<Vec<_>>(), [NOW - 1]);
+    for (before, count) in [(NOW - 1, 0), (NOW, 1)] {
+        let filter = AgentFilter { expires_before: Some(before), ..AgentFilter::default() };
+        assert_eq!(store.count_nodes(&filter).await.unwrap(), count);
+    }
+    let entries = store.list_entries(&EntryFilter::default(), None).await.unwrap().items;
+    assert_eq!(entries[0].created_at, NOW + 1, "rounded to the nearest second");
+    assert_eq!(store.prune_events(NOW - 10).await.unwrap(), 0);
+    assert_eq!(store.prune_events(NOW - 9).await.unwrap(), 1);
 }

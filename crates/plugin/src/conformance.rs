@@ -3,6 +3,10 @@
 //! They assert, as tests do; nothing but tests calls them.
 #![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod upstream;
+
+pub use upstream::{UpstreamAuthorityFixture, bad_csrs_are_refused, mints_authorities};
+
 use crate::{AgentNodeAttestor, AttestVerdict, Challenger, KeyManager, PluginError, ServerNodeAttestor};
 use async_trait::async_trait;
 use finial_core::{ErrorKind, KeyType};

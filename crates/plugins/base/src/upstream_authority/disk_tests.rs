@@ -66,6 +66,15 @@ impl Pki {
     }
 }
 
+finial_plugin::upstream_authority_conformance!({
+    let pki = Pki::new();
+    let (root, key) = pki.root(100_000).await;
+    pki.write("root", &[root.certificate()], Some(&key));
+    let upstream = Arc::new(pki.open("root.crt", "root.key", "").unwrap());
+    // The files may go: what was read last serves on.
+    finial_plugin::conformance::UpstreamAuthorityFixture { upstream, trust_domain: pki.trust_domain.clone(), now: NOW }
+});
+
 fn error(result: Result<Disk, PluginError>) -> String {
     result.err().expect("refused").message
 }

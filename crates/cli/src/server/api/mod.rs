@@ -1,5 +1,5 @@
 //! The commands that speak to a server's management API: entries, agents, join tokens, bundles, minting. Flags, texts, JSON
-//! and exit codes are SPIRE's; `crates/cli/tests/real_server.rs` compares them with SPIRE's own, command by command.
+//! and exit codes are SPIRE's; `crates/cli/tests/real_server` compares them with SPIRE's own, command by command.
 
 mod agent;
 mod bundle;

@@ -83,6 +83,7 @@ impl Api {
         let id = id_from_proto(&self.trust_domain, id, IdRule::Agent)
             .map_err(|e| call.fail_with(ErrorKind::InvalidArgument, "invalid agent ID", e))?;
         call.note("spiffe_id", &id);
+        call.about("spiffe_id", &id);
         Ok(id)
     }
 
@@ -131,18 +132,18 @@ impl Api {
         request: pb::DeleteAgentRequest,
     ) -> Result<(), Status> {
         let id = self.agent_id(&permit, request.id.as_ref())?;
-        let deleted = self.nodes.delete(id.clone()).await;
+        let deleted = self.nodes.delete(id).await;
         self.changed(&permit, deleted, "failed to remove agent")?;
-        permit.log_info("Agent deleted", &[("spiffe_id", id.as_str())]);
+        permit.log_info("Agent deleted");
         permit.audit();
         Ok(())
     }
 
     async fn ban_agent(&self, permit: Permit<method::BanAgent>, request: pb::BanAgentRequest) -> Result<(), Status> {
         let id = self.agent_id(&permit, request.id.as_ref())?;
-        let banned = self.nodes.ban(id.clone()).await;
+        let banned = self.nodes.ban(id).await;
         self.changed(&permit, banned, "failed to ban agent")?;
-        permit.log_info("Agent banned", &[("spiffe_id", id.as_str())]);
+        permit.log_info("Agent banned");
         permit.audit();
         Ok(())
     }
@@ -185,7 +186,7 @@ impl Api {
             }
             Some(false) => {}
         }
-        permit.log_info("Renewing agent SVID", &[]);
+        permit.log_info("Renewing agent SVID");
         let csr = csr.ok_or_else(|| permit.fail(ErrorKind::InvalidArgument, "params cannot be nil"))?;
         if csr.is_empty() {
             return Err(permit.fail(ErrorKind::InvalidArgument, "missing CSR"));
@@ -211,6 +212,7 @@ impl Api {
         permit.limit(1, "rejecting request due to post status rate limiting").await?;
         let id = permit.caller_id()?;
         permit.note("spiffe_id", id);
+        permit.about("spiffe_id", id);
         if !request.agent_version.is_empty() {
             if request.agent_version.len() > VERSION_BYTES_MAX {
                 let message = "agent version is too long (max 255 characters)";
@@ -221,7 +223,8 @@ impl Api {
             let update = AgentUpdate { agent_version: Some(version.clone()), ..AgentUpdate::default() };
             let updated = self.nodes.update(id.clone(), update).await;
             self.changed(&permit, updated, "failed to update agent")?;
-            permit.log_debug("Agent status updated", &[("agent_version", &version), ("spiffe_id", id.as_str())]);
+            permit.about("agent_version", version);
+            permit.log_debug("Agent status updated");
         }
         permit.audit();
         Ok(pb::PostStatusResponse {})

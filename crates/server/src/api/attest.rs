@@ -114,6 +114,7 @@ impl Api {
         let evidence =
             Evidence::of(params).map_err(|why| call.fail_with(ErrorKind::InvalidArgument, "malformed param", why))?;
         call.note("node_attestor_type", &evidence.kind);
+        call.about("node_attestor_type", &evidence.kind);
         let key = self.agent_key(call, &evidence.csr)?;
         let (id, svid, can_reattest) = if evidence.kind == JOIN_TOKEN {
             self.attest_by_token(call, &evidence, &key).await?
@@ -122,11 +123,9 @@ impl Api {
             self.attest_by_plugin(call, &evidence, &key, &mut agent).await?
         };
         call.note("agent_id", &id);
-        let address = call.peer_address().unwrap_or_default();
-        call.log_info(
-            "Agent attestation request completed",
-            &[("address", &address), ("agent_id", id.as_str()), ("node_attestor_type", &evidence.kind)],
-        );
+        call.about("agent_id", &id);
+        call.about("address", call.peer_address().unwrap_or_default());
+        call.log_info("Agent attestation request completed");
         let outcome = Outcome { svid: Some(svid_to_proto(&id, &svid)), reattestable: can_reattest };
         outlet.send(AttestAgentResponse { step: Some(Told::Result(outcome)) }).await
     }

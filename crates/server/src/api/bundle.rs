@@ -101,6 +101,14 @@ fn audit_fields(wire: &types::Bundle, write: Write) -> Fields {
     fields
 }
 
+fn mode_name(mode: DeleteMode) -> &'static str {
+    match mode {
+        DeleteMode::Restrict => "RESTRICT",
+        DeleteMode::Dissociate => "DISSOCIATE",
+        DeleteMode::Delete => "DELETE",
+    }
+}
+
 /// What is done with a federated bundle.
 #[derive(Clone, Copy)]
 enum Write {
@@ -144,6 +152,7 @@ impl Api {
         if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
             return Err(permit.fail(ErrorKind::InvalidArgument, "no authorities to append"));
         }
+        permit.about("trust_domain_id", &self.trust_domain);
         let invalid = |what, why: String| permit.fail_with(ErrorKind::InvalidArgument, what, why);
         let jwt = jwt_from_proto(&request.jwt_authorities);
         let x509 = x509_from_proto(&request.x509_authorities);
@@ -184,6 +193,7 @@ impl Api {
         request: pb::GetFederatedBundleRequest,
     ) -> Result<types::Bundle, Status> {
         permit.note("trust_domain_id", &request.trust_domain);
+        permit.about("trust_domain_id", &request.trust_domain);
         let trust_domain = TrustDomain::parse(&request.trust_domain)
             .map_err(|e| permit.fail_with(ErrorKind::InvalidArgument, "trust domain argument is not valid", e))?;
         if trust_domain == self.trust_domain {
@@ -198,6 +208,7 @@ impl Api {
 
     /// Writes one federated bundle and lets the feed know, to the end even if the caller goes away.
     async fn write_federated(&self, call: &Call, wire: &types::Bundle, write: Write) -> Result<Bundle, types::Status> {
+        call.about("trust_domain_id", &wire.trust_domain);
         let invalid = |what: &str, why: String| call.item_with(ErrorKind::InvalidArgument, what, why);
         let trust_domain = TrustDomain::parse(&wire.trust_domain)
             .map_err(|e| invalid("trust domain argument is not valid", e.to_string()))?;
@@ -224,16 +235,24 @@ impl Api {
             }
             Ok(written)
         };
-        self.turn.take(change).await.map_err(|error| match (error.kind(), write) {
+        let written = self.turn.take(change).await.map_err(|error| match (error.kind(), write) {
             (ErrorKind::AlreadyExists, _) => call.item(ErrorKind::AlreadyExists, "bundle already exists"),
             (ErrorKind::NotFound, _) => call.item(ErrorKind::NotFound, "bundle not found"),
             (_, Write::Create) => call.item_with(ErrorKind::Internal, "unable to create bundle", error),
             (_, Write::Update(_)) => call.item_with(ErrorKind::Internal, "failed to update bundle", error),
             (_, Write::Set) => call.item_with(ErrorKind::Internal, "failed to set bundle", error),
-        })
+        })?;
+        match write {
+            Write::Create => call.log_debug("Federated bundle created"),
+            Write::Update(_) => call.log_debug("Federated bundle updated"),
+            Write::Set => call.log_info("Bundle set successfully"),
+        }
+        Ok(written)
     }
 
     async fn delete_federated(&self, call: &Call, trust_domain: &str, mode: DeleteMode) -> Result<(), types::Status> {
+        call.about("delete_federated_bundle_mode", mode_name(mode));
+        call.about("trust_domain_id", trust_domain);
         let trust_domain = TrustDomain::parse(trust_domain)
             .map_err(|e| call.item_with(ErrorKind::InvalidArgument, "trust domain argument is not valid", e))?;
         if trust_domain == self.trust_domain {
@@ -268,10 +287,7 @@ impl Api {
                 Err(status) => Some(status),
             };
             permit.audit_item(status.as_ref(), || {
-                vec![
-                    ("trust_domain_id".into(), trust_domain.clone()),
-                    ("mode".into(), format!("{mode:?}").to_uppercase()),
-                ]
+                vec![("trust_domain_id".into(), trust_domain.clone()), ("mode".into(), mode_name(mode).into())]
             });
             results.push(pb::batch_delete_federated_bundle_response::Result { status, trust_domain });
         }

@@ -255,6 +255,7 @@ impl Api {
             return Err(permit.fail(ErrorKind::InvalidArgument, "missing ID"));
         }
         permit.note("entry_id", &request.id);
+        permit.about("entry_id", &request.id);
         // What cannot be an ID is the ID of no entry.
         let found = match EntryId::parse(&request.id) {
             Ok(id) => self.store.fetch_entry(&id).await,
@@ -283,13 +284,16 @@ impl Api {
         let mut created = created.into_iter();
         let results = parsed.into_iter().map(|parsed| match parsed {
             Err(status) => (Some(status), None),
-            Ok(_) => match created.next() {
+            Ok(entry) => match created.next() {
                 Some(Ok(CreatedEntry { entry, existing: false })) => (ok(), Some(entry)),
                 Some(Ok(CreatedEntry { entry, existing: true })) => {
                     let message = "similar entry already exists".into();
                     (Some(types::Status { code: tonic::Code::AlreadyExists as i32, message }), Some(entry))
                 }
-                Some(Err(error)) => (Some(permit.item_with(error.kind(), "failed to create entry", error)), None),
+                Some(Err(error)) => {
+                    permit.about("spiffe_id", &entry.spiffe_id);
+                    (Some(permit.item_with(error.kind(), "failed to create entry", error)), None)
+                }
                 None => (Some(permit.item(ErrorKind::Internal, "failed to create entry")), None),
             },
         });
@@ -331,6 +335,7 @@ impl Api {
         wire: &types::Entry,
         mask: Option<&types::EntryMask>,
     ) -> Result<Entry, types::Status> {
+        call.about("entry_id", &wire.id);
         let update = update_from_proto(&self.trust_domain, wire, mask)
             .map_err(|why| call.item_with(ErrorKind::InvalidArgument, "failed to convert entry", why))?;
         let updated = match EntryId::parse(&wire.id) {
@@ -350,6 +355,7 @@ impl Api {
         let mut deleted = deleted.map_err(|e| store_failed(&permit, "failed to delete entry", &e))?.into_iter();
         let mut results = Vec::with_capacity(parsed.len());
         for (id, parsed) in request.ids.into_iter().zip(parsed) {
+            permit.about("entry_id", &id);
             let status = match parsed {
                 Err(_) if id.is_empty() => Some(permit.item(ErrorKind::InvalidArgument, "missing entry ID")),
                 Err(_) => Some(permit.item(ErrorKind::NotFound, "entry not found")),

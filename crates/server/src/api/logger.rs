@@ -50,7 +50,7 @@ impl Api {
         _: pb::GetLoggerRequest,
     ) -> Result<types::Logger, Status> {
         let log = self.log_handle(&permit)?;
-        permit.log_info("GetLogger Called", &[]);
+        permit.log_info("GetLogger Called");
         permit.audit();
         Ok(answer(log))
     }
@@ -64,7 +64,8 @@ impl Api {
         let name = to_proto(level).as_str_name();
         permit.note("new_log_level", name);
         let log = self.log_handle(&permit)?;
-        permit.log_info("SetLogLevel Called", &[("new_log_level", &name.to_lowercase())]);
+        permit.about("new_log_level", level.as_str());
+        permit.log_info("SetLogLevel Called");
         log.set_level(level);
         permit.audit();
         Ok(answer(log))
@@ -76,7 +77,8 @@ impl Api {
         _: pb::ResetLogLevelRequest,
     ) -> Result<types::Logger, Status> {
         let log = self.log_handle(&permit)?;
-        permit.log_info("ResetLogLevel Called", &[]);
+        permit.about("launch_log_level", log.launch_level().as_str());
+        permit.log_info("ResetLogLevel Called");
         log.set_level(log.launch_level());
         permit.audit();
         Ok(answer(log))

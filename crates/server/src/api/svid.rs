@@ -118,6 +118,7 @@ impl Api {
         params: &pb::NewX509svidParams,
         entry: Option<Arc<Indexed>>,
     ) -> Result<types::X509svid, types::Status> {
+        call.about_nothing();
         let invalid = |message| call.item(ErrorKind::InvalidArgument, message);
         if params.entry_id.is_empty() {
             return Err(invalid("missing entry ID"));
@@ -125,11 +126,17 @@ impl Api {
         if params.csr.is_empty() {
             return Err(invalid("missing CSR"));
         }
-        let entry = entry.ok_or_else(|| call.item(ErrorKind::NotFound, "entry not found or not authorized"))?;
-        let csr =
-            Csr::parse(&params.csr).map_err(|e| call.item_with(ErrorKind::InvalidArgument, "malformed CSR", e))?;
-        csr.verify_proof_of_possession()
-            .map_err(|e| call.item_with(ErrorKind::InvalidArgument, "invalid CSR signature", e))?;
+        let about = || call.about("entry_id", &params.entry_id);
+        let entry = entry.ok_or_else(|| {
+            about();
+            call.item(ErrorKind::NotFound, "entry not found or not authorized")
+        })?;
+        let bad_csr = |message, error: &dyn std::fmt::Display| {
+            about();
+            call.item_with(ErrorKind::InvalidArgument, message, error)
+        };
+        let csr = Csr::parse(&params.csr).map_err(|e| bad_csr("malformed CSR", &e))?;
+        csr.verify_proof_of_possession().map_err(|e| bad_csr("invalid CSR signature", &e))?;
         let id = SpiffeId::new(&self.trust_domain, entry.path())
             .map_err(|e| call.item_with(ErrorKind::Internal, "entry has malformed SPIFFE ID", e))?;
         let entry = entry.to_proto();

@@ -23,7 +23,10 @@ pub struct Call {
     pub(super) authorized_via: &'static str,
     pub(super) deadline: Option<Instant>,
     pub(super) request_id: OnceLock<String>,
+    /// For the audit line.
     pub(super) fields: Mutex<Fields>,
+    /// For log lines.
+    pub(super) about: Mutex<Vec<(&'static str, String)>>,
 }
 
 impl Call {
@@ -131,21 +134,16 @@ impl Call {
         Status::new(code_of(kind), text)
     }
 
-    fn log_error(&self, message: &str, error: Option<&str>) {
-        if tracing::event_enabled!(tracing::Level::ERROR) {
-            tracing::error!(
-                subsystem_name = "api",
-                service = self.row.service,
-                method = self.row.name,
-                request_id = self.request_id(),
-                authorized_as = self.authorized_as,
-                authorized_via = self.authorized_via,
-                caller_addr = self.peer_address(),
-                caller_id = self.peer.id().map(SpiffeId::as_str),
-                error,
-                "{message}"
-            );
-        }
+    /// What the next log lines of this call are about; replaces what was said of `name` before.
+    pub fn about(&self, name: &'static str, value: impl Display) {
+        let mut about = self.about.lock().unwrap_or_else(PoisonError::into_inner);
+        about.retain(|(known, _)| *known != name);
+        about.push((name, value.to_string()));
+    }
+
+    /// The next log lines are about the call alone again.
+    pub fn about_nothing(&self) {
+        self.about.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The caller's address as the log has it.
@@ -156,22 +154,27 @@ impl Call {
         }
     }
 
+    fn log_error(&self, message: &str, error: Option<&str>) {
+        self.log_line(tracing::Level::ERROR, message, error);
+    }
+
     /// An info line about this call.
-    pub fn log_info(&self, message: &str, fields: &[(&'static str, &str)]) {
-        self.log_line(tracing::Level::INFO, message, fields);
+    pub fn log_info(&self, message: &str) {
+        self.log_line(tracing::Level::INFO, message, None);
     }
 
     /// A debug line about this call.
-    pub fn log_debug(&self, message: &str, fields: &[(&'static str, &str)]) {
-        self.log_line(tracing::Level::DEBUG, message, fields);
+    pub fn log_debug(&self, message: &str) {
+        self.log_line(tracing::Level::DEBUG, message, None);
     }
 
-    fn log_line(&self, level: tracing::Level, message: &str, fields: &[(&'static str, &str)]) {
+    fn log_line(&self, level: tracing::Level, message: &str, error: Option<&str>) {
         macro_rules! line {
             ($level:ident) => {
                 if tracing::event_enabled!(tracing::Level::$level) {
-                    let pair = |(name, value): &(&str, &str)| format!("{name}\u{1f}{value}");
-                    let fields: Vec<String> = fields.iter().map(pair).collect();
+                    let about = self.about.lock().unwrap_or_else(PoisonError::into_inner);
+                    let about: Vec<String> = about.iter().map(|(name, value)| format!("{name}\u{1f}{value}")).collect();
+                    let about = about.join("\u{1e}");
                     tracing::event!(
                         tracing::Level::$level,
                         subsystem_name = "api",
@@ -182,16 +185,17 @@ impl Call {
                         authorized_via = self.authorized_via,
                         caller_addr = self.peer_address(),
                         caller_id = self.peer.id().map(SpiffeId::as_str),
-                        fields = fields.join("\u{1e}").as_str(),
+                        fields = (!about.is_empty()).then_some(about.as_str()),
+                        error,
                         "{message}"
                     );
                 }
             };
         }
-        if level == tracing::Level::INFO {
-            line!(INFO);
-        } else {
-            line!(DEBUG);
+        match level {
+            tracing::Level::ERROR => line!(ERROR),
+            tracing::Level::INFO => line!(INFO),
+            _ => line!(DEBUG),
         }
     }
 

@@ -134,6 +134,7 @@ impl Gate {
             deadline: deadline(request),
             request_id: OnceLock::new(),
             fields: Mutex::default(),
+            about: Mutex::default(),
         };
         if let Peer::Remote { identity: Identity::Unusable(why), .. } = &*call.peer {
             return Err(Status::unauthenticated(why.clone()));

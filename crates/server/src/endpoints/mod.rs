@@ -27,6 +27,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_stream::StreamExt;
+use tonic::Status;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router};
 use tower::layer::util::Stack;
@@ -156,23 +158,34 @@ fn builder() -> Server<Layers> {
 }
 
 /// What both doors offer.
-fn both_services(mut server: Server<Layers>, service: &Service) -> Services {
-    server
-        .add_service(AgentServer::new(service.clone()))
+fn both_services(service: &Service) -> Routes {
+    Routes::new(AgentServer::new(service.clone()))
         .add_service(BundleServer::new(service.clone()))
         .add_service(EntryServer::new(service.clone()))
         .add_service(SvidServer::new(service.clone()))
 }
 
 fn remote_services(service: &Service) -> Services {
-    both_services(builder().max_connection_age(CONNECTION_AGE), service)
+    builder().max_connection_age(CONNECTION_AGE).add_routes(or_unknown(both_services(service)))
 }
 
 fn local_services(service: &Service) -> Services {
-    both_services(builder(), service)
+    let routes = both_services(service)
         .add_service(DebugServer::new(service.clone()))
         .add_service(HealthServer::new(service.clone()))
-        .add_service(LoggerServer::new(service.clone()))
+        .add_service(LoggerServer::new(service.clone()));
+    builder().add_routes(or_unknown(routes))
+}
+
+/// Says which service there is not, in grpc-go's words.
+fn or_unknown(mut routes: Routes) -> Routes {
+    let unknown = |uri: http::Uri| async move {
+        let service = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
+        Status::unimplemented(format!("unknown service {service}")).into_http::<tonic::body::Body>()
+    };
+    let router = routes.axum_router_mut();
+    *router = std::mem::take(router).fallback(unknown);
+    routes.prepare()
 }
 
 /// A message over the limit is `OutOfRange` to tonic and `ResourceExhausted` to everyone else; none of our handlers answers

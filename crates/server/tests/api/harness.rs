@@ -17,10 +17,10 @@ use finial_proto::server::entry::entry_client::EntryClient;
 use finial_proto::server::svid::svid_client::SvidClient;
 use finial_proto::types;
 use finial_runtime::health::Health;
-use finial_runtime::{Metrics, Supervisor};
+use finial_runtime::{Metrics, Supervisor, log};
 use finial_server::{Environment, Running, StartError};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -72,6 +72,37 @@ impl ServerNodeAttestor for Gullible {
     }
 }
 
+/// Everything that the servers of all tests have logged, as JSON lines.
+static LOG: LazyLock<Lines> = LazyLock::new(|| {
+    let lines = Lines::default();
+    let settings =
+        log::Settings { level: log::Level::Info, format: log::Format::Json, file: None, source_location: false };
+    let (subscriber, _) = log::with_writer(&settings, Box::new(lines.clone()), Arc::new(ManualClock::at(NOW)));
+    // One for the process: tracing decides once per place whether anyone listens there, whatever the thread.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    lines
+});
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines with this message in which `field` is `value`; choose one that no other test has.
+pub(crate) fn logged(message: &str, field: &str, value: &str) -> Vec<serde_json::Value> {
+    let text = String::from_utf8(LOG.0.lock().unwrap().clone()).unwrap();
+    let parsed = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    parsed.filter(|line| line["msg"] == message && line[field] == value).collect()
+}
+
 /// A running server, with what tests need of its insides.
 pub(crate) struct Server {
     pub(crate) running: Running,
@@ -116,6 +147,7 @@ impl Server {
         keys: Arc<dyn KeyManager>,
         change: impl FnOnce(&mut ServerSettings),
     ) -> Result<Self, StartError> {
+        LazyLock::force(&LOG);
         let mut settings = ServerSettings::minimal(trust_domain(), folder.path().to_owned());
         settings.rate_limit.attestation = false;
         settings.rate_limit.signing = false;

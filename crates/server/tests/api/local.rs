@@ -9,7 +9,6 @@ use finial_proto::server::debug::debug_client::DebugClient;
 use finial_proto::server::logger::logger_client::LoggerClient;
 use finial_proto::server::logger::{GetLoggerRequest, SetLogLevelRequest};
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{Arc, Mutex};
 use tonic::Code;
 
 #[tokio::test]
@@ -97,102 +96,54 @@ async fn shutdown_ends_open_connections_and_frees_the_data() {
     drop(server);
 }
 
-/// Collects what is logged.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Lines {
-    fn all(&self) -> Vec<serde_json::Value> {
-        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    /// The audit lines for a method.
-    fn of(&self, method: &str) -> Vec<serde_json::Value> {
-        self.all().into_iter().filter(|line| line["type"] == "audit" && line["method"] == method).collect()
-    }
-
-    /// The lines with this message.
-    fn saying(&self, message: &str) -> Vec<serde_json::Value> {
-        self.all().into_iter().filter(|line| line["msg"] == message).collect()
-    }
-}
-
 #[tokio::test]
 async fn the_audit_log_has_a_line_for_each_call_and_each_item() {
     use finial_proto::server::entry::{BatchDeleteEntryRequest, GetEntryRequest};
-    let lines = Lines::default();
-    let settings = finial_runtime::log::Settings {
-        level: finial_runtime::log::Level::Info,
-        format: finial_runtime::log::Format::Json,
-        file: None,
-        source_location: false,
-    };
-    let clock = Arc::new(finial_core::ManualClock::at(NOW));
-    let (subscriber, _handle) = finial_runtime::log::with_writer(&settings, Box::new(lines.clone()), clock);
-    let _guard = tracing::subscriber::set_default(subscriber);
     let server = Server::with(|settings| settings.audit_log_enabled = true).await;
     let agent = server.agent().await;
+    let agent_id = agent.identity.id.as_str();
     let entry = server.create(vec![agent.entry("/a")]).await.remove(0);
-    let missing = GetEntryRequest { id: "no-such".into(), output_mask: None };
+    let unique = format!("no-such-{}", entry.id);
+    let missing = GetEntryRequest { id: unique.clone(), output_mask: None };
     refused(server.entries().get_entry(missing).await, Code::NotFound);
-    let ids = vec![entry.id.clone(), "no-such".into()];
+    let ids = vec![entry.id.clone(), unique.clone()];
     server.entries().batch_delete_entry(BatchDeleteEntryRequest { ids }).await.unwrap();
 
     // The ordinary lines are there too.
-    let completed = lines.saying("Agent attestation request completed").remove(0);
+    let completed = logged("Agent attestation request completed", "agent_id", agent_id).remove(0);
     assert_eq!(
         (&completed["node_attestor_type"], &completed["service"]),
         (&"join_token".into(), &"agent.v1.Agent".into())
     );
     assert_eq!(completed["address"], completed["caller_addr"]);
-    assert_eq!(lines.saying("Entry not found").len(), 2);
+    assert_eq!(logged("Entry not found", "entry_id", &unique).len(), 2);
 
-    let attest = lines.of("AttestAgent").remove(0);
-    assert_eq!((attest["msg"].as_str(), attest["status"].as_str()), (Some("API accessed"), Some("success")));
-    assert_eq!(attest["node_attestor_type"], "join_token");
-    assert_eq!(attest["agent_id"], agent.identity.id.as_str());
+    let attest = logged("API accessed", "agent_id", agent_id).remove(0);
+    assert_eq!((&attest["type"], &attest["status"]), (&"audit".into(), &"success".into()));
+    assert_eq!((&attest["method"], &attest["node_attestor_type"]), (&"AttestAgent".into(), &"join_token".into()));
     assert!(attest["caller_addr"].as_str().unwrap().starts_with("127.0.0.1:"));
-    let get = lines.of("GetEntry").remove(0);
+    let [get, delete_missing] = logged("API accessed", "entry_id", &unique).try_into().unwrap();
     assert_eq!(
-        (&get["status"], &get["status_code"], &get["status_message"], &get["entry_id"]),
-        (&"error".into(), &"NotFound".into(), &"entry not found".into(), &"no-such".into())
+        (&get["method"], &get["status"], &get["status_code"], &get["status_message"]),
+        (&"GetEntry".into(), &"error".into(), &"NotFound".into(), &"entry not found".into())
     );
     assert_eq!((&get["authorized_as"], &get["authorized_via"]), (&"local".into(), &"transport".into()));
     assert!(get["caller_uid"].is_string() && get["request_id"].as_str().unwrap().len() == 36);
     assert!(get["caller_path"].as_str().unwrap().contains("api"), "{get}");
-    let deletes = lines.of("BatchDeleteEntry");
-    assert_eq!(deletes.iter().map(|line| line["status"].as_str().unwrap()).collect::<Vec<_>>(), ["success", "error"]);
-    assert_eq!(deletes[0]["request_id"], deletes[1]["request_id"], "one call");
-    let created = lines.of("BatchCreateEntry").remove(0);
-    assert_eq!(created["selectors"], "unix:uid:1000");
+    let delete = logged("API accessed", "entry_id", &entry.id).remove(0);
+    assert_eq!((&delete["method"], &delete["status"]), (&"BatchDeleteEntry".into(), &"success".into()));
+    assert_eq!(delete_missing["status"], "error");
+    assert_eq!(delete["request_id"], delete_missing["request_id"], "one call");
+    let created = logged("API accessed", "parent_id", agent_id).remove(0);
+    assert_eq!((&created["method"], &created["selectors"]), (&"BatchCreateEntry".into(), &"unix:uid:1000".into()));
 }
 
 #[tokio::test]
 async fn without_the_audit_log_there_are_no_such_lines() {
-    let lines = Lines::default();
-    let settings = finial_runtime::log::Settings {
-        level: finial_runtime::log::Level::Info,
-        format: finial_runtime::log::Format::Json,
-        file: None,
-        source_location: false,
-    };
-    let clock = Arc::new(finial_core::ManualClock::at(NOW));
-    let (subscriber, _handle) = finial_runtime::log::with_writer(&settings, Box::new(lines.clone()), clock);
-    let _guard = tracing::subscriber::set_default(subscriber);
     let server = Server::start().await;
-    server.agent().await;
-    assert_eq!(lines.of("AttestAgent"), [serde_json::Value::Null; 0]);
+    let agent = server.agent().await;
+    assert!(logged("API accessed", "agent_id", agent.identity.id.as_str()).is_empty());
+    assert_eq!(logged("Agent attestation request completed", "agent_id", agent.identity.id.as_str()).len(), 1);
 }
 
 #[tokio::test]
@@ -222,4 +173,12 @@ async fn a_port_that_is_taken_is_named() {
     let address = server.running.address;
     let error = Server::try_with(|settings| settings.bind_address = address).await.map(drop).unwrap_err().to_string();
     assert!(error.starts_with(&format!("listen tcp {address}: ")), "{error}");
+}
+
+#[tokio::test]
+async fn services_that_are_not_there_are_named() {
+    let server = Server::start().await;
+    let mut missing = DebugClient::new(server.remote(None).await);
+    let message = refused(missing.get_info(GetInfoRequest {}).await, Code::Unimplemented);
+    assert_eq!(message, "unknown service spire.api.server.debug.v1.Debug");
 }

@@ -101,22 +101,22 @@ impl Store {
 
     /// One bundle.
     pub async fn fetch_bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
-        let mut tx = self.read().await?;
-        let found = fetch(&mut tx, trust_domain).await;
+        let mut conn = self.connection().await?;
+        let found = fetch(&mut conn, trust_domain).await;
         self.seen(found.map(|found| found.map(|(_, bundle)| bundle)))
     }
 
     /// How many bundles there are, the own one included.
     pub async fn count_bundles(&self) -> Result<u64, StoreError> {
-        let mut tx = self.read().await?;
-        let row = sqlx::query("SELECT COUNT(*) FROM bundles").fetch_one(&mut *tx).await;
+        let mut conn = self.connection().await?;
+        let row = sqlx::query("SELECT COUNT(*) FROM bundles").fetch_one(&mut *conn).await;
         self.seen(row.map_err(StoreError::from).and_then(|row| Ok(Columns(&row).int(0)?.unsigned_abs())))
     }
 
     /// The bundles, the own one included.
     pub async fn list_bundles(&self, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
-        let mut tx = self.read().await?;
-        let listed = list(&mut tx, page).await;
+        let mut conn = self.connection().await?;
+        let listed = list(&mut conn, page).await;
         self.seen(listed)
     }
 

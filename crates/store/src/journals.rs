@@ -57,21 +57,21 @@ impl Store {
         if active_x509_authority_id.is_empty() {
             return Err(StoreError::InvalidArgument("active X509 authority ID is required".into()));
         }
-        let mut tx = self.read().await?;
+        let mut conn = self.connection().await?;
         let row = sqlx::query(
             "SELECT id, data, active_x509_authority_id FROM ca_journals WHERE active_x509_authority_id = ? ORDER BY id LIMIT 1",
         )
         .bind(active_x509_authority_id)
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut *conn)
         .await;
         self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
     }
 
     /// All journals.
     pub async fn list_ca_journals(&self) -> Result<Vec<CaJournal>, StoreError> {
-        let mut tx = self.read().await?;
+        let mut conn = self.connection().await?;
         let rows = sqlx::query("SELECT id, data, active_x509_authority_id FROM ca_journals ORDER BY id");
-        let rows = rows.fetch_all(&mut *tx).await.map_err(StoreError::from);
+        let rows = rows.fetch_all(&mut *conn).await.map_err(StoreError::from);
         self.seen(rows.and_then(|rows| rows.iter().map(from_row).collect()))
     }
 

@@ -5,6 +5,7 @@
 //! Shape: one writing connection, a few reading ones; `Store` is a cheap handle to both.
 
 mod bundles;
+mod connections;
 mod entries;
 mod error;
 mod events;

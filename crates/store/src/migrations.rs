@@ -56,9 +56,7 @@ pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<()
 
 async fn create(conn: &mut Conn, now: &str) -> Result<(), StoreError> {
     tracing::info!(subsystem_name = "sql", "Initializing new database");
-    for statement in statements() {
-        execute(conn, statement).await?;
-    }
+    execute(conn, statements().join(";")).await?;
     sqlx::query("INSERT INTO migrations (created_at, updated_at, version, code_version) VALUES (?, ?, ?, ?)")
         .bind(now)
         .bind(now)

@@ -115,7 +115,7 @@ impl Store {
 
     /// Hands every agent with its selectors to `each`, in pages of bounded size; all of one moment.
     pub async fn load_nodes(&self, mut each: impl FnMut(AgentRecord) + Send) -> Result<(), StoreError> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_at_start().await?;
         let mut page = Page { token: String::new(), size: LOAD_PAGE };
         loop {
             let listed = list(&mut tx, &AgentFilter::default(), Some(&page)).await;

@@ -8,10 +8,13 @@ use time::{OffsetDateTime, UtcOffset};
 pub(crate) type Db = Sqlite;
 pub(crate) type Conn = sqlx::SqliteConnection;
 pub(crate) type DbRow = sqlx::sqlite::SqliteRow;
-pub(crate) type Tx = sqlx::Transaction<'static, Sqlite>;
 
 /// Takes the write lock at once: a transaction that reads first and writes later could fail in between.
 pub(crate) const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
+/// All statements until its end see one moment.
+pub(crate) const BEGIN_READ: &str = "BEGIN";
+pub(crate) const COMMIT: &str = "COMMIT";
+pub(crate) const ROLLBACK: &str = "ROLLBACK";
 
 /// Asks for the version of the database itself.
 pub(crate) const DB_VERSION: &str = "SELECT sqlite_version()";

@@ -1,6 +1,7 @@
 //! The handle: the lock, the connections, and how a transaction begins and ends.
 
-use crate::sql::{BEGIN_WRITE, Columns, Conn, DB_VERSION, Db, Tx, time_text};
+use crate::connections::{ACQUIRE_MAX, Readers, Tx, Writer};
+use crate::sql::{BEGIN_READ, BEGIN_WRITE, Columns, Conn, DB_VERSION, time_text};
 use crate::{StoreError, StoreSettings, migrations};
 use finial_core::Clock;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -10,10 +11,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a call waits for a connection before it gives up.
-const ACQUIRE_MAX: Duration = Duration::from_secs(30);
 /// How long a write waits for another process (a backup, `sqlite3`) that holds the database.
 const FOREIGN_LOCK_MAX: Duration = Duration::from_secs(5);
+/// How long a reading connection is kept that nobody uses.
+const READER_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Page cache of one connection, KiB. The server answers from memory, so the store needs little.
 const PAGE_CACHE_KIB: u32 = 512;
 
@@ -24,8 +25,8 @@ pub struct Store {
 }
 
 struct Inner {
-    writer: sqlx::Pool<Db>,
-    readers: sqlx::Pool<Db>,
+    writer: Writer,
+    readers: Readers,
     clock: Arc<dyn Clock>,
     path: Option<PathBuf>,
     // held, never read: the lock lasts as long as the handle
@@ -68,7 +69,7 @@ impl Store {
 
     /// Begins a writing transaction. End it with [`Store::finish`]; dropped, it is rolled back.
     pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.writer.begin_with(BEGIN_WRITE).await.map_err(StoreError::from))
+        self.seen(self.inner.writer.begin(BEGIN_WRITE).await)
     }
 
     /// Commits what went well (durable when this returns), rolls back what did not.
@@ -76,10 +77,7 @@ impl Store {
         match result {
             Ok(value) => self.seen(tx.commit().await.map_err(StoreError::from)).map(|()| value),
             Err(error) => {
-                let rolled_back = tx.rollback().await;
-                if let Err(also) = rolled_back {
-                    tracing::warn!(error = %also, "rolling back failed");
-                }
+                tx.rollback().await;
                 self.seen(Err(error))
             }
         }
@@ -87,12 +85,17 @@ impl Store {
 
     /// A reading transaction: one consistent view, until it is dropped.
     pub(crate) async fn read(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.readers.begin().await.map_err(StoreError::from))
+        self.seen(self.inner.readers.begin(&self.inner.writer).await)
     }
 
-    /// A connection for a single read, which needs no transaction to be of one moment.
-    pub(crate) async fn connection(&self) -> Result<sqlx::pool::PoolConnection<Db>, StoreError> {
-        self.seen(self.inner.readers.acquire().await.map_err(StoreError::from))
+    /// The same for a start, when nobody writes yet: another connection would cost a thread and a page cache.
+    pub(crate) async fn read_at_start(&self) -> Result<Tx, StoreError> {
+        self.seen(self.inner.writer.begin(BEGIN_READ).await)
+    }
+
+    /// A connection for a single statement that reads a few rows, which needs no transaction to be of one moment.
+    pub(crate) async fn connection(&self) -> Result<Tx, StoreError> {
+        self.seen(self.inner.readers.brief(&self.inner.writer).await)
     }
 
     /// Gives an error of the database its place and its advice.
@@ -120,8 +123,7 @@ impl StoreSettings {
     }
 }
 
-async fn connect(settings: &StoreSettings) -> Result<(sqlx::Pool<Db>, sqlx::Pool<Db>), sqlx::Error> {
-    let pool = || SqlitePoolOptions::new().acquire_timeout(ACQUIRE_MAX).max_lifetime(None).test_before_acquire(false);
+async fn connect(settings: &StoreSettings) -> Result<(Writer, Readers), sqlx::Error> {
     let mut options = settings.connect_options();
     if !settings.read_only {
         options = options.create_if_missing(true);
@@ -130,15 +132,17 @@ async fn connect(settings: &StoreSettings) -> Result<(sqlx::Pool<Db>, sqlx::Pool
             options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
         }
     }
-    let writer = pool().max_connections(1).min_connections(1).idle_timeout(None).connect_with(options).await?;
+    let writer = Writer::open(options).await?;
     if settings.path.is_none() {
-        return Ok((writer.clone(), writer));
+        return Ok((writer, Readers::Writer));
     }
-    let readers = pool()
+    let pool = SqlitePoolOptions::new()
+        .acquire_timeout(ACQUIRE_MAX)
+        .max_lifetime(None)
+        .test_before_acquire(false)
         .max_connections(settings.readers_max.max(1))
-        .idle_timeout(Duration::from_secs(30))
-        .connect_lazy_with(settings.connect_options().read_only(true));
-    Ok((writer, readers))
+        .idle_timeout(READER_IDLE_MAX);
+    Ok((writer, Readers::Pool(pool.connect_lazy_with(settings.connect_options().read_only(true)))))
 }
 
 /// Makes sure that no second server works on the same file: the kernel drops the lock when the process ends.

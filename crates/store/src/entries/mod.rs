@@ -105,7 +105,7 @@ impl Store {
 
     /// Hands every entry to `each`, in pages of bounded size; all of one moment.
     pub async fn load_entries(&self, mut each: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
-        let mut tx = self.read().await?;
+        let mut tx = self.read_at_start().await?;
         let mut page = Page { token: String::new(), size: LOAD_PAGE };
         loop {
             let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await;

@@ -27,7 +27,7 @@ mod workload_api;
 
 pub use error::AgentError;
 
-use finial_config::AgentSettings;
+use finial_config::{AgentSettings, RebootstrapMode};
 use finial_core::Clock;
 use finial_crypto::tls::{PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_net::client::tls_channel;
@@ -162,6 +162,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
              restarted, it will be unable to obtain a new SVID and will need to be manually evicted to be able to re-attest."
         );
     }
+    check_rebootstrap(settings.rebootstrap_mode, attested.svid.reattestable)?;
     let own = cache::BundleForms::new(attested.bundle);
     let own = own.map_err(|e| AgentError::internal(format!("invalid trust domain bundle: {e}")))?;
     let (cache, writer) = cache::Cache::new(Arc::new(own), settings.jwt_svid_cache_max_size, context.clock.clone());
@@ -191,6 +192,20 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     match ended {
         Ok(result) => result,
         Err(_) => Err(AgentError::internal("the sync loop panicked; the log has the place")),
+    }
+}
+
+/// To bootstrap again is to attest again, which not every attestor allows.
+fn check_rebootstrap(mode: RebootstrapMode, reattestable: bool) -> Result<(), AgentError> {
+    const REFUSED: &str = "you have requested rebootstrap support but the NodeAttestor plugin or the spire server \
+                           configuration is not allowing it";
+    match mode {
+        RebootstrapMode::Always if !reattestable => Err(AgentError::internal(REFUSED)),
+        RebootstrapMode::Auto if !reattestable => {
+            tracing::warn!("{REFUSED}. Disabling");
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 

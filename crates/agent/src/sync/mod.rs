@@ -220,7 +220,8 @@ impl Syncer {
     /// The server is signed by an authority that we do not know. Ends the agent, at once or after the configured delay.
     fn unknown_authority(&mut self, error: &ServerError) -> Result<(), AgentError> {
         let settings = &self.context.settings;
-        if settings.rebootstrap_mode == RebootstrapMode::Never {
+        // An agent that may not attest again would only lose what it has.
+        if settings.rebootstrap_mode == RebootstrapMode::Never || !self.svid.reattestable {
             tracing::info!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed, non-recoverable error");
             return Err(AgentError::internal(format!("failed to sync with SPIRE Server: {error}")));
         }
@@ -233,7 +234,7 @@ impl Syncer {
             return Ok(());
         }
         tracing::warn!(subsystem_name = SUBSYSTEM, "Trust Bundle and Server don't agree, rebootstrapping");
-        self.context.storage.store_bundle(&[])?;
+        self.context.storage.store(&[], false, &[])?;
         Err(AgentError::internal("shutting down for rebootstrapping"))
     }
 

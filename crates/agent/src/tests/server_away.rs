@@ -71,6 +71,8 @@ async fn an_agent_that_may_bootstrap_again_waits_and_then_drops_its_bundle() {
     let mut world = World::new().await;
     world.settings.rebootstrap_mode = finial_config::RebootstrapMode::Auto;
     world.settings.rebootstrap_delay = std::time::Duration::from_secs(600);
+    world.puzzle = true;
+    world.server.state().reattestable = true;
     let clock = Arc::new(ManualClock::at(SystemClock.now()));
     world.clock = clock.clone();
     let agent = world.started().await;
@@ -90,7 +92,18 @@ async fn an_agent_that_may_bootstrap_again_waits_and_then_drops_its_bundle() {
     assert!(!agent.has_ended(), "it waits");
     clock.advance(601);
     assert_eq!(agent.failure().await.to_string(), "shutting down for rebootstrapping");
-    assert!(
-        std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap().contains("\"bundle\":null")
-    );
+    let kept = std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap();
+    assert!(kept.contains("\"svid\":null,\"bundle\":null"), "{kept}");
+}
+
+#[tokio::test]
+async fn an_agent_that_cannot_attest_again_does_not_bootstrap_again() {
+    let mut world = World::new().await;
+    world.settings.rebootstrap_mode = finial_config::RebootstrapMode::Always;
+    let error = world.start().failure().await.to_string();
+    assert!(error.starts_with("you have requested rebootstrap support but the NodeAttestor plugin"), "{error}");
+    world.settings.rebootstrap_mode = finial_config::RebootstrapMode::Auto;
+    world.settings.data_dir = world.dir.path().join("other");
+    world.settings.socket_path = Some(world.dir.path().join("other.sock"));
+    world.started().await.stop().await;
 }

@@ -65,6 +65,22 @@ fn an_agent_restarts_with_the_svid_it_had() {
     assert!(server.command(&["agent", "count"]).ok().stdout.contains("1 attested agent"));
 }
 
+/// SPIRE's as well: it is what workloads of other users pass through to the socket.
+#[test]
+fn the_folder_of_the_socket_is_open_to_every_user() {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    for flavor in [Flavor::Finial, Flavor::Spire] {
+        let server = Server::start(Flavor::Finial, &ServerOptions::default());
+        server.entry("/workload", &[]);
+        let agent = Agent::serving(flavor, &server, &AgentOptions::default());
+        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+        let beside = agent.dir.path().join("beside");
+        std::fs::DirBuilder::new().mode(0o755).create(&beside).unwrap();
+        assert_eq!(mode(agent.socket().parent().unwrap()), mode(&beside), "{flavor:?}");
+        assert_eq!(mode(&agent.socket()), 0o777, "{flavor:?}");
+    }
+}
+
 #[test]
 fn a_banned_agent_ends() {
     let server = Server::start(Flavor::Finial, &ServerOptions::default());

@@ -1,5 +1,6 @@
 //! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
 
+mod answers;
 mod clients;
 mod documents;
 mod faults;

@@ -139,7 +139,8 @@ struct Known {
 
 impl Known {
     async fn load(settings: &ServerSettings, env: &Environment) -> Result<Self, StartError> {
-        let store = open_store(&settings.plugins, env.clock.clone()).await?;
+        let store = open_store(&settings.plugins, env.clock.clone()).await?.with_metrics(env.metrics.clone());
+        tracing::info!(subsystem_name = "catalog", reconfigurable = false, "Configured DataStore");
         let turn = Turn::new(env.spawner.clone());
         let trust_domain = settings.trust_domain.clone();
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;

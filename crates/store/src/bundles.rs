@@ -49,26 +49,35 @@ impl BundleMask {
 impl Store {
     /// Stores a new bundle; `AlreadyExists` when the trust domain has one.
     pub async fn create_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = insert(&mut tx, bundle, &self.now_text()).await;
-        self.finish(tx, result).await
+        self.counted("datastore.bundle.create", async {
+            let mut tx = self.begin().await?;
+            let result = insert(&mut tx, bundle, &self.now_text()).await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Replaces the masked parts of an existing bundle; `NotFound` when there is none. Returns the whole result.
     pub async fn update_bundle(&self, bundle: &Bundle, mask: BundleMask) -> Result<Bundle, StoreError> {
-        self.change(&bundle.trust_domain, |stored| {
-            masked(stored, bundle, mask);
-            Ok(true)
+        self.counted("datastore.bundle.update", async {
+            self.change(&bundle.trust_domain, |stored| {
+                masked(stored, bundle, mask);
+                Ok(true)
+            })
+            .await
+            .map(|(stored, _)| stored)
         })
         .await
-        .map(|(stored, _)| stored)
     }
 
     /// Creates or replaces.
     pub async fn set_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
-        self.upsert(bundle, |stored| {
-            masked(stored, bundle, BundleMask::ALL);
-            true
+        self.counted("datastore.bundle.set", async {
+            self.upsert(bundle, |stored| {
+                masked(stored, bundle, BundleMask::ALL);
+                true
+            })
+            .await
         })
         .await
     }
@@ -76,14 +85,17 @@ impl Store {
     /// Adds the authorities that are not there yet, creating the bundle if need be; the sequence number grows when
     /// something was added. Returns the whole result.
     pub async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
-        self.upsert(bundle, |stored| {
-            let added = add_missing(&mut stored.x509_authorities, &bundle.x509_authorities)
-                | add_missing(&mut stored.jwt_authorities, &bundle.jwt_authorities)
-                | add_missing(&mut stored.wit_authorities, &bundle.wit_authorities);
-            if added {
-                stored.sequence_number = stored.sequence_number.saturating_add(1);
-            }
-            added
+        self.counted("datastore.bundle.append", async {
+            self.upsert(bundle, |stored| {
+                let added = add_missing(&mut stored.x509_authorities, &bundle.x509_authorities)
+                    | add_missing(&mut stored.jwt_authorities, &bundle.jwt_authorities)
+                    | add_missing(&mut stored.wit_authorities, &bundle.wit_authorities);
+                if added {
+                    stored.sequence_number = stored.sequence_number.saturating_add(1);
+                }
+                added
+            })
+            .await
         })
         .await
     }
@@ -94,30 +106,42 @@ impl Store {
         trust_domain: &TrustDomain,
         mode: DeleteMode,
     ) -> Result<Vec<EntryId>, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = delete(&mut tx, trust_domain, mode, &self.now_text()).await;
-        self.finish(tx, result).await
+        self.counted("datastore.bundle.delete", async {
+            let mut tx = self.begin().await?;
+            let result = delete(&mut tx, trust_domain, mode, &self.now_text()).await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// One bundle.
     pub async fn fetch_bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
-        let mut conn = self.connection().await?;
-        let found = fetch(&mut conn, trust_domain).await;
-        self.seen(found.map(|found| found.map(|(_, bundle)| bundle)))
+        self.counted("datastore.bundle.fetch", async {
+            let mut conn = self.connection().await?;
+            let found = fetch(&mut conn, trust_domain).await;
+            self.seen(found.map(|found| found.map(|(_, bundle)| bundle)))
+        })
+        .await
     }
 
     /// How many bundles there are, the own one included.
     pub async fn count_bundles(&self) -> Result<u64, StoreError> {
-        let mut conn = self.connection().await?;
-        let row = sqlx::query("SELECT COUNT(*) FROM bundles").fetch_one(&mut *conn).await;
-        self.seen(row.map_err(StoreError::from).and_then(|row| Ok(Columns(&row).int(0)?.unsigned_abs())))
+        self.counted("datastore.bundle.count", async {
+            let mut conn = self.connection().await?;
+            let row = sqlx::query("SELECT COUNT(*) FROM bundles").fetch_one(&mut *conn).await;
+            self.seen(row.map_err(StoreError::from).and_then(|row| Ok(Columns(&row).int(0)?.unsigned_abs())))
+        })
+        .await
     }
 
     /// The bundles, the own one included.
     pub async fn list_bundles(&self, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
-        let mut conn = self.connection().await?;
-        let listed = list(&mut conn, page).await;
-        self.seen(listed)
+        self.counted("datastore.bundle.list", async {
+            let mut conn = self.connection().await?;
+            let listed = list(&mut conn, page).await;
+            self.seen(listed)
+        })
+        .await
     }
 
     /// Removes authorities that expired before `expires_before`. Returns the new bundle, or `None` when nothing
@@ -127,54 +151,65 @@ impl Store {
         trust_domain: &TrustDomain,
         expires_before: UnixSeconds,
     ) -> Result<Option<Bundle>, StoreError> {
-        let changed = self.change(trust_domain, |stored| prune(stored, expires_before)).await;
-        match changed {
-            Ok((bundle, changed)) => Ok(changed.then_some(bundle)),
-            Err(StoreError::NotFound) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.counted("datastore.bundle.prune", async {
+            let changed = self.change(trust_domain, |stored| prune(stored, expires_before)).await;
+            match changed {
+                Ok((bundle, changed)) => Ok(changed.then_some(bundle)),
+                Err(StoreError::NotFound) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// Marks the X.509 authority with this subject key ID (lowercase hex) as tainted. Returns the new bundle.
     pub async fn taint_x509_authority(&self, trust_domain: &TrustDomain, key_id: &str) -> Result<Bundle, StoreError> {
-        let changed = self.change(trust_domain, |stored| {
-            let mut found = false;
-            for authority in &mut stored.x509_authorities {
-                if subject_key_id(authority)? != key_id {
-                    continue;
+        self.counted("datastore.bundle.x509.taint", async {
+            let changed = self.change(trust_domain, |stored| {
+                let mut found = false;
+                for authority in &mut stored.x509_authorities {
+                    if subject_key_id(authority)? != key_id {
+                        continue;
+                    }
+                    if authority.tainted {
+                        return invalid("root CA is already tainted");
+                    }
+                    authority.tainted = true;
+                    found = true;
                 }
-                if authority.tainted {
-                    return invalid("root CA is already tainted");
+                if !found {
+                    return missing("no ca found with provided subject key ID");
                 }
-                authority.tainted = true;
-                found = true;
-            }
-            if !found {
-                return missing("no ca found with provided subject key ID");
-            }
-            Ok(grown(stored))
-        });
-        changed.await.map(|(bundle, _)| bundle)
+                Ok(grown(stored))
+            });
+            changed.await.map(|(bundle, _)| bundle)
+        })
+        .await
     }
 
     /// Removes the tainted X.509 authority with this subject key ID (lowercase hex). Returns the new bundle.
     pub async fn revoke_x509_authority(&self, trust_domain: &TrustDomain, key_id: &str) -> Result<Bundle, StoreError> {
-        let changed = self.change(trust_domain, |stored| {
-            let mut kept = Vec::with_capacity(stored.x509_authorities.len());
-            for authority in &stored.x509_authorities {
-                match subject_key_id(authority)? == key_id {
-                    true if !authority.tainted => return invalid("it is not possible to revoke an untainted root CA"),
-                    true => {}
-                    false => kept.push(authority.clone()),
+        self.counted("datastore.bundle.x509.revoke", async {
+            let changed = self.change(trust_domain, |stored| {
+                let mut kept = Vec::with_capacity(stored.x509_authorities.len());
+                for authority in &stored.x509_authorities {
+                    match subject_key_id(authority)? == key_id {
+                        true if !authority.tainted => {
+                            return invalid("it is not possible to revoke an untainted root CA");
+                        }
+                        true => {}
+                        false => kept.push(authority.clone()),
+                    }
                 }
-            }
-            if kept.len() == stored.x509_authorities.len() {
-                return missing("no root CA found with provided subject key ID");
-            }
-            stored.x509_authorities = kept;
-            Ok(grown(stored))
-        });
-        changed.await.map(|(bundle, _)| bundle)
+                if kept.len() == stored.x509_authorities.len() {
+                    return missing("no root CA found with provided subject key ID");
+                }
+                stored.x509_authorities = kept;
+                Ok(grown(stored))
+            });
+            changed.await.map(|(bundle, _)| bundle)
+        })
+        .await
     }
 
     /// Marks the JWT authority with this key ID as tainted, and returns it.
@@ -183,20 +218,23 @@ impl Store {
         trust_domain: &TrustDomain,
         key_id: &str,
     ) -> Result<JwtAuthority, StoreError> {
-        let mut tainted = None;
-        let changed = self.change(trust_domain, |stored| {
-            let Some(key) = stored.jwt_authorities.iter_mut().find(|key| key.key_id == key_id) else {
-                return missing("no JWT Key found with provided key ID");
-            };
-            if key.tainted {
-                return invalid("key is already tainted");
-            }
-            key.tainted = true;
-            tainted = Some(key.clone());
-            Ok(grown(stored))
-        });
-        changed.await?;
-        tainted.ok_or(StoreError::NotFound)
+        self.counted("datastore.bundle.jwt.taint", async {
+            let mut tainted = None;
+            let changed = self.change(trust_domain, |stored| {
+                let Some(key) = stored.jwt_authorities.iter_mut().find(|key| key.key_id == key_id) else {
+                    return missing("no JWT Key found with provided key ID");
+                };
+                if key.tainted {
+                    return invalid("key is already tainted");
+                }
+                key.tainted = true;
+                tainted = Some(key.clone());
+                Ok(grown(stored))
+            });
+            changed.await?;
+            tainted.ok_or(StoreError::NotFound)
+        })
+        .await
     }
 
     /// Removes the tainted JWT authority with this key ID, and returns it.
@@ -205,20 +243,23 @@ impl Store {
         trust_domain: &TrustDomain,
         key_id: &str,
     ) -> Result<JwtAuthority, StoreError> {
-        let mut revoked = None;
-        let changed = self.change(trust_domain, |stored| {
-            let Some(at) = stored.jwt_authorities.iter().position(|key| key.key_id == key_id) else {
-                return missing("no JWT Key found with provided key ID");
-            };
-            let key = stored.jwt_authorities.remove(at);
-            if !key.tainted {
-                return invalid("it is not possible to revoke an untainted key");
-            }
-            revoked = Some(key);
-            Ok(grown(stored))
-        });
-        changed.await?;
-        revoked.ok_or(StoreError::NotFound)
+        self.counted("datastore.bundle.jwt.revoke", async {
+            let mut revoked = None;
+            let changed = self.change(trust_domain, |stored| {
+                let Some(at) = stored.jwt_authorities.iter().position(|key| key.key_id == key_id) else {
+                    return missing("no JWT Key found with provided key ID");
+                };
+                let key = stored.jwt_authorities.remove(at);
+                if !key.tainted {
+                    return invalid("it is not possible to revoke an untainted key");
+                }
+                revoked = Some(key);
+                Ok(grown(stored))
+            });
+            changed.await?;
+            revoked.ok_or(StoreError::NotFound)
+        })
+        .await
     }
 
     /// Reads, changes and writes back; `edit` says whether there is anything to write.

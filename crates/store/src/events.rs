@@ -31,19 +31,30 @@ impl EventFeed {
             Self::Nodes => ("attested_node_entries_events", "spiffe_id"),
         }
     }
+
+    /// What listing and pruning are counted as.
+    fn calls(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Entries => ("datastore.registration_entry_event.list", "datastore.registration_entry_event.prune"),
+            Self::Nodes => ("datastore.node_event.list", "datastore.node_event.prune"),
+        }
+    }
 }
 
 impl Store {
     /// At most `limit` events after the one with ID `after`.
     pub async fn list_events(&self, feed: EventFeed, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
-        let (table, subject) = feed.table();
-        let mut tx = self.read().await?;
-        let query = format!("SELECT id, {subject} FROM {table} WHERE id > ? ORDER BY id LIMIT ?");
-        let rows = sqlx::query(AssertSqlSafe(query)).bind(after).bind(limit).fetch_all(&mut *tx).await;
-        let events = rows.map_err(StoreError::from).and_then(|rows| {
-            rows.iter().map(|row| Ok(Event { id: Columns(row).int(0)?, subject: Columns(row).text(1)? })).collect()
-        });
-        self.seen(events)
+        self.counted(feed.calls().0, async {
+            let (table, subject) = feed.table();
+            let mut tx = self.read().await?;
+            let query = format!("SELECT id, {subject} FROM {table} WHERE id > ? ORDER BY id LIMIT ?");
+            let rows = sqlx::query(AssertSqlSafe(query)).bind(after).bind(limit).fetch_all(&mut *tx).await;
+            let events = rows.map_err(StoreError::from).and_then(|rows| {
+                rows.iter().map(|row| Ok(Event { id: Columns(row).int(0)?, subject: Columns(row).text(1)? })).collect()
+            });
+            self.seen(events)
+        })
+        .await
     }
 
     /// Deletes the events of both feeds that were written before `before`, and returns how many.
@@ -53,7 +64,9 @@ impl Store {
             let mut deleted = 0;
             for feed in [EventFeed::Entries, EventFeed::Nodes] {
                 let query = format!("DELETE FROM {} WHERE {} < ?", feed.table().0, seconds_of("created_at"));
-                deleted += sqlx::query(AssertSqlSafe(query)).bind(before).execute(&mut *tx).await?.rows_affected();
+                let delete = sqlx::query(AssertSqlSafe(query)).bind(before);
+                let delete = async { Ok(delete.execute(&mut *tx).await?.rows_affected()) };
+                deleted += self.counted(feed.calls().1, delete).await?;
             }
             Ok(deleted)
         }

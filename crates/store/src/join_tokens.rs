@@ -12,51 +12,63 @@ impl Store {
         token: &JoinToken,
         alias: Option<Entry>,
     ) -> Result<Option<CreatedEntry>, StoreError> {
-        if token.token.is_empty() || token.expires_at == 0 {
-            return Err(StoreError::InvalidArgument("token and expiry are required".into()));
-        }
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            sqlx::query("INSERT INTO join_tokens (created_at, updated_at, token, expiry) VALUES (?, ?, ?, ?)")
-                .bind(&now)
-                .bind(&now)
-                .bind(&token.token)
-                .bind(token.expires_at)
-                .execute(&mut *tx)
-                .await?;
-            match alias {
-                Some(entry) => entry_rows::create_one(&mut tx, entry, &now).await.map(Some),
-                None => Ok(None),
+        self.counted("datastore.join_token.create", async {
+            if token.token.is_empty() || token.expires_at == 0 {
+                return Err(StoreError::InvalidArgument("token and expiry are required".into()));
             }
-        }
-        .await;
-        self.finish(tx, result).await
+            let now = self.now_text();
+            let mut tx = self.begin().await?;
+            let result = async {
+                sqlx::query("INSERT INTO join_tokens (created_at, updated_at, token, expiry) VALUES (?, ?, ?, ?)")
+                    .bind(&now)
+                    .bind(&now)
+                    .bind(&token.token)
+                    .bind(token.expires_at)
+                    .execute(&mut *tx)
+                    .await?;
+                match alias {
+                    Some(entry) => entry_rows::create_one(&mut tx, entry, &now).await.map(Some),
+                    None => Ok(None),
+                }
+            }
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// A token that was not used yet.
     pub async fn fetch_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        let mut conn = self.connection().await?;
-        let row = sqlx::query("SELECT token, expiry FROM join_tokens WHERE token = ?")
-            .bind(token)
-            .fetch_optional(&mut *conn)
-            .await;
-        self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
+        self.counted("datastore.join_token.fetch", async {
+            let mut conn = self.connection().await?;
+            let row = sqlx::query("SELECT token, expiry FROM join_tokens WHERE token = ?")
+                .bind(token)
+                .fetch_optional(&mut *conn)
+                .await;
+            self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
+        })
+        .await
     }
 
     /// Uses up a token: of any number of callers exactly one gets it.
     pub async fn consume_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = consume(&mut tx, token).await;
-        self.finish(tx, result).await
+        self.counted("datastore.join_token.delete", async {
+            let mut tx = self.begin().await?;
+            let result = consume(&mut tx, token).await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Deletes the tokens that expired before `expires_before`, and returns how many.
     pub async fn prune_join_tokens(&self, expires_before: UnixSeconds) -> Result<u64, StoreError> {
-        let mut tx = self.begin().await?;
-        let result =
-            sqlx::query("DELETE FROM join_tokens WHERE expiry < ?").bind(expires_before).execute(&mut *tx).await;
-        self.finish(tx, result.map(|done| done.rows_affected()).map_err(StoreError::from)).await
+        self.counted("datastore.join_token.prune", async {
+            let mut tx = self.begin().await?;
+            let result =
+                sqlx::query("DELETE FROM join_tokens WHERE expiry < ?").bind(expires_before).execute(&mut *tx).await;
+            self.finish(tx, result.map(|done| done.rows_affected()).map_err(StoreError::from)).await
+        })
+        .await
     }
 }
 

@@ -20,6 +20,7 @@ pub struct CaJournal {
 impl Store {
     /// Creates (`id` = 0) or replaces a journal. `NotFound` when a row with another ID does not exist.
     pub async fn set_ca_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {
+        self.counted("datastore.ca_journal.set", async {
         let now = self.now_text();
         let mut tx = self.begin().await?;
         let result = async {
@@ -50,10 +51,12 @@ impl Store {
         }
         .await;
         self.finish(tx, result).await
+    }).await
     }
 
     /// The journal of the server whose active X.509 authority this is.
     pub async fn fetch_ca_journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {
+        self.counted("datastore.ca_journal.fetch", async {
         if active_x509_authority_id.is_empty() {
             return Err(StoreError::InvalidArgument("active X509 authority ID is required".into()));
         }
@@ -65,6 +68,7 @@ impl Store {
         .fetch_optional(&mut *conn)
         .await;
         self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
+    }).await
     }
 
     /// All journals.
@@ -77,34 +81,37 @@ impl Store {
 
     /// Deletes the journals whose authorities all ended before this moment, and returns how many.
     pub async fn prune_ca_journals(&self, all_authorities_expire_before: UnixSeconds) -> Result<u64, StoreError> {
-        let mut stale = Vec::new();
-        for journal in self.list_ca_journals().await? {
-            let entries = Entries::decode(journal.data.as_slice()).map_err(|e| StoreError::BadRow {
-                what: format!("unable to unmarshal entries from CA journal record {}", journal.id),
-                cause: e.to_string(),
-            })?;
-            let x509 = entries.x509_c_as.iter().map(|ca| ca.not_after);
-            let jwt = entries.jwt_keys.iter().map(|key| key.not_after);
-            let mut ends = x509.chain(jwt).chain(entries.wit_keys.iter().map(|key| key.not_after));
-            if ends.all(|end| end <= all_authorities_expire_before) {
-                stale.push(journal);
+        self.counted("datastore.ca_journal.prune", async {
+            let mut stale = Vec::new();
+            for journal in self.list_ca_journals().await? {
+                let entries = Entries::decode(journal.data.as_slice()).map_err(|e| StoreError::BadRow {
+                    what: format!("unable to unmarshal entries from CA journal record {}", journal.id),
+                    cause: e.to_string(),
+                })?;
+                let x509 = entries.x509_c_as.iter().map(|ca| ca.not_after);
+                let jwt = entries.jwt_keys.iter().map(|key| key.not_after);
+                let mut ends = x509.chain(jwt).chain(entries.wit_keys.iter().map(|key| key.not_after));
+                if ends.all(|end| end <= all_authorities_expire_before) {
+                    stale.push(journal);
+                }
             }
-        }
-        if stale.is_empty() {
-            return Ok(0);
-        }
-        let mut tx = self.begin().await?;
-        let result = async {
-            let mut deleted = 0;
-            for journal in stale {
-                // only as it was read: its server may have come back in between
-                let done = sqlx::query("DELETE FROM ca_journals WHERE id = ? AND data = ?");
-                deleted += done.bind(journal.id).bind(journal.data).execute(&mut *tx).await?.rows_affected();
+            if stale.is_empty() {
+                return Ok(0);
             }
-            Ok(deleted)
-        }
-        .await;
-        self.finish(tx, result).await
+            let mut tx = self.begin().await?;
+            let result = async {
+                let mut deleted = 0;
+                for journal in stale {
+                    // only as it was read: its server may have come back in between
+                    let done = sqlx::query("DELETE FROM ca_journals WHERE id = ? AND data = ?");
+                    deleted += done.bind(journal.id).bind(journal.data).execute(&mut *tx).await?.rows_affected();
+                }
+                Ok(deleted)
+            }
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 }
 

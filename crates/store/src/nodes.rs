@@ -49,9 +49,12 @@ impl Store {
     /// updated: type, serials, expiry and `can_reattest`; its version stays when `record.agent_version` is empty.
     /// Returns it as stored.
     pub async fn create_or_update_node(&self, record: &AgentRecord) -> Result<AgentRecord, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = put(&mut tx, record, &self.now_text()).await;
-        self.finish(tx, result).await
+        self.counted("datastore.node.create", async {
+            let mut tx = self.begin().await?;
+            let result = put(&mut tx, record, &self.now_text()).await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// In one transaction: uses up the join token and stores the agent, so that a crash cannot burn the token.
@@ -63,36 +66,45 @@ impl Store {
         record: &AgentRecord,
         now: UnixSeconds,
     ) -> Result<Option<JoinToken>, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = async {
-            let Some(token) = join_tokens::consume(&mut tx, token).await? else { return Ok(None) };
-            if token.expires_at >= now {
-                put(&mut tx, record, &self.now_text()).await?;
+        self.counted("datastore.node.create", async {
+            let mut tx = self.begin().await?;
+            let result = async {
+                let Some(token) = join_tokens::consume(&mut tx, token).await? else { return Ok(None) };
+                if token.expires_at >= now {
+                    put(&mut tx, record, &self.now_text()).await?;
+                }
+                Ok(Some(token))
             }
-            Ok(Some(token))
-        }
-        .await;
-        self.finish(tx, result).await
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Replaces the selectors of an agent.
     pub async fn set_node_selectors(&self, id: &SpiffeId, selectors: &SelectorSet) -> Result<(), StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            delete_selectors(&mut tx, id).await?;
-            insert_selectors(&mut tx, id, selectors, &now).await?;
-            events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await
-        }
-        .await;
-        self.finish(tx, result).await
+        self.counted("datastore.node.selectors.set", async {
+            let now = self.now_text();
+            let mut tx = self.begin().await?;
+            let result = async {
+                delete_selectors(&mut tx, id).await?;
+                insert_selectors(&mut tx, id, selectors, &now).await?;
+                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await
+            }
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// One agent with its selectors.
     pub async fn fetch_node(&self, id: &SpiffeId) -> Result<Option<AgentRecord>, StoreError> {
-        let mut tx = self.read().await?;
-        let found = fetch(&mut tx, id).await;
-        self.seen(found)
+        self.counted("datastore.node.fetch", async {
+            let mut tx = self.read().await?;
+            let found = fetch(&mut tx, id).await;
+            self.seen(found)
+        })
+        .await
     }
 
     /// The agents that match, with their selectors.
@@ -101,51 +113,63 @@ impl Store {
         filter: &AgentFilter,
         page: Option<&Page>,
     ) -> Result<Listed<AgentRecord>, StoreError> {
-        let mut tx = self.read().await?;
-        let listed = list(&mut tx, filter, page).await;
-        self.seen(listed)
+        self.counted("datastore.node.list", async {
+            let mut tx = self.read().await?;
+            let listed = list(&mut tx, filter, page).await;
+            self.seen(listed)
+        })
+        .await
     }
 
     /// How many agents match.
     pub async fn count_nodes(&self, filter: &AgentFilter) -> Result<u64, StoreError> {
-        let mut tx = self.read().await?;
-        let count = count(&mut tx, filter).await;
-        self.seen(count)
+        self.counted("datastore.node.count", async {
+            let mut tx = self.read().await?;
+            let count = count(&mut tx, filter).await;
+            self.seen(count)
+        })
+        .await
     }
 
     /// Hands every agent with its selectors to `each`, in pages of bounded size; all of one moment.
     pub async fn load_nodes(&self, mut each: impl FnMut(AgentRecord) + Send) -> Result<(), StoreError> {
-        let mut tx = self.read_at_start().await?;
-        let mut page = Page { token: String::new(), size: LOAD_PAGE };
-        loop {
-            let listed = list(&mut tx, &AgentFilter::default(), Some(&page)).await;
-            let listed = self.seen(listed)?;
-            listed.items.into_iter().for_each(&mut each);
-            page.token = listed.next_page_token;
-            if page.token.is_empty() {
-                return Ok(());
+        self.counted("datastore.node.list", async {
+            let mut tx = self.read_at_start().await?;
+            let mut page = Page { token: String::new(), size: LOAD_PAGE };
+            loop {
+                let listed = list(&mut tx, &AgentFilter::default(), Some(&page)).await;
+                let listed = self.seen(listed)?;
+                listed.items.into_iter().for_each(&mut each);
+                page.token = listed.next_page_token;
+                if page.token.is_empty() {
+                    return Ok(());
+                }
             }
-        }
+        })
+        .await
     }
 
     /// Changes an agent. `NotFound` when there is none.
     pub async fn update_node(&self, id: &SpiffeId, update: AgentUpdate) -> Result<AgentRecord, StoreError> {
-        self.change_node(id, |agent| {
-            let AgentUpdate {
-                serial_number,
-                expires_at,
-                new_serial_number,
-                new_expires_at,
-                can_reattest,
-                agent_version,
-            } = update;
-            agent.serial_number = serial_number.unwrap_or(std::mem::take(&mut agent.serial_number));
-            agent.expires_at = expires_at.unwrap_or(agent.expires_at);
-            agent.new_serial_number = new_serial_number.unwrap_or(std::mem::take(&mut agent.new_serial_number));
-            agent.new_expires_at = new_expires_at.unwrap_or(agent.new_expires_at);
-            agent.can_reattest = can_reattest.unwrap_or(agent.can_reattest);
-            agent.agent_version = agent_version.unwrap_or(std::mem::take(&mut agent.agent_version));
-            true
+        self.counted("datastore.node.update", async {
+            self.change_node(id, |agent| {
+                let AgentUpdate {
+                    serial_number,
+                    expires_at,
+                    new_serial_number,
+                    new_expires_at,
+                    can_reattest,
+                    agent_version,
+                } = update;
+                agent.serial_number = serial_number.unwrap_or(std::mem::take(&mut agent.serial_number));
+                agent.expires_at = expires_at.unwrap_or(agent.expires_at);
+                agent.new_serial_number = new_serial_number.unwrap_or(std::mem::take(&mut agent.new_serial_number));
+                agent.new_expires_at = new_expires_at.unwrap_or(agent.new_expires_at);
+                agent.can_reattest = can_reattest.unwrap_or(agent.can_reattest);
+                agent.agent_version = agent_version.unwrap_or(std::mem::take(&mut agent.agent_version));
+                true
+            })
+            .await
         })
         .await
     }
@@ -153,13 +177,16 @@ impl Store {
     /// The renewed SVID was used: it becomes the current one, if `new_serial` is still the renewed one (else nothing
     /// changes). Returns the agent as it then is.
     pub async fn promote_serial(&self, id: &SpiffeId, new_serial: &str) -> Result<AgentRecord, StoreError> {
-        self.change_node(id, |agent| {
-            let current = !new_serial.is_empty() && agent.new_serial_number == new_serial;
-            if current {
-                agent.serial_number = std::mem::take(&mut agent.new_serial_number);
-                agent.expires_at = std::mem::take(&mut agent.new_expires_at);
-            }
-            current
+        self.counted("datastore.node.update", async {
+            self.change_node(id, |agent| {
+                let current = !new_serial.is_empty() && agent.new_serial_number == new_serial;
+                if current {
+                    agent.serial_number = std::mem::take(&mut agent.new_serial_number);
+                    agent.expires_at = std::mem::take(&mut agent.new_expires_at);
+                }
+                current
+            })
+            .await
         })
         .await
     }
@@ -177,9 +204,12 @@ impl Store {
     /// Deletes an agent, its selectors and, for a join-token agent, the alias entry made with the token.
     /// Returns the agent and the alias entries that went with it. `NotFound` when there is none.
     pub async fn delete_node(&self, id: &SpiffeId) -> Result<(AgentRecord, Vec<Entry>), StoreError> {
-        let mut tx = self.begin().await?;
-        let result = delete(&mut tx, id, &self.now_text()).await;
-        self.finish(tx, result).await
+        self.counted("datastore.node.delete", async {
+            let mut tx = self.begin().await?;
+            let result = delete(&mut tx, id, &self.now_text()).await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Deletes at most `batch` agents whose SVID ended before `expired_before` (never banned ones; those that cannot
@@ -190,26 +220,29 @@ impl Store {
         include_non_reattestable: bool,
         batch: u32,
     ) -> Result<(Vec<SpiffeId>, Vec<EntryId>), StoreError> {
-        let filter = AgentFilter {
-            banned: Some(false),
-            can_reattest: (!include_non_reattestable).then_some(true),
-            expires_before: Some(expired_before),
-            ..AgentFilter::default()
-        };
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let expired = list(&mut tx, &filter, Some(&Page { token: String::new(), size: batch.max(1) })).await?;
-            let (mut agents, mut entries) = (Vec::new(), Vec::new());
-            for agent in expired.items {
-                let (agent, aliases) = delete(&mut tx, &agent.id, &now).await?;
-                agents.push(agent.id);
-                entries.extend(aliases.into_iter().map(|entry| entry.id));
+        self.counted("datastore.node.prune", async {
+            let filter = AgentFilter {
+                banned: Some(false),
+                can_reattest: (!include_non_reattestable).then_some(true),
+                expires_before: Some(expired_before),
+                ..AgentFilter::default()
+            };
+            let now = self.now_text();
+            let mut tx = self.begin().await?;
+            let result = async {
+                let expired = list(&mut tx, &filter, Some(&Page { token: String::new(), size: batch.max(1) })).await?;
+                let (mut agents, mut entries) = (Vec::new(), Vec::new());
+                for agent in expired.items {
+                    let (agent, aliases) = delete(&mut tx, &agent.id, &now).await?;
+                    agents.push(agent.id);
+                    entries.extend(aliases.into_iter().map(|entry| entry.id));
+                }
+                Ok((agents, entries))
             }
-            Ok((agents, entries))
-        }
-        .await;
-        self.finish(tx, result).await
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Reads, changes and writes back; `edit` says whether there is anything to write.

@@ -4,6 +4,7 @@ use crate::connections::{ACQUIRE_MAX, Readers, Tx, Writer};
 use crate::sql::{BEGIN_READ, BEGIN_WRITE, Columns, Conn, DB_VERSION, time_text};
 use crate::{StoreError, StoreSettings, migrations};
 use finial_core::Clock;
+use finial_runtime::Metrics;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,6 +23,7 @@ const PAGE_CACHE_KIB: u32 = 512;
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
+    metrics: Metrics,
 }
 
 struct Inner {
@@ -44,7 +46,8 @@ impl Store {
         tracing::info!(subsystem_name = "sql", db_type = "sqlite3", "Opening SQL database");
         let opened = connect(&settings).await;
         let (writer, readers) = opened.map_err(|e| StoreError::from(e).at(path.as_deref()))?;
-        let store = Self { inner: Arc::new(Inner { writer, readers, clock, path, _lock: lock }) };
+        let store =
+            Self { inner: Arc::new(Inner { writer, readers, clock, path, _lock: lock }), metrics: Metrics::disabled() };
         let version = if settings.read_only {
             let mut tx = store.read().await?;
             store.seen(migrations::check(&mut tx).await)?;
@@ -65,6 +68,24 @@ impl Store {
     pub async fn close(&self) {
         self.inner.readers.close().await;
         self.inner.writer.close().await;
+    }
+
+    /// The same store, whose calls are counted under SPIRE's names (`datastore.node.create`); a batch is one call.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// Counts and times one call.
+    pub(crate) async fn counted<T>(
+        &self,
+        key: &'static str,
+        work: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let call = self.metrics.call(key);
+        let result = work.await;
+        call.finish_with(&result, StoreError::kind);
+        result
     }
 
     /// Begins a writing transaction. End it with [`Store::finish`]; dropped, it is rolled back.

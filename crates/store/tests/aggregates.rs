@@ -327,3 +327,31 @@ async fn journals_are_found_by_their_authority() {
     assert_eq!(store.prune_ca_journals(NOW - 1).await.unwrap(), 0);
     assert_eq!(store.prune_ca_journals(NOW).await.unwrap(), 1);
 }
+
+#[tokio::test]
+async fn calls_are_counted_under_spires_names() {
+    let metrics = finial_runtime::Metrics::new(finial_runtime::telemetry::Settings {
+        prefix: "spire_server".into(),
+        ..Default::default()
+    });
+    let store = memory().await.with_metrics(metrics.clone());
+    store.create_bundle(&bundle("a.test")).await.unwrap();
+    store.create_bundle(&bundle("a.test")).await.unwrap_err();
+    store.fetch_node(&id("/spire/agent/none")).await.unwrap();
+    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+    store.delete_node(&id("/spire/agent/none")).await.unwrap_err();
+    store.prune_events(NOW).await.unwrap();
+    let text = metrics.render();
+    for want in [
+        "spire_server_datastore_bundle_create{status=\"OK\"} 1",
+        "spire_server_datastore_bundle_create{status=\"AlreadyExists\"} 1",
+        "spire_server_datastore_node_fetch{status=\"OK\"} 1",
+        "spire_server_datastore_node_create{status=\"OK\"} 1",
+        "spire_server_datastore_node_delete{status=\"NotFound\"} 1",
+        "spire_server_datastore_node_event_prune{status=\"OK\"} 1",
+        "spire_server_datastore_registration_entry_event_prune{status=\"OK\"} 1",
+        "spire_server_datastore_bundle_create_elapsed_time_count{status=\"OK\"} 1",
+    ] {
+        assert!(text.lines().any(|line| line == want), "{want}\n{text}");
+    }
+}

@@ -72,9 +72,12 @@ impl Store {
         &self,
         entries: Vec<Entry>,
     ) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = rows::create(&mut tx, entries, &self.now_text()).await;
-        self.finish(tx, result).await
+        self.counted("datastore.registration_entry.create", async {
+            let mut tx = self.begin().await?;
+            let result = rows::create(&mut tx, entries, &self.now_text()).await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// One entry.
@@ -84,86 +87,107 @@ impl Store {
 
     /// The entries with these IDs; missing ones are left out.
     pub async fn fetch_entries(&self, ids: &[EntryId]) -> Result<Vec<Entry>, StoreError> {
-        let mut tx = self.read().await?;
-        let found = rows::fetch(&mut tx, ids).await;
-        self.seen(found.map(|found| found.into_iter().map(|(_, entry)| entry).collect()))
+        self.counted("datastore.registration_entry.fetch", async {
+            let mut tx = self.read().await?;
+            let found = rows::fetch(&mut tx, ids).await;
+            self.seen(found.map(|found| found.into_iter().map(|(_, entry)| entry).collect()))
+        })
+        .await
     }
 
     /// The entries that match.
     pub async fn list_entries(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<Entry>, StoreError> {
-        let mut tx = self.read().await?;
-        let listed = rows::list(&mut tx, filter, page).await;
-        self.seen(listed)
+        self.counted("datastore.registration_entry.list", async {
+            let mut tx = self.read().await?;
+            let listed = rows::list(&mut tx, filter, page).await;
+            self.seen(listed)
+        })
+        .await
     }
 
     /// How many entries match.
     pub async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
-        let mut tx = self.read().await?;
-        let count = rows::count(&mut tx, filter).await;
-        self.seen(count)
+        self.counted("datastore.registration_entry.count", async {
+            let mut tx = self.read().await?;
+            let count = rows::count(&mut tx, filter).await;
+            self.seen(count)
+        })
+        .await
     }
 
     /// Hands every entry to `each`, in pages of bounded size; all of one moment.
     pub async fn load_entries(&self, mut each: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
-        let mut tx = self.read_at_start().await?;
-        let mut page = Page { token: String::new(), size: LOAD_PAGE };
-        loop {
-            let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await;
-            let listed = self.seen(listed)?;
-            listed.items.into_iter().for_each(&mut each);
-            page.token = listed.next_page_token;
-            if page.token.is_empty() {
-                return Ok(());
+        self.counted("datastore.registration_entry.list", async {
+            let mut tx = self.read_at_start().await?;
+            let mut page = Page { token: String::new(), size: LOAD_PAGE };
+            loop {
+                let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await;
+                let listed = self.seen(listed)?;
+                listed.items.into_iter().for_each(&mut each);
+                page.token = listed.next_page_token;
+                if page.token.is_empty() {
+                    return Ok(());
+                }
             }
-        }
+        })
+        .await
     }
 
     /// Changes an entry; the revision grows even when nothing differs. `NotFound` when there is none.
     pub async fn update_entry(&self, id: &EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let (row, mut entry) = rows::fetch_one(&mut tx, id).await?;
-            let (selectors, dns, bundles) =
-                (update.selectors.is_some(), update.dns_names.is_some(), update.federates_with.is_some());
-            update.apply(&mut entry);
-            rows::validate(&entry)?;
-            entry.revision_number = entry.revision_number.saturating_add(1);
-            rows::update(&mut tx, row, &entry, &now).await?;
-            rows::replace_parts(&mut tx, row, &entry, (selectors, dns, bundles), &now).await?;
-            events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
-            rows::fetch_one(&mut tx, id).await.map(|(_, entry)| entry)
-        }
-        .await;
-        self.finish(tx, result).await
+        self.counted("datastore.registration_entry.update", async {
+            let now = self.now_text();
+            let mut tx = self.begin().await?;
+            let result = async {
+                let (row, mut entry) = rows::fetch_one(&mut tx, id).await?;
+                let (selectors, dns, bundles) =
+                    (update.selectors.is_some(), update.dns_names.is_some(), update.federates_with.is_some());
+                update.apply(&mut entry);
+                rows::validate(&entry)?;
+                entry.revision_number = entry.revision_number.saturating_add(1);
+                rows::update(&mut tx, row, &entry, &now).await?;
+                rows::replace_parts(&mut tx, row, &entry, (selectors, dns, bundles), &now).await?;
+                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
+                rows::fetch_one(&mut tx, id).await.map(|(_, entry)| entry)
+            }
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Deletes an entry with all that belongs to it, and returns it. `NotFound` when there is none.
     pub async fn delete_entry(&self, id: &EntryId) -> Result<Entry, StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let (row, entry) = rows::fetch_one(&mut tx, id).await?;
-            rows::delete(&mut tx, &[row]).await?;
-            events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
-            Ok(entry)
-        }
-        .await;
-        self.finish(tx, result).await
+        self.counted("datastore.registration_entry.delete", async {
+            let now = self.now_text();
+            let mut tx = self.begin().await?;
+            let result = async {
+                let (row, entry) = rows::fetch_one(&mut tx, id).await?;
+                rows::delete(&mut tx, &[row]).await?;
+                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
+                Ok(entry)
+            }
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 
     /// Deletes the entries that expired before `expires_before`, and returns their IDs.
     pub async fn prune_entries(&self, expires_before: UnixSeconds) -> Result<Vec<EntryId>, StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let expired = rows::expired(&mut tx, expires_before).await?;
-            let (rows, ids): (Vec<i64>, Vec<String>) = expired.into_iter().unzip();
-            rows::delete(&mut tx, &rows).await?;
-            events::write(&mut tx, EventFeed::Entries, &ids, &now).await?;
-            Ok(ids.iter().filter_map(|id| EntryId::parse(id).ok()).collect())
-        }
-        .await;
-        self.finish(tx, result).await
+        self.counted("datastore.registration_entry.prune", async {
+            let now = self.now_text();
+            let mut tx = self.begin().await?;
+            let result = async {
+                let expired = rows::expired(&mut tx, expires_before).await?;
+                let (rows, ids): (Vec<i64>, Vec<String>) = expired.into_iter().unzip();
+                rows::delete(&mut tx, &rows).await?;
+                events::write(&mut tx, EventFeed::Entries, &ids, &now).await?;
+                Ok(ids.iter().filter_map(|id| EntryId::parse(id).ok()).collect())
+            }
+            .await;
+            self.finish(tx, result).await
+        })
+        .await
     }
 }

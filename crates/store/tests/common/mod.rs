@@ -1,5 +1,5 @@
 //! What the store's tests share.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use finial_core::{AgentRecord, Bundle, Entry, EntryId, ManualClock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_store::{Store, StoreSettings};

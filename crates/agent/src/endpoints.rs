@@ -18,7 +18,6 @@ use finial_proto::workload::server::SpiffeWorkloadApiServer;
 use finial_runtime::health::{Health, Settings as HealthSettings};
 use finial_runtime::log::LogHandle;
 use futures::StreamExt;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +66,6 @@ pub(crate) fn start(
     log: Option<LogHandle>,
     started: Instant,
 ) -> Result<Servers, AgentError> {
-    raise_file_limit();
     let mut servers = Vec::new();
     match &context.settings.socket_path {
         Some(path) => servers.push(start_public(context, cache.clone(), link, path)?),
@@ -83,17 +81,6 @@ pub(crate) fn start(
         servers.push(start_admin(context, cache, status, log, started, path)?);
     }
     Ok(Servers(servers))
-}
-
-/// A connection takes three descriptors, and the usual soft limit of 1,024 is there for programs that use `select`.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, raised)
-    {
-        tracing::debug!(subsystem_name = SUBSYSTEM, %error, "Cannot raise the limit of open files");
-    }
 }
 
 fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {

@@ -1,9 +1,9 @@
 //! Bundles with everything that is derived from them, made once when they change.
 
 use bytes::Bytes;
-use finial_core::{Bundle, TrustDomain};
+use finial_core::{Bundle, JwtAuthority, TrustDomain};
 use finial_crypto::bundle::jwt_bundle_json;
-use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, TrustRoots};
+use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, PublicKey, TrustRoots};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -32,12 +32,16 @@ pub(crate) enum BadBundle {
 impl BundleForms {
     pub(crate) fn new(bundle: Bundle) -> Result<Self, BadBundle> {
         let ders = || bundle.x509_authorities.iter().map(|a| a.der.as_ref());
+        // A key of a kind that we do not take must not take the rest of its trust domain with it.
+        let mut readable = Bundle::empty(bundle.trust_domain.clone());
+        readable.jwt_authorities =
+            bundle.jwt_authorities.iter().filter(|key| is_readable(&bundle, key)).cloned().collect();
         Ok(Self {
             id: bundle.trust_domain.id_string(),
             x509: ders().flatten().copied().collect::<Vec<u8>>().into(),
-            jwks: jwt_bundle_json(&bundle)?.into(),
+            jwks: jwt_bundle_json(&readable)?.into(),
             roots: Arc::new(TrustRoots::from_bundle(&bundle)?),
-            jwt_keys: Arc::new(JwtKeys::from_bundle(&bundle)?),
+            jwt_keys: Arc::new(JwtKeys::from_bundle(&readable)?),
             bundle,
         })
     }
@@ -54,6 +58,14 @@ impl BundleForms {
     }
 }
 
+fn is_readable(bundle: &Bundle, key: &JwtAuthority) -> bool {
+    let read = PublicKey::from_spki(&key.public_key);
+    if let Err(error) = &read {
+        tracing::warn!(trust_domain_id = %bundle.trust_domain, authority_id = key.key_id, %error, "Leaving a JWT authority out");
+    }
+    read.is_ok()
+}
+
 impl std::fmt::Debug for BundleForms {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "BundleForms({})", self.id)
@@ -65,4 +77,33 @@ impl std::fmt::Debug for BundleForms {
 pub(crate) struct Bundles {
     pub(crate) own: Arc<BundleForms>,
     pub(crate) federated: BTreeMap<TrustDomain, Arc<BundleForms>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_core::KeyType;
+    use finial_crypto::PrivateKey;
+
+    #[test]
+    fn one_key_of_another_kind_costs_only_itself() {
+        // Ed25519, which SPIRE's bundles may hold (RFC 8410, section 10.1).
+        let other = "302a300506032b657003210019bf44096984cdfe8541bac167dc3b96c85086aa30b6b6cb0c5c38ad703166e1";
+        let other: Vec<u8> =
+            (0..other.len()).step_by(2).map(|i| u8::from_str_radix(&other[i..i + 2], 16).unwrap()).collect();
+        let good = PrivateKey::generate(KeyType::EcP256).unwrap().public_key().spki_der().clone();
+        let key = |key_id: &str, public_key: Arc<[u8]>| JwtAuthority {
+            key_id: key_id.into(),
+            public_key,
+            expires_at: 0,
+            tainted: false,
+        };
+        let mut bundle = Bundle::empty(TrustDomain::parse("td").unwrap());
+        bundle.jwt_authorities = vec![key("other", other.into()), key("good", good)];
+        let forms = BundleForms::new(bundle.clone()).unwrap();
+        assert!(forms.jwt_keys.key("good").is_some() && forms.jwt_keys.key("other").is_none());
+        let jwks = String::from_utf8(forms.jwks.to_vec()).unwrap();
+        assert!(jwks.contains("\"good\"") && !jwks.contains("\"other\""), "{jwks}");
+        assert_eq!(forms.bundle, bundle, "compared with what the server sends next");
+    }
 }

@@ -150,6 +150,9 @@ impl Syncer {
                 () = tokio::time::sleep_until(next_sync) => {
                     let result = self.synchronize().await;
                     next_sync = Instant::now() + pace.after(self.outcome(&result));
+                    if self.svid.is_tainted(&self.tainted) {
+                        next_tick = Instant::now();
+                    }
                     result.inspect_err(|error| tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed"))
                 }
                 () = tokio::time::sleep_until(next_tick) => {

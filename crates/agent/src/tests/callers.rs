@@ -88,6 +88,33 @@ print('snake' if answered(s, b'spiffe://td/snake') else 'refused')
 }
 
 #[tokio::test]
+async fn a_process_that_changes_while_it_is_attested_is_attested_again() {
+    let world = world().await;
+    let agent = world.started().await;
+    let python3 = std::fs::canonicalize("/usr/bin/python3").unwrap();
+    let (snake, signal) = (world.dir.path().join("snake"), world.dir.path().join("signal"));
+    std::fs::copy(python3, &snake).unwrap();
+    *world.attestor.meanwhile.lock().unwrap() = Some(signal.clone());
+    let script = r#"
+if len(sys.argv) > 2:
+    s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); hello(s)
+    call(s, 1)
+    while not os.path.exists(sys.argv[3]): time.sleep(0.001)
+    os.set_inheritable(s.fileno(), True)
+    code = open('/proc/self/cmdline', 'rb').read().split(b'\0')[2].decode()
+    os.environ['PYTHONHOME'] = sys.prefix
+    os.execv(sys.argv[2], [sys.argv[2], '-c', code, str(s.fileno())])
+s = socket.socket(fileno=int(sys.argv[1]))
+s.settimeout(5)
+got = b''
+while b'spiffe://td/' not in got: got += s.recv(4096)
+print('snake' if b'spiffe://td/snake' in got else 'the program before')
+"#;
+    assert_eq!(python(Path::new("python3"), script, &[&agent.socket, &snake, &signal]).await, "snake");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_whose_process_has_ended_serves_no_one_else() {
     let world = world().await;
     let agent = world.started().await;

@@ -49,6 +49,8 @@ impl KeyManager for Keys {
 pub(super) struct TestAttestor {
     pub(super) asked: AtomicUsize,
     pub(super) fail: Mutex<bool>,
+    /// Once: makes this file, and answers when the process has become another program.
+    pub(super) meanwhile: Mutex<Option<PathBuf>>,
 }
 
 #[async_trait]
@@ -62,8 +64,15 @@ impl WorkloadAttestor for TestAttestor {
         if *self.fail.lock().unwrap() {
             return Err(PluginError::internal("broken"));
         }
-        let exe = rustix::fs::readlinkat(peer.proc_dir, "exe", Vec::new())
-            .map_err(|e| PluginError::internal(e.to_string()))?;
+        let look = || rustix::fs::readlinkat(peer.proc_dir, "exe", Vec::new());
+        let exe = look().map_err(|e| PluginError::internal(e.to_string()))?;
+        let signal = self.meanwhile.lock().unwrap().take();
+        if let Some(signal) = signal {
+            std::fs::write(signal, "").unwrap();
+            while look().is_ok_and(|now| now == exe) {
+                tokio::task::yield_now().await;
+            }
+        }
         let exe = exe.to_string_lossy().into_owned();
         let name = Path::new(&exe).file_name().unwrap().to_string_lossy().into_owned();
         let name = name.split('-').next().unwrap().to_owned(); // the test program is called finial_agent-HASH
@@ -130,7 +139,8 @@ impl World {
         settings.join_token = Some(Secret::new(TOKEN.to_owned()));
         settings.sync_interval = Duration::from_millis(50);
         settings.admin_socket_path = Some(dir.path().join("admin/api.sock"));
-        let attestor = Arc::new(TestAttestor { asked: AtomicUsize::new(0), fail: Mutex::new(false) });
+        let attestor =
+            Arc::new(TestAttestor { asked: AtomicUsize::new(0), fail: Mutex::new(false), meanwhile: Mutex::default() });
         let (keys, puzzle, clock) = (Arc::default(), false, Arc::new(SystemClock));
         Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, clock }
     }

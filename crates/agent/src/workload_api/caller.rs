@@ -25,6 +25,8 @@ const SUBSYSTEM: &str = "workload_attestor";
 
 /// For how long selectors of a connection's process are believed, while nothing that we look at on each call changed.
 pub(crate) const ATTESTED_FOR: Duration = Duration::from_secs(5);
+/// How often a process is looked at that changes meanwhile.
+const LOOKS_MAX: usize = 3;
 /// How long one attestor may take.
 const ATTESTOR_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -110,18 +112,28 @@ impl Attestation {
         if let Some(view) = caller.remembered() {
             return Ok(view);
         }
-        let print = Print::of(&caller.peer);
-        let started = Instant::now();
-        let selectors = self.attest(caller).await?;
-        // Otherwise we might have attested another process with the same number.
-        caller.check_alive()?;
-        let view = self.cache.view(&selectors);
-        // A process that changed while we looked is attested again on its next call.
-        if let Some(print) = print.filter(|before| Print::of(&caller.peer) == Some(*before)) {
-            let attested = Attested { at: started, print, view: view.clone() };
-            *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+        for _ in 0..LOOKS_MAX {
+            let print = Print::of(&caller.peer);
+            let started = Instant::now();
+            let selectors = self.attest(caller).await?;
+            // Otherwise we might have attested another process with the same number.
+            caller.check_alive()?;
+            if Print::of(&caller.peer) != print {
+                continue; // the selectors are in part those of the program or user before
+            }
+            let view = self.cache.view(&selectors);
+            if let Some(print) = print {
+                let attested = Attested { at: started, print, view: view.clone() };
+                *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+            }
+            return Ok(view);
         }
-        Ok(view)
+        tracing::error!(
+            subsystem_name = SUBSYSTEM,
+            pid = caller.peer.pid,
+            "The workload changed while it was attested"
+        );
+        Err(Status::unavailable("workload attestation failed"))
     }
 
     async fn attest(&self, caller: &Caller) -> Result<SelectorSet, Status> {

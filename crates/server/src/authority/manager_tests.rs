@@ -496,11 +496,11 @@ async fn with_an_upstream_authority_its_root_is_the_bundle_and_its_chain_goes_al
     world.upstream = Some(std::sync::Arc::new(upstream));
     let mut process = world.start().await;
     let roots: Vec<_> = world.bundle().unwrap().x509_authorities.iter().map(|a| a.der.clone()).collect();
-    assert_eq!(roots, [root.clone()]);
+    assert_eq!(roots, std::slice::from_ref(&root));
     let active = process.authorities.x509().unwrap();
     assert_eq!(active.upstream_authority_id, root_id);
     let entry = journal(&world).x509_c_as[0].clone();
-    assert_eq!(entry.upstream_chain, [entry.certificate.clone()]);
+    assert_eq!(entry.upstream_chain, std::slice::from_ref(&entry.certificate));
     assert_eq!(entry.upstream_authority_id, root_id);
     assert_eq!(entry.not_after, START + 34 * HOUR, "what the upstream authority says");
     let verify = |process: &Process, now| {

@@ -1,6 +1,7 @@
 //! How many calls the database gets: each costs two switches to its thread and back, which is most of what a small
 //! transaction costs, and each commit is a write to the disk that somebody waits for. Alone in its process, as it listens
 //! to the log of all of it.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

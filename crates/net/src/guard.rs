@@ -1,5 +1,6 @@
 //! Limits on connections: how many, how many by one peer, and how long a silent one is kept.
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
@@ -30,15 +31,44 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 16,384 connections, all of which may be one peer's; 1,024 handshakes; 10 s; no end.
+    /// 16,384 connections, three quarters of which may be one peer's (many agents share an address behind a gateway); 1,024
+    /// handshakes; 10 s; no end.
     fn default() -> Self {
         Self {
             connections: 16_384,
-            connections_per_peer: 16_384,
+            connections_per_peer: 12_288,
             handshakes: 1_024,
             silence: Duration::from_secs(10),
             lifetime: None,
         }
+    }
+}
+
+/// Descriptors for everything else than connections: the datastore, logs, and what is opened for a moment.
+const FILES_KEPT: u64 = 128;
+
+impl Limits {
+    /// The same, but no more connections than there are descriptors for, `each` per connection: at the end of the
+    /// descriptors nobody could come in any more, whoever holds them.
+    fn within(self, files: Option<u64>, each: u64) -> Self {
+        let room = files.map_or(u64::MAX, |files| files.saturating_sub(FILES_KEPT) / each.max(1)).max(2);
+        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        if room >= self.connections {
+            return self;
+        }
+        Self { connections: room, connections_per_peer: self.connections_per_peer.min(room - room / 4), ..self }
+    }
+
+    /// Raises the soft limit of open files, which is usually 1,024 for the sake of programs that use `select`, and keeps
+    /// the limits within it.
+    pub(crate) fn within_files(self, each: u64) -> Self {
+        let limit = getrlimit(Resource::Nofile);
+        if limit.current != limit.maximum
+            && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        {
+            tracing::debug!(%error, "Cannot raise the limit of open files");
+        }
+        self.within(getrlimit(Resource::Nofile).current, each)
     }
 }
 
@@ -232,6 +262,20 @@ mod tests {
         drop(first);
         assert!(admission.admit(1).is_some());
         assert!(admission.open.lock().unwrap().by_peer.len() <= 1, "no leftovers");
+    }
+
+    #[test]
+    fn no_peer_can_take_all_places_nor_all_files() {
+        let usual = Limits::default();
+        assert!(usual.connections_per_peer < usual.connections);
+        assert_eq!(usual.within(None, 3), usual);
+        assert_eq!(usual.within(Some(1 << 20), 3), usual);
+        let few = usual.within(Some(1024), 3);
+        assert_eq!((few.connections, few.connections_per_peer), (298, 224));
+        let none = usual.within(Some(10), 3);
+        assert_eq!((none.connections, none.connections_per_peer), (2, 2));
+        let chosen = limits(5, 4);
+        assert_eq!(chosen.within(Some(1024), 3), chosen);
     }
 
     fn guarded(lifetime: Option<Duration>) -> (tokio::io::DuplexStream, Guarded<tokio::io::DuplexStream>) {

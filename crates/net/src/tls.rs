@@ -56,6 +56,7 @@ impl TlsIncoming {
         spawner: Spawner,
     ) -> io::Result<Self> {
         let local = listener.local_addr()?;
+        let limits = limits.within_files(1);
         let (sender, finished) = mpsc::channel(FINISHED_MAX);
         let accept = Accept {
             listener,

@@ -17,6 +17,8 @@ use tonic::transport::server::Connected;
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
+/// The socket, the pidfd and the folder of the process.
+const FILES_PER_CONNECTION: u64 = 3;
 
 /// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,7 @@ pub fn bind(path: &Path, mode: u32, dir_mode: u32, limits: Limits) -> Result<Uni
     let at = fs::symlink_metadata(path).map_err(failed("look at"))?;
     let file = SocketFile { path: path.to_owned(), device: at.dev(), inode: at.ino() };
     let listener = socket.listen(BACKLOG).map_err(failed("listen on"))?;
-    Ok(UnixIncoming::new(listener, Some(file), limits))
+    Ok(UnixIncoming::new(listener, Some(file), limits.within_files(FILES_PER_CONNECTION)))
 }
 
 fn remove_stale(path: &Path) -> Result<(), BindError> {

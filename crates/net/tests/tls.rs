@@ -89,6 +89,16 @@ async fn hung_up(mut stream: TcpStream) {
     assert!(end.is_ok() || end.is_err_and(|e| e.kind() == ErrorKind::ConnectionReset));
 }
 
+/// Whoever opens a thousand connections must not lock everybody out.
+#[tokio::test]
+async fn a_listener_raises_the_limit_of_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(512), ..limit }).unwrap();
+    let _server = serve(Limits::default());
+    assert_eq!(getrlimit(Resource::Nofile).current, limit.maximum);
+}
+
 #[tokio::test]
 async fn requests_carry_address_and_certificates() {
     let server = serve(Limits::default());

@@ -158,7 +158,12 @@ fn store(path: &Path, keys: &BTreeMap<String, Arc<PrivateKey>>) -> io::Result<()
     name.push(".tmp");
     let temporary = PathBuf::from(name);
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        // A file that is there already keeps its mode, and a link leads elsewhere: keys go into a new file only.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content.expose())?;
         file.sync_all()?;
         fs::rename(&temporary, path)

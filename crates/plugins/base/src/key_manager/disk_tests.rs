@@ -44,6 +44,21 @@ async fn keys_survive_a_restart_and_the_file_is_private() {
     assert_eq!(files, 1, "no temporary file is left");
 }
 
+#[tokio::test]
+async fn what_lies_in_the_place_of_the_temporary_file_does_not_get_the_keys() {
+    let (folder, path) = folder();
+    let (temporary, elsewhere) = (folder.path().join("keys.json.tmp"), folder.path().join("elsewhere"));
+    let disk = Disk::open(path.clone()).expect("opens");
+    fs::write(&temporary, "left behind").expect("writes");
+    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644)).expect("opens it to all");
+    disk.generate_key("a", KeyType::EcP256).await.expect("generates");
+    assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600);
+    std::os::unix::fs::symlink(&elsewhere, &temporary).expect("links");
+    disk.generate_key("b", KeyType::EcP256).await.expect("generates");
+    assert!(!elsewhere.exists());
+    assert!(fs::symlink_metadata(&path).expect("exists").is_file());
+}
+
 #[test]
 fn a_corrupt_file_is_named_with_the_place_and_what_to_do() {
     let (_folder, path) = folder();

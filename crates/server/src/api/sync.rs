@@ -26,8 +26,6 @@ impl Api {
         mut inlet: Inlet<SyncAuthorizedEntriesRequest>,
         outlet: Outlet<SyncAuthorizedEntriesResponse>,
     ) -> Result<(), Status> {
-        let (agent, selectors) = permit.agent()?;
-        let entries = self.entries.authorized(agent, &selectors);
         let Some(first) = inlet.next().await? else {
             return Err(Status::unknown("EOF"));
         };
@@ -38,6 +36,10 @@ impl Api {
         if mask.is_some_and(|mask| !mask.revision_number) {
             return Err(Status::invalid_argument("revision number cannot be masked"));
         }
+        // Only now: the agent may have taken its time, and been banned meanwhile.
+        permit.still_agent()?;
+        let (agent, selectors) = permit.agent()?;
+        let entries = self.entries.authorized(agent, &selectors);
         if entries.len() <= PAGE {
             outlet.send(full(&entries, mask.as_ref(), false)).await?;
             permit.audit();

@@ -106,6 +106,20 @@ async fn an_agent_sees_what_hangs_below_it_and_its_aliases() {
 }
 
 #[tokio::test]
+async fn who_asks_late_gets_what_holds_then() {
+    let server = Server::start().await;
+    let agent = server.agent().await;
+    server.create(vec![agent.entry("/a")]).await;
+    let (send, requests) = mpsc::channel(8);
+    let answers = agent.entries().sync_authorized_entries(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let mut sync = Sync { send, answers };
+    server.agents().ban_agent(BanAgentRequest { id: id(agent.identity.id.path()) }).await.unwrap();
+    sync.send.send(SyncAuthorizedEntriesRequest::default()).await.unwrap();
+    let refused = sync.next().await.unwrap_err();
+    assert_eq!(permission_denied_reason(&refused), Some(Reason::AgentBanned));
+}
+
+#[tokio::test]
 async fn few_entries_come_whole_in_one_answer() {
     let server = Server::start().await;
     let agent = server.agent().await;

@@ -129,6 +129,10 @@ impl Accept {
     /// Forgets handshakes that have ended, and gives up the oldest when there are too many: who floods the port
     /// displaces mostly its own.
     fn make_room(&mut self) {
+        // One that has ended holds the memory of its task for as long as it is listed.
+        while self.running.front().is_some_and(AbortHandle::is_finished) {
+            self.running.pop_front();
+        }
         if self.running.len() < self.limits.handshakes {
             return;
         }

@@ -27,6 +27,9 @@ const ATTEST_MAX: Duration = Duration::from_secs(60);
 /// Largest evidence that attestors are given, in bytes.
 const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// Longest name of an attestor, in bytes: the column's width. Anybody may send one, and it is logged.
+const KIND_BYTES_MAX: usize = 255;
+
 const JOIN_TOKEN: &str = "join_token";
 
 /// Passes an attestor's challenges to the agent.
@@ -70,6 +73,7 @@ impl Evidence {
         match () {
             () if csr.is_empty() => Err("missing CSR"),
             () if data.r#type.is_empty() => Err("missing attestation data type"),
+            () if data.r#type.len() > KIND_BYTES_MAX => Err("attestation data type is too long"),
             () if data.payload.is_empty() => Err("missing attestation data payload"),
             () if data.payload.len() > PAYLOAD_BYTES_MAX => Err("attestation data payload is too large"),
             () => Ok(Self { kind: data.r#type, payload: data.payload, csr }),

@@ -9,8 +9,10 @@ use tonic::{Code, Status};
 pub type Fields = Vec<(Cow<'static, str>, String)>;
 
 /// Separates names and values, and pairs, in the one text field by which they travel to the log's formatter.
-const UNIT: char = '\u{1f}';
-const RECORD: char = '\u{1e}';
+pub(super) const UNIT: char = '\u{1f}';
+pub(super) const RECORD: char = '\u{1e}';
+/// What no value may contain.
+pub(super) const SEPARATORS: [char; 2] = [UNIT, RECORD];
 
 pub(super) fn emit(call: &Call, fields: &Fields, code: Code, message: &str) {
     let mut line = String::new();
@@ -20,7 +22,7 @@ pub(super) fn emit(call: &Call, fields: &Fields, code: Code, message: &str) {
         }
         line.push_str(name);
         line.push(UNIT);
-        line.extend(value.chars().filter(|c| *c != UNIT && *c != RECORD));
+        line.extend(value.chars().filter(|c| !SEPARATORS.contains(c)));
     };
     add("type", "audit");
     if code == Code::Ok {

@@ -138,7 +138,9 @@ impl Call {
     pub fn about(&self, name: &'static str, value: impl Display) {
         let mut about = self.about.lock().unwrap_or_else(PoisonError::into_inner);
         about.retain(|(known, _)| *known != name);
-        about.push((name, value.to_string()));
+        // Without what separates fields: a caller must not write fields of its own into our log.
+        let text = value.to_string().chars().filter(|c| !audit::SEPARATORS.contains(c)).collect();
+        about.push((name, text));
     }
 
     /// The next log lines are about the call alone again.
@@ -173,8 +175,9 @@ impl Call {
             ($level:ident) => {
                 if tracing::event_enabled!(tracing::Level::$level) {
                     let about = self.about.lock().unwrap_or_else(PoisonError::into_inner);
-                    let about: Vec<String> = about.iter().map(|(name, value)| format!("{name}\u{1f}{value}")).collect();
-                    let about = about.join("\u{1e}");
+                    let about: Vec<String> =
+                        about.iter().map(|(name, value)| format!("{name}{}{value}", audit::UNIT)).collect();
+                    let about = about.join(audit::RECORD.encode_utf8(&mut [0; 4]));
                     tracing::event!(
                         tracing::Level::$level,
                         subsystem_name = "api",

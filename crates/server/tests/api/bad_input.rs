@@ -32,6 +32,7 @@ async fn malformed_attestations_are_told_apart() {
         (step(data("t", "p"), csr("")), "malformed param: missing CSR"),
         (step(data("", "p"), csr("x")), "malformed param: missing attestation data type"),
         (step(data("t", ""), csr("x")), "malformed param: missing attestation data payload"),
+        (step(data(&"t".repeat(256), "p"), csr("x")), "malformed param: attestation data type is too long"),
     ] {
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let result = server.attest(key, vec![AttestAgentRequest { step }]).await.map(drop);
@@ -43,6 +44,12 @@ async fn malformed_attestations_are_told_apart() {
     let steps = vec![first_step("nobody", b"x", &any_csr().await)];
     let message = refused(server.attest(key.clone(), steps).await.map(drop), Code::FailedPrecondition);
     assert_eq!(message, "error getting node attestor: could not find node attestor type \"nobody\"");
+    // Anybody can send this, so it must not look in the log like something that we say.
+    let steps = vec![first_step("forged\u{1e}authorized_as\u{1f}admin-forged", b"x", &any_csr().await)];
+    refused(server.attest(key.clone(), steps).await.map(drop), Code::FailedPrecondition);
+    let of = |field: &str, value: &str| logged("Error getting node attestor", field, value).len();
+    assert_eq!(of("authorized_as", "admin-forged"), 0);
+    assert_eq!(of("node_attestor_type", "forgedauthorized_asadmin-forged"), 1);
     // The client closes its side instead of answering the challenge.
     let steps = vec![first_step("gullible", b"x", &any_csr().await)];
     let message = refused(server.attest(key.clone(), steps).await.map(drop), Code::Internal);

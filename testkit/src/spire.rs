@@ -240,7 +240,6 @@ impl Agent {
     pub fn start(flavor: Flavor, server: &Server, options: &AgentOptions) -> Self {
         let dir = Workdir::new();
         let data = dir.sub("data");
-        dir.sub("public");
         let directory = match options.key_manager {
             "disk" => format!("directory = \"{}\"", data.display()),
             _ => String::new(),

@@ -28,7 +28,9 @@ impl KeyType {
 
     /// Parses the configuration name, in any case.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::EcP256, Self::EcP384, Self::Rsa2048, Self::Rsa4096].into_iter().find(|k| k.as_str().eq_ignore_ascii_case(text))
+        [Self::EcP256, Self::EcP384, Self::Rsa2048, Self::Rsa4096]
+            .into_iter()
+            .find(|k| k.as_str().eq_ignore_ascii_case(text))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::status::AgentStatus;
 use crate::svid::{AgentKey, AgentSvid};
 use client::ServerLink;
 use finial_config::RebootstrapMode;
-use finial_core::{Bundle, EntryId, ErrorKind};
+use finial_core::{Bundle, EntryId, ErrorKind, TrustDomain};
 use finial_crypto::tls::TlsIdentity;
 use finial_proto::convert::bundle_from_proto;
 use finial_runtime::Backoff;
@@ -283,7 +283,7 @@ impl Syncer {
         let known = self.cache().snapshot().bundles.clone();
         let mut bundles = Bundles { own: known.own.clone(), federated: BTreeMap::new() };
         let own = bundle_from_proto(&self.link.bundle().await?);
-        match own.map_err(|e| e.to_string()).and_then(|b| renew(Some(&known.own), b)) {
+        match own.map_err(|e| e.to_string()).and_then(|b| renew(&known.own.bundle.trust_domain, Some(&known.own), b)) {
             Ok(own) => bundles.own = own,
             Err(error) => {
                 return Err(ServerError::bare(tonic::Status::internal(format!(
@@ -295,7 +295,7 @@ impl Syncer {
         for (domain, bundle) in self.link.federated_bundles(domains.into_iter().collect()).await? {
             let Some(bundle) = bundle else { continue };
             let old = known.federated.get(&domain);
-            match bundle_from_proto(&bundle).map_err(|e| e.to_string()).and_then(|b| renew(old, b)) {
+            match bundle_from_proto(&bundle).map_err(|e| e.to_string()).and_then(|b| renew(&domain, old, b)) {
                 Ok(bundle) => {
                     bundles.federated.insert(domain, bundle);
                 }
@@ -526,10 +526,33 @@ fn store_bundle(context: &Context, own: &BundleForms) {
     }
 }
 
-/// The forms of a bundle: the known ones if it did not change.
-fn renew(known: Option<&Arc<BundleForms>>, bundle: Bundle) -> Result<Arc<BundleForms>, String> {
+/// The forms of the bundle of `domain`: the known ones if it did not change. One that calls itself otherwise would be handed
+/// to workloads under a name for which nobody asked.
+fn renew(domain: &TrustDomain, known: Option<&Arc<BundleForms>>, bundle: Bundle) -> Result<Arc<BundleForms>, String> {
+    if bundle.trust_domain != *domain {
+        return Err(format!(
+            "bundle of trust domain {:?} instead of {:?}",
+            bundle.trust_domain.as_str(),
+            domain.as_str()
+        ));
+    }
     match known.filter(|k| k.bundle == bundle) {
         Some(known) => Ok(known.clone()),
         None => BundleForms::new(bundle).map(Arc::new).map_err(|e| e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_taken_under_the_name_that_was_asked_for_only() {
+        let bundle = |name: &str| Bundle::empty(TrustDomain::parse(name).unwrap());
+        let own = renew(&TrustDomain::parse("td").unwrap(), None, bundle("td")).unwrap();
+        let again = renew(&TrustDomain::parse("td").unwrap(), Some(&own), bundle("td")).unwrap();
+        assert!(Arc::ptr_eq(&own, &again));
+        let error = renew(&TrustDomain::parse("other").unwrap(), None, bundle("td")).unwrap_err();
+        assert_eq!(error, r#"bundle of trust domain "td" instead of "other""#);
     }
 }

@@ -169,9 +169,8 @@ impl Command {
         }
         let before = if matches!(self.style, Style::Server | Style::AgentAdmin) { "Error: " } else { "" };
         io.err(&format!("{before}{error:#}\n"));
-        let dial = error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::unreachable);
-        if let Some(socket) = dial {
-            io.err(&format!("hint: is it running, and is {socket} its socket? Name another with -socketPath\n"));
+        if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::hint) {
+            io.err(&format!("hint: {hint}\n"));
         }
         1
     }

@@ -110,7 +110,10 @@ where
             Ok(())
         }
         Err(error) => {
-            tracing::error!(error, "Fatal run error");
+            // SPIRE's agent says the second only
+            if name == "Server" {
+                tracing::error!(error, "Fatal run error");
+            }
             tracing::error!(error, "{name} crashed");
             Err(Exit(1).into())
         }

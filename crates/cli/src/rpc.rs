@@ -14,6 +14,10 @@ struct DialError {
     reason: String,
 }
 
+/// For the refusal that everybody meets first.
+const NO_IDENTITY_HINT: &str = "no entry fits this process, or the agent does not have it yet (it asks every 5 s by default). \
+     `spire-server entry show` lists the entries: the parent must be this agent or an alias of it, and all selectors must fit";
+
 /// A channel to a Unix socket. It connects when it is first used.
 pub(crate) fn channel(socket: &Path) -> Channel {
     let socket: Arc<Path> = socket.into();
@@ -43,9 +47,22 @@ impl RpcError {
         self.0.message()
     }
 
-    /// The socket that could not be reached, if that was it.
-    pub(crate) fn unreachable(&self) -> Option<&str> {
-        self.dial().map(|dial| dial.socket.as_str())
+    /// What the person who typed the command can do, where the error alone does not tell.
+    pub(crate) fn hint(&self) -> Option<String> {
+        let Some(DialError { socket, reason }) = self.dial() else {
+            let unknown = self.code() == tonic::Code::PermissionDenied && self.message() == "no identity issued";
+            return unknown.then(|| NO_IDENTITY_HINT.into());
+        };
+        Some(if reason == "permission denied" {
+            format!("your user may not use {socket}: look at the permissions of the socket and of the folders above it")
+        } else {
+            format!("is it running, and is {socket} its socket? Name another with -socketPath")
+        })
+    }
+
+    /// Whether the socket could not be connected to.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.dial().is_some()
     }
 
     fn dial(&self) -> Option<&DialError> {
@@ -99,5 +116,22 @@ pub(crate) fn code_name(code: tonic::Code) -> String {
         tonic::Code::Ok => "OK".into(),
         tonic::Code::Cancelled => "Canceled".into(),
         other => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_says_who_has_to_change_what() {
+        let dial = |reason: &str| {
+            let error = DialError { socket: "/s".into(), reason: reason.into() };
+            RpcError(tonic::Status::from_error(Box::new(error))).hint().unwrap_or_default()
+        };
+        assert!(dial("permission denied").contains("your user may not use /s"));
+        assert!(dial("no such file or directory").contains("is it running"));
+        assert!(RpcError(tonic::Status::permission_denied("no identity issued")).hint().is_some());
+        assert_eq!(RpcError(tonic::Status::permission_denied("something else")).hint(), None);
     }
 }

@@ -252,9 +252,9 @@ async fn fetch_jwt(cx: Context) -> anyhow::Result<()> {
     let mut client = client(&cx)?;
     let bundles = within(&cx, first_jwt_bundles(&mut client)).await;
     // SPIRE's client dials on the first call, and puts these words before what goes wrong there.
-    let bundles = bundles.map_err(|error| match error.unreachable() {
-        Some(_) => anyhow::Error::new(error).context("failed to receive JWT bundles"),
-        None => error.into(),
+    let bundles = bundles.map_err(|error| match error.is_unreachable() {
+        true => anyhow::Error::new(error).context("failed to receive JWT bundles"),
+        false => error.into(),
     })?;
     let spiffe_id = cx.flags.string("spiffeID").to_owned();
     let svids = within(&cx, async {

@@ -12,6 +12,7 @@ use finial_core::SystemClock;
 use finial_plugin::PluginContext;
 use finial_runtime::log::LogHandle;
 use finial_runtime::{BoxError, Spawner};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -111,9 +112,22 @@ fn validate(cx: Context) -> anyhow::Result<()> {
 
 fn run(cx: Context) -> anyhow::Result<()> {
     let Loaded { settings, notices } = load(&cx).map_err(|error| launch::refuse_config(&cx, &error))?;
+    if let Some(socket) = &settings.socket_path {
+        make_socket_folder(socket)?;
+    }
     let log = launch::prepare(&cx, &settings.log, &notices)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     launch::run("Agent", runtime, log.clone(), |spawner| serve(settings, spawner, log))
+}
+
+/// Makes the folder of the Workload API's socket. Workloads of every user have to pass through it, so it is made before
+/// the umask that shuts others out, as SPIRE does.
+fn make_socket_folder(socket: &Path) -> anyhow::Result<()> {
+    let Some(folder) = socket.parent().filter(|folder| !folder.as_os_str().is_empty()) else { return Ok(()) };
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(|error| {
+        let reason = crate::context::errno_text(&error);
+        anyhow::anyhow!("cannot create the folder of the socket, {}: {reason}", folder.display())
+    })
 }
 
 async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {

@@ -52,11 +52,17 @@ impl Writer {
         Ok(Self { place: Arc::new(Mutex::new(Some(conn))), options })
     }
 
+    /// The connection for statements that begin a transaction themselves, which the drop rolls back.
+    pub(crate) async fn lend(&self) -> Result<Tx, StoreError> {
+        let waited = tokio::time::timeout(ACQUIRE_MAX, self.place.clone().lock_owned()).await;
+        let mut tx = Tx::of(waited.map_err(|_| StoreError::Busy(ACQUIRE_MAX.as_secs()))?)?;
+        tx.open = true;
+        Ok(tx)
+    }
+
     /// Begins a transaction as soon as the one before has ended.
     pub(crate) async fn begin(&self, statement: &'static str) -> Result<Tx, StoreError> {
-        let waited = tokio::time::timeout(ACQUIRE_MAX, self.place.clone().lock_owned()).await;
-        let place = waited.map_err(|_| StoreError::Busy(ACQUIRE_MAX.as_secs()))?;
-        let mut tx = Tx::of(place)?;
+        let mut tx = self.lend().await?;
         match tx.begin(statement).await {
             // Its thread is gone: a panic, or a rollback that failed. What was committed is in the file.
             Err(sqlx::Error::WorkerCrashed) => {
@@ -119,6 +125,11 @@ impl Tx {
     async fn begin(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
         self.open = true;
         sqlx::query(statement).execute(&mut **self).await.map(drop)
+    }
+
+    /// A statement has committed.
+    pub(crate) fn committed(mut self) {
+        self.open = false;
     }
 
     /// Durable when this returns.

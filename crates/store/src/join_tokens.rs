@@ -78,6 +78,12 @@ pub(crate) async fn consume(conn: &mut Conn, token: &str) -> Result<Option<JoinT
     deleted.bind(token).fetch_optional(conn).await?.map(|row| from_row(&row)).transpose()
 }
 
+/// The same, with the beginning of the transaction in the same call.
+pub(crate) async fn begin_consume(conn: &mut Conn, token: &str) -> Result<Option<JoinToken>, StoreError> {
+    let deleted = sqlx::query("BEGIN IMMEDIATE; DELETE FROM join_tokens WHERE token = ? RETURNING token, expiry");
+    deleted.bind(token).fetch_optional(conn).await?.map(|row| from_row(&row)).transpose()
+}
+
 fn from_row(row: &DbRow) -> Result<JoinToken, StoreError> {
     Ok(JoinToken { token: Columns(row).text(0)?, expires_at: Columns(row).int(1)? })
 }

@@ -6,7 +6,7 @@ use crate::{EventFeed, Listed, Page, Store, StoreError, events, join_tokens};
 use finial_core::{
     AgentRecord, Entry, EntryId, JoinToken, MatchBehavior, Selector, SelectorSet, SpiffeId, UnixSeconds,
 };
-use sqlx::QueryBuilder;
+use sqlx::{AssertSqlSafe, QueryBuilder};
 use std::collections::HashMap;
 
 /// Agents per page when all of them are read.
@@ -51,7 +51,7 @@ impl Store {
     pub async fn create_or_update_node(&self, record: &AgentRecord) -> Result<AgentRecord, StoreError> {
         self.counted("datastore.node.create", async {
             let mut tx = self.begin().await?;
-            let result = put(&mut tx, record, &self.now_text()).await;
+            let result = put(&mut tx, PUT.to_owned(), record, &self.now_text()).await;
             self.finish(tx, result).await
         })
         .await
@@ -67,15 +67,22 @@ impl Store {
         now: UnixSeconds,
     ) -> Result<Option<JoinToken>, StoreError> {
         self.counted("datastore.node.create", async {
-            let mut tx = self.begin().await?;
+            let mut tx = self.lend().await?;
+            let mut committed = false;
             let result = async {
-                let Some(token) = join_tokens::consume(&mut tx, token).await? else { return Ok(None) };
+                let Some(token) = join_tokens::begin_consume(&mut tx, token).await? else { return Ok(None) };
                 if token.expires_at >= now {
-                    put(&mut tx, record, &self.now_text()).await?;
+                    committed = record.selectors.is_empty();
+                    let statements = if committed { format!("{PUT}; COMMIT") } else { PUT.to_owned() };
+                    put(&mut tx, statements, record, &self.now_text()).await?;
                 }
                 Ok(Some(token))
             }
             .await;
+            if committed && result.is_ok() {
+                tx.committed();
+                return result;
+            }
             self.finish(tx, result).await
         })
         .await
@@ -279,9 +286,9 @@ const PUT: &str = "INSERT INTO attested_node_entries (created_at, updated_at, sp
     INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) VALUES (?, ?, ?)";
 
 /// Creates or updates, with selectors and event.
-async fn put(conn: &mut Conn, record: &AgentRecord, now: &str) -> Result<AgentRecord, StoreError> {
+async fn put(conn: &mut Conn, statements: String, record: &AgentRecord, now: &str) -> Result<AgentRecord, StoreError> {
     let id = record.id.as_str();
-    let query = sqlx::query(PUT)
+    let query = sqlx::query(AssertSqlSafe(statements))
         .bind(now)
         .bind(now)
         .bind(id)

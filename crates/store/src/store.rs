@@ -93,6 +93,11 @@ impl Store {
         self.seen(self.inner.writer.begin(BEGIN_WRITE).await)
     }
 
+    /// The writing connection for statements that begin a transaction themselves; ends like one of [`Store::begin`].
+    pub(crate) async fn lend(&self) -> Result<Tx, StoreError> {
+        self.seen(self.inner.writer.lend().await)
+    }
+
     /// Commits what went well (durable when this returns), rolls back what did not.
     pub(crate) async fn finish<T>(&self, tx: Tx, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match result {

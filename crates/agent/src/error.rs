@@ -103,6 +103,28 @@ impl ServerError {
     }
 }
 
+/// The handshake that failed, if it is that. An io::Error's source is that of the error inside it.
+fn tls_error(status: &Status) -> Option<&rustls::Error> {
+    let mut next: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(error) = next {
+        let inside = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        let tls = error.downcast_ref().or_else(|| inside.and_then(|e| e.downcast_ref()));
+        if tls.is_some() {
+            return tls;
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn is_unexpected_id(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(cause)) = error else { return false };
+    matches!(cause.0.downcast_ref(), Some(VerifyError::UnexpectedId { .. }))
+}
+
+/// A server of another trust domain: the operator's mistake, on this side.
+const UNEXPECTED_ID_HINT: &str = "; check trust_domain and server_address in the agent's configuration";
+
 /// As grpc-go words it.
 impl std::fmt::Display for ServerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -115,6 +137,11 @@ impl std::fmt::Display for ServerError {
                 "connection error: desc = \"transport: authentication handshake failed: x509svid: ",
                 "could not verify leaf certificate: x509: certificate signed by unknown authority\""
             ));
+        }
+        if let Some(tls) = tls_error(&self.status) {
+            let reason = finial_crypto::tls::explain(tls);
+            write!(f, "connection error: desc = \"transport: authentication handshake failed: {reason}\"")?;
+            return f.write_str(if is_unexpected_id(tls) { UNEXPECTED_ID_HINT } else { "" });
         }
         match innermost(&self.status) {
             // tonic's own words for a failed connection do not say why.
@@ -206,5 +233,22 @@ mod tests {
         assert_eq!(ServerError::new("x", Status::from_error(Box::new(io))).verdict(), Verdict::UnknownAuthority);
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, rustls::Error::DecryptError);
         assert_eq!(ServerError::new("x", Status::from_error(Box::new(io))).verdict(), Verdict::Retry);
+    }
+
+    #[test]
+    fn a_server_of_another_trust_domain_is_named_with_what_was_expected() {
+        let (got, expected) = ("spiffe://example.org/spire/server".into(), "spiffe://other.org/spire/server".into());
+        let other = rustls::OtherError(Arc::new(VerifyError::UnexpectedId { got, expected }));
+        let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other));
+        let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
+        let mut status = Status::unavailable("tcp connect error");
+        status.set_source(Arc::new(io));
+        let text = ServerError::new("x", status).to_string();
+        let want = concat!(
+            "x: rpc error: code = Unavailable desc = connection error: desc = \"transport: authentication handshake failed: ",
+            "unexpected ID \"spiffe://example.org/spire/server\", expected \"spiffe://other.org/spire/server\"\"; ",
+            "check trust_domain and server_address in the agent's configuration"
+        );
+        assert_eq!(text, want);
     }
 }

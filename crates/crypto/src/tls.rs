@@ -55,10 +55,13 @@ impl PeerPolicy {
 
     /// The same as an error that tells what was unexpected.
     pub fn check(&self, id: &SpiffeId) -> Result<(), VerifyError> {
+        let unexpected =
+            |expected: &[&str]| Err(VerifyError::UnexpectedId { got: id.to_string(), expected: expected.join(", ") });
         match self {
             _ if self.allows(id) => Ok(()),
-            Self::MemberOf(_) => Err(VerifyError::UnexpectedTrustDomain(id.trust_domain_name().to_owned())),
-            _ => Err(VerifyError::UnexpectedId(id.to_string())),
+            Self::Exact(want) => unexpected(&[want.as_str()]),
+            Self::AnyOf(list) => unexpected(&list.iter().map(SpiffeId::as_str).collect::<Vec<_>>()),
+            _ => Err(VerifyError::UnexpectedTrustDomain(id.trust_domain_name().to_owned())),
         }
     }
 }

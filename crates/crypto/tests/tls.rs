@@ -117,7 +117,8 @@ fn mutual_tls_lets_the_right_ones_in() {
     assert!(handshake(server(true, picky), client(Some(ours.identity("/agent")), server_id)).is_err());
     // The server is not whom the client expects.
     let wrong = handshake(server(false, PeerPolicy::Any), client(None, "spiffe://example.org/else"));
-    assert_eq!(explain(&wrong.err().unwrap()), r#"unexpected ID "spiffe://example.org/spire/server""#);
+    let want = r#"unexpected ID "spiffe://example.org/spire/server", expected "spiffe://example.org/else""#;
+    assert_eq!(explain(&wrong.err().unwrap()), want);
 }
 
 #[test]

@@ -81,8 +81,13 @@ pub enum VerifyError {
     #[error("certificate path is not valid: {0} (X509-SVID section 5.1)")]
     Path(String),
     /// The peer is someone else than was expected.
-    #[error("unexpected ID {0:?}")]
-    UnexpectedId(String),
+    #[error("unexpected ID {got:?}, expected {expected:?}")]
+    UnexpectedId {
+        /// Who it is.
+        got: String,
+        /// Who was expected; more than one separated by commas.
+        expected: String,
+    },
     /// The peer is of another trust domain than was expected.
     #[error("unexpected trust domain {0:?}")]
     UnexpectedTrustDomain(String),

@@ -25,7 +25,7 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// How long a whole attestation may take, rate limit not counted.
 const ATTEST_MAX: Duration = Duration::from_secs(60);
 /// Largest evidence that attestors are given, in bytes.
-const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 1024 * 1024;
 
 /// Longest name of an attestor, in bytes: the column's width. Anybody may send one, and it is logged.
 const KIND_BYTES_MAX: usize = 255;

@@ -15,6 +15,7 @@ mod stream;
 mod svid;
 mod sync;
 
+pub(crate) use attest::PAYLOAD_BYTES_MAX;
 pub use stream::Driven;
 
 use crate::authz::{Call, Gate};

@@ -84,7 +84,7 @@ impl Gate {
     where
         Fut: Future<Output = Result<(), Status>> + Send + 'static,
     {
-        let timer = self.timer::<M>();
+        let timer = self.timer(M::ROW);
         let permit = match self.check::<M, _>(&request).await {
             Ok(permit) => permit,
             Err(status) => {

@@ -95,7 +95,7 @@ impl Gate {
     where
         Fut: Future<Output = Result<Res, Status>>,
     {
-        let timer = self.timer::<M>();
+        let timer = self.timer(M::ROW);
         let result = match self.check::<M, Req>(&request).await {
             Ok(permit) => {
                 let call = permit.0.clone();
@@ -111,9 +111,35 @@ impl Gate {
         result.map(Response::new)
     }
 
-    /// Starts measuring a call of `M`.
-    pub(crate) fn timer<M: Method>(&self) -> finial_runtime::telemetry::CallTimer {
-        self.metrics.call(METRIC_KEYS.get(M::ROW.path).map_or("rpc", String::as_str))
+    /// Starts measuring a call.
+    pub(crate) fn timer(&self, row: &MethodRow) -> finial_runtime::telemetry::CallTimer {
+        self.metrics.call(METRIC_KEYS.get(row.path).map_or("rpc", String::as_str))
+    }
+
+    /// What a caller who showed no SVID is told before its message is read, if that settles it; counted like any other answer.
+    pub(crate) fn refuse_unread(self: &Arc<Self>, row: &'static MethodRow, peer: &Connection) -> Option<Status> {
+        let call = || self.call(row, peer, None);
+        let status = match &**peer {
+            Peer::Remote { identity: Identity::Unusable(why), .. } => Status::unauthenticated(why.clone()),
+            Peer::Remote { identity: Identity::None, .. } if !row.who.includes(Who::ANYONE) => call().denied(None),
+            _ => return None,
+        };
+        self.timer(row).finish(code_name(status.code()));
+        Some(status)
+    }
+
+    fn call(self: &Arc<Self>, row: &'static MethodRow, peer: &Connection, deadline: Option<Instant>) -> Call {
+        Call {
+            row,
+            gate: self.clone(),
+            peer: peer.clone(),
+            authorized_as: "nobody",
+            authorized_via: "",
+            deadline,
+            request_id: OnceLock::new(),
+            fields: Mutex::default(),
+            about: Mutex::default(),
+        }
     }
 
     /// Finds out whether the caller may call `M`.
@@ -125,17 +151,7 @@ impl Gate {
         let Some(peer) = request.extensions().get::<Connection>() else {
             return Err(Status::internal("no peer information available"));
         };
-        let mut call = Call {
-            row: M::ROW,
-            gate: self.clone(),
-            peer: peer.clone(),
-            authorized_as: "nobody",
-            authorized_via: "",
-            deadline: deadline(request),
-            request_id: OnceLock::new(),
-            fields: Mutex::default(),
-            about: Mutex::default(),
-        };
+        let mut call = self.call(M::ROW, peer, deadline(request));
         if let Peer::Remote { identity: Identity::Unusable(why), .. } = &*call.peer {
             return Err(Status::unauthenticated(why.clone()));
         }

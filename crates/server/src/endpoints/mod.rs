@@ -1,6 +1,7 @@
 //! The two doors: TCP with TLS for agents and remote admins, and the local socket for operators.
 
 mod admission;
+mod strangers;
 
 use crate::api::Service;
 use crate::authz::{Connection, Identity, LocalProcess, Peer};
@@ -25,6 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use strangers::{Share, Strangers};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_stream::StreamExt;
 use tonic::Status;
@@ -42,8 +44,12 @@ const CONNECTION_AGE: Duration = Duration::from_secs(180);
 const CONNECTION_GRACE: Duration = Duration::from_secs(300);
 /// How long open calls may go on at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Calls at a time on one connection.
-const CALLS_PER_CONNECTION: u32 = 1024;
+/// Calls at a time on one connection over TCP. Agents make a handful.
+const REMOTE_CALLS: u32 = 128;
+/// Calls at a time on one local connection.
+const LOCAL_CALLS: u32 = 1024;
+/// What a connection over TCP may send ahead of what is read, in bytes.
+const WINDOW_BYTES: u32 = 256 * 1024;
 /// Mode of the local socket: its owner and group are the operators.
 const SOCKET_MODE: u32 = 0o770;
 /// Mode of the socket's folder if it has to be made.
@@ -118,15 +124,20 @@ impl Endpoints {
         let path = self.socket_path.display();
         tracing::info!(subsystem_name = "endpoints", network = "unix", address = %path, "Starting Server APIs");
         let doorkeeper = self.doorkeeper;
+        let strangers = Strangers::new(service.gate.clone());
+        let remote_services = remote_services(&service, &strangers);
         let tcp = self.tcp.filter_map(move |connection| match connection {
-            Ok(connection) => doorkeeper.admit(remote(&connection)).map(|peer| Ok(Known { stream: connection, peer })),
+            Ok(stream) => doorkeeper.admit(remote(&stream)).and_then(|peer| {
+                let seat = strangers.seat(&peer).ok()?;
+                Some(Ok(Known { stream, peer, _seat: seat }))
+            }),
             Err(error) => Some(Err(error)),
         });
         let audit = self.audit;
-        let local = self
-            .local
-            .map(move |connection| connection.map(|stream| Known { peer: Arc::new(local(&stream, audit)), stream }));
-        let serve_tcp = remote_services(&service).serve_with_incoming_shutdown(tcp, shutdown.cancelled());
+        let local = self.local.map(move |result| {
+            result.map(|stream| Known { peer: Arc::new(local(&stream, audit)), stream, _seat: None })
+        });
+        let serve_tcp = remote_services.serve_with_incoming_shutdown(tcp, shutdown.cancelled());
         let serve_local = local_services(&service).serve_with_incoming_shutdown(local, shutdown.cancelled());
         let late = async {
             shutdown.cancelled().await;
@@ -151,9 +162,9 @@ type Response = http::Response<tonic::body::Body>;
 type Layers = Stack<MapResponseLayer<fn(Response) -> Response>, tower::layer::util::Identity>;
 type Services = Router<Layers>;
 
-fn builder() -> Server<Layers> {
+fn builder(calls_per_connection: u32) -> Server<Layers> {
     Server::builder()
-        .max_concurrent_streams(CALLS_PER_CONNECTION)
+        .max_concurrent_streams(calls_per_connection)
         .layer(MapResponseLayer::new(oversize_is_exhausted as fn(Response) -> Response))
 }
 
@@ -165,8 +176,16 @@ fn both_services(service: &Service) -> Routes {
         .add_service(SvidServer::new(service.clone()))
 }
 
-fn remote_services(service: &Service) -> Services {
-    builder().max_connection_age(CONNECTION_AGE).add_routes(or_unknown(both_services(service)))
+fn remote_services(service: &Service, strangers: &Strangers) -> Services {
+    let mut routes = both_services(service);
+    let router = routes.axum_router_mut();
+    // Around the services that there are: of others nobody reads anything.
+    *router = std::mem::take(router).route_layer(strangers.clone());
+    builder(REMOTE_CALLS)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .max_connection_age(CONNECTION_AGE)
+        .add_routes(or_unknown(routes))
 }
 
 fn local_services(service: &Service) -> Services {
@@ -174,7 +193,7 @@ fn local_services(service: &Service) -> Services {
         .add_service(DebugServer::new(service.clone()))
         .add_service(HealthServer::new(service.clone()))
         .add_service(LoggerServer::new(service.clone()));
-    builder().add_routes(or_unknown(routes))
+    builder(LOCAL_CALLS).add_routes(or_unknown(routes))
 }
 
 /// Says which service there is not, in grpc-go's words.
@@ -219,6 +238,7 @@ fn local(connection: &UnixConnection, audit: bool) -> Peer {
 struct Known<S> {
     stream: S,
     peer: Connection,
+    _seat: Option<Share>,
 }
 
 impl<S> Connected for Known<S> {

@@ -15,7 +15,7 @@ use tonic::{Code, Request, Status};
 
 /// Sends and receives messages without looking into them.
 #[derive(Clone, Default)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;

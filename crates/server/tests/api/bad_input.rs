@@ -64,7 +64,7 @@ async fn malformed_attestations_are_told_apart() {
         let message = refused(server.attest(key.clone(), steps).await.map(drop), Code::InvalidArgument);
         assert_eq!(message, "failed to attest: join token does not exist or has already been used");
     }
-    let huge = vec![first_step("join_token", &vec![b'x'; 2 << 20], &any_csr().await)];
+    let huge = vec![first_step("join_token", &vec![b'x'; (1 << 20) + 1], &any_csr().await)];
     let message = refused(server.attest(key, huge).await.map(drop), Code::InvalidArgument);
     assert_eq!(message, "malformed param: attestation data payload is too large");
     still_serves(&server).await;

@@ -12,5 +12,6 @@ mod bundles;
 mod entries;
 mod harness;
 mod local;
+mod strangers;
 mod svids;
 mod sync;

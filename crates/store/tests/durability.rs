@@ -160,12 +160,12 @@ async fn files_that_cannot_be_used_say_why() {
     assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
 }
 
-/// Needs the right to mount a file system of one megabyte; without it there is nothing to fill.
+/// Needs the right to mount a file system of two megabytes; without it there is nothing to fill.
 #[tokio::test]
-async fn a_full_disk_fails_the_write_and_keeps_the_rest() {
+async fn a_full_disk_fails_the_write_keeps_the_rest_and_ends_with_the_shortage() {
     let folder = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=1m", "finial-test"])
+        .args(["-t", "tmpfs", "-o", "size=2m", "finial-test"])
         .arg(folder.path())
         .stderr(Stdio::null())
         .status()
@@ -184,6 +184,8 @@ async fn a_full_disk_fails_the_write_and_keeps_the_rest() {
 }
 
 async fn fill(folder: &Path) -> (StoreError, u64, u64) {
+    let others = folder.join("what fills the disk");
+    std::fs::write(&others, vec![0; 1 << 20]).unwrap();
     let store = Store::open(StoreSettings::file(folder.join("db")), clock()).await.unwrap();
     let mut stored = 0;
     for batch in 0.. {
@@ -192,6 +194,16 @@ async fn fill(folder: &Path) -> (StoreError, u64, u64) {
             Ok(_) => stored += 100,
             Err(error) => {
                 let after = store.count_entries(&EntryFilter::default()).await.unwrap();
+                let more =
+                    (0..100).map(|n| entry(&format!("more-{n}"), &format!("/more/{n}"), "/p", &["t:a"])).collect();
+                let again = store.create_entries(more).await.unwrap_err();
+                assert!(matches!(again, StoreError::Full { .. }), "{again}");
+                // room again: the same store writes on, as often as it is asked to
+                std::fs::remove_file(&others).unwrap();
+                for n in 0..3 {
+                    create(&store, entry(&format!("room-{n}"), &format!("/room/{n}"), "/p", &["t:a"])).await;
+                }
+                assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), after + 3);
                 store.close().await;
                 return (error, stored, after);
             }

@@ -33,7 +33,7 @@ use finial_crypto::tls::{PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_net::client::tls_channel;
 use finial_plugin::{AgentNodeAttestor, AgentPlugins};
 use finial_runtime::log::LogHandle;
-use finial_runtime::{Metrics, Shutdown, Spawner, telemetry};
+use finial_runtime::{Metrics, Shutdown, Spawner, listen_text, telemetry};
 use join_token::JoinTokenAttestor;
 use rotation::{Jitter, RotationStrategy};
 use status::AgentStatus;
@@ -149,7 +149,9 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     if let Some(prometheus) = &settings.telemetry.prometheus {
         let address = format!("{}:{}", prometheus.host, prometheus.port);
         let served = telemetry::serve_prometheus(context.metrics.clone(), &address, &context.spawner).await;
-        served.map_err(|e| AgentError::internal(format!("failed to serve metrics on {address}: {e}")).because(e))?;
+        served.map_err(|e| {
+            AgentError::internal(format!("failed to serve metrics: {}", listen_text(&address, &e))).because(e)
+        })?;
     }
     context.metrics.started(&context.version, settings.trust_domain.as_str());
     let status = Arc::new(AgentStatus::default());

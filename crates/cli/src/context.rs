@@ -3,6 +3,7 @@
 use crate::goflag::{Flags, Output};
 use crate::rpc;
 use anyhow::Context as _;
+pub(crate) use finial_runtime::errno_text;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -192,20 +193,6 @@ impl Context {
             return Ok(given.into());
         }
         Ok(expanded.or_else(|| self.io.var(variable)).unwrap_or_else(|| default.into()))
-    }
-}
-
-/// The words of C for an I/O error, as Go prints them.
-pub(crate) fn errno_text(error: &std::io::Error) -> String {
-    use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::NotFound => "no such file or directory".into(),
-        ErrorKind::PermissionDenied => "permission denied".into(),
-        ErrorKind::ConnectionRefused => "connection refused".into(),
-        ErrorKind::IsADirectory => "is a directory".into(),
-        ErrorKind::NotADirectory => "not a directory".into(),
-        ErrorKind::AlreadyExists => "file exists".into(),
-        _ => error.to_string(),
     }
 }
 

@@ -96,6 +96,12 @@ fn server_name(address: &str) -> io::Result<ServerName<'static>> {
     ServerName::try_from(host).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {e}")))
 }
 
+/// As Go says it.
+fn dial_error(address: SocketAddr, error: &io::Error) -> io::Error {
+    let reason = finial_runtime::errno_text(error);
+    io::Error::new(error.kind(), format!("Error while dialing: dial tcp {address}: connect: {reason}"))
+}
+
 /// Connects to the first address that answers, beginning with number `turn`.
 async fn connect_any(addresses: &[SocketAddr], turn: usize) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -103,7 +109,7 @@ async fn connect_any(addresses: &[SocketAddr], turn: usize) -> io::Result<TcpStr
     for address in addresses.iter().cycle().skip(turn % addresses.len().max(1)).take(addresses.len()) {
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(e)) => last = io::Error::new(e.kind(), format!("{address}: {e}")),
+            Ok(Err(e)) => last = dial_error(*address, &e),
             Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{address}: no answer")),
         }
     }

@@ -30,7 +30,7 @@ pub enum BindError {
     #[error("{0} exists and is not a socket; remove it, or choose another path")]
     NotASocket(PathBuf),
     /// A call failed.
-    #[error("cannot {what} {path}: {error}")]
+    #[error("cannot {what} {path}: {}", finial_runtime::errno_text(error))]
     Io {
         /// What was tried.
         what: &'static str,

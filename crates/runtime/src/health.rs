@@ -127,7 +127,8 @@ impl Health {
                 Some(local)
             }
             Err(error) => {
-                tracing::warn!(subsystem_name = "health", %error, address, "Error serving health checks");
+                let error = crate::listen_text(&address, &error);
+                tracing::warn!(subsystem_name = "health", error, address, "Error serving health checks");
                 None
             }
         }

@@ -6,6 +6,7 @@
 //! keep theirs apart; a disabled one costs a branch. Settings here are plain values: `cli` fills them from the configuration.
 
 mod backoff;
+mod errno;
 pub mod health;
 mod http;
 pub mod log;
@@ -15,6 +16,7 @@ mod supervisor;
 pub mod telemetry;
 
 pub use backoff::Backoff;
+pub use errno::{errno_text, listen_text};
 pub use rate::{RateLimited, RateLimiter};
 pub use signals::signals;
 pub use supervisor::{BoxError, Shutdown, Spawner, Supervisor, TaskFailure};

@@ -131,7 +131,8 @@ async fn serve(settings: ServerSettings, spawner: Spawner, log: LogHandle) -> Re
     if let Some(prometheus) = &settings.telemetry.prometheus {
         let address = launch::host_port(&prometheus.host, prometheus.port);
         if let Err(error) = telemetry::serve_prometheus(metrics.clone(), &address, &spawner).await {
-            tracing::warn!(subsystem_name = "telemetry", %error, address, "Could not serve metrics");
+            let error = finial_runtime::listen_text(&address, &error);
+            tracing::warn!(subsystem_name = "telemetry", error, address, "Could not serve metrics");
         }
     }
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);

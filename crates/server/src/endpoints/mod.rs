@@ -59,7 +59,7 @@ const FOLDER_MODE: u32 = 0o750;
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The TCP port.
-    #[error("listen tcp {0}: {1}")]
+    #[error("{}", finial_runtime::listen_text(.0, .1))]
     Tcp(SocketAddr, io::Error),
     /// The local socket.
     #[error(transparent)]

@@ -172,7 +172,7 @@ async fn a_port_that_is_taken_is_named() {
     let server = Server::start().await;
     let address = server.running.address;
     let error = Server::try_with(|settings| settings.bind_address = address).await.map(drop).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("listen tcp {address}: ")), "{error}");
+    assert!(error.starts_with(&format!("listen tcp {address}: bind: address already in use; stop what")), "{error}");
 }
 
 #[tokio::test]

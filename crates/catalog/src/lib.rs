@@ -158,13 +158,52 @@ pub fn build_agent_plugins(
         Some(token) => (JoinTokenAgent::NAME.to_owned(), Arc::new(JoinTokenAgent::new(token)) as Arc<_>),
         None => configured,
     };
-    if workload_attestors.is_empty() {
-        return Err(CatalogError::Count { kind: "WorkloadAttestor", expected: "at least 1", got: 0 });
-    }
+    at_least_one("WorkloadAttestor", &workload_attestors)?;
     Ok(AgentPlugins { key_manager, keys_are_volatile: key_manager_name == "memory", node_attestor, workload_attestors })
 }
 
+/// What would keep [`build_agent_plugins`] from working, all of it, with the plugin it is about. Key managers are looked
+/// up only: the one on disk makes its folder.
+pub fn check_agent_plugins<'a>(
+    configs: &'a [PluginConfig],
+    context: &PluginContext,
+) -> Vec<(Option<&'a PluginConfig>, CatalogError)> {
+    let enabled = || configs.iter().filter(|c| c.enabled);
+    let check = |config: &PluginConfig| match config.kind.as_str() {
+        "KeyManager" => find(AGENT_KEY_MANAGERS, config).and_then(|_| load(config)).map(drop),
+        "NodeAttestor" => construct(AGENT_NODE_ATTESTORS, config, context).map(drop),
+        "WorkloadAttestor" => construct(WORKLOAD_ATTESTORS, config, context).map(drop),
+        "SVIDStore" => Err(unknown(config, &[])),
+        kind => Err(CatalogError::UnknownKind(kind.to_owned())),
+    };
+    let of_kind = |kind: &str| enabled().filter(|c| c.kind == kind).collect::<Vec<_>>();
+    let mut problems: Vec<_> = enabled().filter_map(|c| Some((Some(c), check(c).err()?))).collect();
+    let counts = [
+        exactly_one("KeyManager", of_kind("KeyManager")).err(),
+        exactly_one("NodeAttestor", of_kind("NodeAttestor")).err(),
+        at_least_one("WorkloadAttestor", &of_kind("WorkloadAttestor")).err(),
+    ];
+    problems.extend(counts.into_iter().flatten().map(|error| (None, error)));
+    problems
+}
+
 fn make<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> Result<T, CatalogError> {
+    let plugin = construct(table, config, context)?;
+    configured(config);
+    loaded(config);
+    Ok(plugin)
+}
+
+fn construct<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> Result<T, CatalogError> {
+    let make = find(table, config)?;
+    make(&load(config)?, context).map_err(|source| CatalogError::Configure { name: config.name.clone(), source })
+}
+
+fn load(config: &PluginConfig) -> Result<Value, CatalogError> {
+    config.load_data().map_err(|source| CatalogError::Data { name: config.name.clone(), source })
+}
+
+fn find<T>(table: Table<T>, config: &PluginConfig) -> Result<Make<T>, CatalogError> {
     if config.command.is_some() {
         let join_token = config.kind == "NodeAttestor" && config.name == JoinTokenAgent::NAME;
         return Err(if join_token {
@@ -175,12 +214,7 @@ fn make<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> R
     }
     let row = table.iter().find(|(name, _)| *name == config.name);
     let (_, make) = row.ok_or_else(|| unknown(config, &table.iter().map(|(name, _)| *name).collect::<Vec<_>>()))?;
-    let name = || config.name.clone();
-    let data = config.load_data().map_err(|source| CatalogError::Data { name: name(), source })?;
-    let plugin = make(&data, context).map_err(|source| CatalogError::Configure { name: name(), source })?;
-    configured(config);
-    loaded(config);
-    Ok(plugin)
+    Ok(*make)
 }
 
 fn configured(config: &PluginConfig) {
@@ -215,6 +249,13 @@ fn unknown(config: &PluginConfig, known: &[&str]) -> CatalogError {
 fn exactly_one<T>(kind: &'static str, mut plugins: Vec<T>) -> Result<T, CatalogError> {
     let got = plugins.len();
     plugins.pop().filter(|_| got == 1).ok_or(CatalogError::Count { kind, expected: "exactly 1", got })
+}
+
+fn at_least_one<T>(kind: &'static str, plugins: &[T]) -> Result<(), CatalogError> {
+    if plugins.is_empty() {
+        return Err(CatalogError::Count { kind, expected: "at least 1", got: 0 });
+    }
+    Ok(())
 }
 
 fn at_most_one<T>(kind: &'static str, mut plugins: Vec<T>) -> Result<Option<T>, CatalogError> {
@@ -306,5 +347,27 @@ mod tests {
             text.contains("\"WorkloadAttestor\" constraint not satisfied: expected at least 1 but got 0"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_check_finds_all_that_building_would_refuse_and_makes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let keys = folder.path().join("keys");
+        let disk = plugin("KeyManager", "disk", &format!("directory = \"{}\"", keys.display()));
+        let good = [vec![disk.clone()], agent()[1..].to_vec()].concat();
+        assert!(check_agent_plugins(&good, &context()).is_empty());
+        assert!(!keys.exists());
+        let bad = [disk.clone(), disk, plugin("NodeAttestor", "x509pop", ""), plugin("WorkloadAttestor", "docker", "")];
+        let found = check_agent_plugins(&bad, &context());
+        let texts: Vec<String> = found.iter().map(|(_, error)| error.to_string()).collect();
+        assert_eq!(texts[0], "failed to configure plugin \"x509pop\": private_key_path is required");
+        assert!(texts[1].starts_with("no built-in plugin \"docker\" for type \"WorkloadAttestor\""), "{texts:?}");
+        assert!(
+            texts[2].contains("\"KeyManager\" constraint not satisfied: expected exactly 1 but got 2"),
+            "{texts:?}"
+        );
+        assert_eq!(found[1].0.map(|c| c.name.as_str()), Some("docker"));
+        assert!(found[2].0.is_none() && found.len() == 3);
+        assert!(build_agent_plugins(&bad, None, &context()).is_err());
     }
 }

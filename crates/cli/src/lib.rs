@@ -58,12 +58,12 @@ pub fn version() -> String {
 
 /// The program `spire-server`.
 pub fn spire_server() -> Program {
-    Program { name: "spire-server", version: version(), commands: server::commands() }
+    Program { name: "spire-server", version: version(), commands: server::commands(), not_yet: server::NOT_YET }
 }
 
 /// The program `spire-agent`.
 pub fn spire_agent() -> Program {
-    Program { name: "spire-agent", version: version(), commands: agent::commands() }
+    Program { name: "spire-agent", version: version(), commands: agent::commands(), not_yet: &[] }
 }
 
 const FINIAL_HELP: &str = "\

@@ -92,3 +92,42 @@ fn who_cannot_be_reached_is_said_with_a_hint() {
     assert_eq!((exit, stdout.as_str()), (1, ""));
     assert!(stderr.starts_with(want), "{stderr}");
 }
+
+#[test]
+fn commands_that_are_not_there_yet_are_told_from_typos() {
+    for line in ["federation", "federation list", "localauthority x509 show -output json", "upstreamauthority -h"] {
+        let (exit, stdout, stderr) = run(&format!("spire-server {line}"), |_| None);
+        assert_eq!((exit, stdout.as_str()), (1, ""), "{line}");
+        let word = line.split(' ').next().unwrap();
+        assert!(
+            stderr.starts_with(&format!("spire-server {word}: not supported yet by this version\nhint: ")),
+            "{stderr}"
+        );
+        assert!(stderr.contains("docs/compatibility.md"), "{stderr}");
+    }
+    assert_eq!(run("spire-server federatoin list", |_| None).0, 127);
+}
+
+#[test]
+fn an_agent_that_could_not_start_is_not_called_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.conf");
+    let config = |attestor: &str, experimental: &str| {
+        let text = format!(
+            "agent {{\n  data_dir = \"/none\"\n  server_address = \"localhost\"\n  server_port = 8081\n  \
+             trust_domain = \"example.org\"\n  insecure_bootstrap = true\n  {experimental}\n}}\nplugins {{\n  KeyManager \"memory\" {{}}\n  \
+             NodeAttestor \"join_token\" {{}}\n  WorkloadAttestor \"{attestor}\" {{}}\n}}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        run(&format!("spire-agent validate -config {}", file.display()), |_| None)
+    };
+    let (exit, stdout, stderr) = config("unix", "");
+    assert_eq!((exit, stdout.as_str(), stderr.as_str()), (0, "SPIRE agent configuration file is valid.\n", ""));
+    let (exit, stdout, stderr) = config("docker", "");
+    assert_eq!((exit, stdout.as_str()), (1, ""));
+    let start = "SPIRE agent configuration file is invalid: no built-in plugin \"docker\" for type \"WorkloadAttestor\" (there is unix; ";
+    assert!(stderr.starts_with(start), "{stderr}");
+    assert!(stderr.contains(&format!("\n  at {}:12:", file.display())), "{stderr}");
+    let (exit, _, stderr) = config("unix", "experimental { require_pq_kem = true }");
+    assert!(exit == 1 && stderr.contains("require_pq_kem is not supported yet"), "{stderr}");
+}

@@ -1,6 +1,6 @@
 //! `plugins { }`: what is to be loaded, in the order it was written.
 
-use finial_hcl::Value;
+use finial_hcl::{Pos, Value};
 use std::path::PathBuf;
 
 /// One plugin as configured.
@@ -20,6 +20,8 @@ pub struct PluginConfig {
     pub args: Vec<String>,
     /// `plugin_checksum`: SHA-256 of the program, hex; empty: not checked.
     pub checksum: String,
+    /// Where its block stands in the file; None if it comes from no file.
+    pub pos: Option<Pos>,
 }
 
 /// Where a plugin's own configuration comes from.
@@ -41,6 +43,7 @@ impl Default for PluginConfig {
             command: None,
             args: Vec::new(),
             checksum: String::new(),
+            pos: None,
         }
     }
 }

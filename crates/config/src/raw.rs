@@ -242,6 +242,7 @@ fn plugin(resolver: &mut Resolver, kind: &Item, name: &Item) -> Option<PluginCon
         command: (!raw.plugin_cmd.is_empty()).then(|| raw.plugin_cmd.into()),
         args: raw.plugin_args,
         checksum: raw.plugin_checksum,
+        pos: Some(name.pos),
     })
 }
 

@@ -6,7 +6,7 @@ use crate::goflag::FlagSet;
 use crate::launch;
 use finial_agent::Agent;
 use finial_config::{
-    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, SdsSettings, load_agent,
+    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, Problem, SdsSettings, load_agent,
 };
 use finial_core::SystemClock;
 use finial_plugin::PluginContext;
@@ -88,15 +88,25 @@ fn load(cx: &Context) -> Result<Loaded<AgentSettings>, Box<ConfigError>> {
         rebootstrap_mode: text("rebootstrapMode"),
         rebootstrap_delay: text("rebootstrapDelay"),
     };
-    let path = match cx.flags.string("config") {
-        "" => AGENT_CONFIG_DEFAULT,
-        path => path,
-    };
-    load_agent(Path::new(path), cx.flags.bool("expandEnv"), &|name| cx.io.var(name), &overrides)
+    load_agent(config_path(cx), cx.flags.bool("expandEnv"), &|name| cx.io.var(name), &overrides)
+}
+
+fn config_path(cx: &Context) -> &Path {
+    match cx.flags.string("config") {
+        "" => Path::new(AGENT_CONFIG_DEFAULT),
+        path => Path::new(path),
+    }
 }
 
 fn validate(cx: Context) -> anyhow::Result<()> {
-    match load(&cx) {
+    let checked = load(&cx).and_then(|loaded| match problems_at_start(&loaded.settings) {
+        problems if problems.is_empty() => Ok(loaded),
+        problems => {
+            let (file, log) = (config_path(&cx).to_owned(), loaded.settings.log);
+            Err(Box::new(ConfigError { file, problems, notices: loaded.notices, log }))
+        }
+    });
+    match checked {
         Ok(Loaded { settings, notices }) => {
             launch::log_now(&settings.log, &notices);
             cx.println("SPIRE agent configuration file is valid.");
@@ -108,6 +118,16 @@ fn validate(cx: Context) -> anyhow::Result<()> {
             Err(Exit(1).into())
         }
     }
+}
+
+/// Why `run` would refuse settings that read well. SPIRE's agent calls these valid, and stops when it is started.
+fn problems_at_start(settings: &AgentSettings) -> Vec<Problem> {
+    let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: Arc::new(SystemClock) };
+    let of_plugins = finial_catalog::check_agent_plugins(&settings.plugins, &context).into_iter();
+    let of_plugins = of_plugins.map(|(plugin, error)| (error.to_string(), plugin.and_then(|p| p.pos)));
+    let unsupported = check_supported(settings).err().map(|message| (message, None));
+    let all = unsupported.into_iter().chain(of_plugins);
+    all.map(|(message, pos)| Problem { message, pos, hint: None }).collect()
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {

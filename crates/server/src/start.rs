@@ -253,11 +253,13 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
         info,
     }));
+    let nodes = service.nodes.clone();
     let running = Running { address: endpoints.address(), socket_path: settings.socket_path.clone() };
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
     background(&env.spawner, "bundle feed", bundles.run(shutdown.clone()));
+    background(&env.spawner, "agents and entries", nodes.run(shutdown.clone()));
     background(&env.spawner, "pruning", pruner.run(shutdown.clone()));
     env.spawner.service("endpoints", serve(endpoints, service, store, shutdown));
     Ok(running)

@@ -13,19 +13,22 @@ use finial_core::{Entry, EntryId, JoinToken, SelectorSet, SpiffeId, TrustDomain}
 use finial_runtime::Spawner;
 use finial_store::{CreatedEntry, DeleteMode, EntryUpdate, Store, StoreError};
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// Lets one change after the other through, each in a task of its own. Shared by all that is indexed.
 #[derive(Clone)]
 pub struct Turn {
     order: Arc<tokio::sync::Mutex<()>>,
+    /// Whether a change may have been stored of which memory does not know.
+    in_doubt: Arc<AtomicBool>,
     spawner: Spawner,
 }
 
 impl Turn {
     /// A new line.
     pub fn new(spawner: Spawner) -> Self {
-        Self { order: Arc::default(), spawner }
+        Self { order: Arc::default(), in_doubt: Arc::default(), spawner }
     }
 
     /// Runs `work` when its turn comes, to its end even if the caller goes away.
@@ -33,20 +36,38 @@ impl Turn {
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let order = self.order.clone();
+        let this = self.clone();
         let task = self.spawner.spawn("write", async move {
-            let _turn = order.lock().await;
-            work.await
+            let _turn = this.order.lock().await;
+            work.await.inspect_err(|error| this.doubt(error))
         });
         match task.await {
             Ok(result) => result,
             Err(_) => Err(StoreError::Missing("datastore-sql: the change was not finished; the log says why".into())),
         }
     }
+
+    /// After a failure of the database itself, a COMMIT among them, nobody knows what was stored: it has to be read.
+    fn doubt(&self, error: &StoreError) {
+        if matches!(error, StoreError::Io { .. } | StoreError::Corrupt { .. } | StoreError::Sql(_)) {
+            self.in_doubt.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether memory may be behind the datastore.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// Says that all was read again, from within a turn.
+    pub(crate) fn settle(&self) {
+        self.in_doubt.store(false, Ordering::Relaxed);
+    }
 }
 
 /// All registration entries, and the join tokens that came lately.
 pub struct Entries {
+    trust_domain: TrustDomain,
     store: Store,
     turn: Turn,
     index: RwLock<Index>,
@@ -60,9 +81,18 @@ const RECENT_TOKENS_MAX: usize = 4096;
 impl Entries {
     /// Reads all entries into the index.
     pub async fn load(store: Store, turn: Turn, trust_domain: TrustDomain) -> Result<Arc<Self>, StoreError> {
-        let mut index = Index::new(trust_domain);
+        let mut index = Index::new(trust_domain.clone());
         store.load_entries(|entry| index.put(&entry)).await?;
-        Ok(Arc::new(Self { store, turn, index: RwLock::new(index), recent_tokens: Mutex::default() }))
+        let index = RwLock::new(index);
+        Ok(Arc::new(Self { trust_domain, store, turn, index, recent_tokens: Mutex::default() }))
+    }
+
+    /// Reads all entries again, from within a turn.
+    pub(crate) async fn read_again(&self) -> Result<(), StoreError> {
+        let mut fresh = Index::new(self.trust_domain.clone());
+        self.store.load_entries(|entry| fresh.put(&entry)).await?;
+        drop(self.change(|index| std::mem::replace(index, fresh)));
+        Ok(())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Index> {
@@ -147,7 +177,7 @@ impl Entries {
                 if matches!(result, Ok(_) | Err(StoreError::NotFound)) {
                     this.forget(std::slice::from_ref(id));
                 }
-                results.push(result.map(|_| ()));
+                results.push(result.map(|_| ()).inspect_err(|error| this.turn.doubt(error)));
             }
             Ok(results)
         };
@@ -201,8 +231,14 @@ impl Entries {
             match mode {
                 DeleteMode::Delete => this.forget(&touched),
                 DeleteMode::Dissociate | DeleteMode::Restrict => {
-                    let changed = this.store.fetch_entries(&touched).await?;
-                    this.change(|index| changed.iter().for_each(|entry| index.put(entry)));
+                    // The bundle is gone, whether or not this works.
+                    match this.store.fetch_entries(&touched).await {
+                        Ok(changed) => this.change(|index| changed.iter().for_each(|entry| index.put(entry))),
+                        Err(error) => {
+                            this.turn.in_doubt.store(true, Ordering::Relaxed);
+                            tracing::warn!(%error, "Entries will be read again");
+                        }
+                    }
                 }
             }
             Ok(())

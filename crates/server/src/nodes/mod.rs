@@ -5,9 +5,11 @@
 
 use crate::entries::{Entries, Turn};
 use finial_core::{AgentRecord, JoinToken, SelectorSet, SpiffeId, UnixSeconds};
+use finial_runtime::Shutdown;
 use finial_store::{AgentUpdate, Store, StoreError};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 /// What the server thinks of an agent that shows an SVID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,9 @@ pub enum Attested {
     Expired,
 }
 
+/// How long after a failure agents and entries are read again.
+const RETRY: Duration = Duration::from_secs(5);
+
 /// All attested agents.
 pub struct Nodes {
     store: Store,
@@ -72,13 +77,49 @@ pub struct Nodes {
 impl Nodes {
     /// Reads all agents into memory.
     pub async fn load(store: Store, turn: Turn, entries: Arc<Entries>) -> Result<Arc<Self>, StoreError> {
+        let map = RwLock::new(Self::read(&store).await?);
+        Ok(Arc::new(Self { store, turn, entries, map, none: Arc::default() }))
+    }
+
+    async fn read(store: &Store) -> Result<HashMap<SpiffeId, Node>, StoreError> {
         let mut map = HashMap::new();
         let keep = |record: AgentRecord| {
             let node = Node::of(&record, Arc::new(record.selectors.clone()));
             map.insert(record.id, node);
         };
         store.load_nodes(keep).await?;
-        Ok(Arc::new(Self { store, turn, entries, map: RwLock::new(map), none: Arc::default() }))
+        Ok(map)
+    }
+
+    /// After a change of which nobody knows whether it was stored, reads agents and entries again, until shutdown.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+            self.repair().await;
+        }
+    }
+
+    async fn repair(self: &Arc<Self>) {
+        if self.turn.is_in_doubt()
+            && let Err(error) = self.read_again().await
+        {
+            tracing::error!(%error, "Failed to read agents and entries from the datastore; trying again");
+        }
+    }
+
+    async fn read_again(self: &Arc<Self>) -> Result<(), StoreError> {
+        let this = self.clone();
+        let work = async move {
+            this.entries.read_again().await?;
+            let fresh = Self::read(&this.store).await?;
+            drop(this.change(|map| std::mem::replace(map, fresh)));
+            this.turn.settle();
+            Ok(())
+        };
+        self.turn.take(work).await
     }
 
     fn with<T>(&self, id: &SpiffeId, read: impl FnOnce(Option<&Node>) -> T) -> T {
@@ -223,5 +264,50 @@ impl Nodes {
     /// Takes agents out of memory that are gone from the store.
     pub(crate) fn forget(&self, ids: &[SpiffeId]) {
         self.change(|map| ids.iter().for_each(|id| drop(map.remove(id))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_core::{ManualClock, TrustDomain};
+    use finial_runtime::Supervisor;
+    use finial_store::StoreSettings;
+
+    #[tokio::test]
+    async fn what_was_stored_by_a_change_that_failed_is_read_again() {
+        let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
+        let turn = Turn::new(Supervisor::default().spawner());
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await.unwrap();
+        let nodes = Nodes::load(store.clone(), turn.clone(), entries).await.unwrap();
+        let id = trust_domain.agent_id("test/a").unwrap();
+        let record = AgentRecord {
+            id: id.clone(),
+            attestation_type: "test".into(),
+            serial_number: "1".into(),
+            expires_at: 100,
+            new_serial_number: String::new(),
+            new_expires_at: 0,
+            can_reattest: false,
+            agent_version: String::new(),
+            selectors: SelectorSet::default(),
+        };
+        nodes.attest(record).await.unwrap();
+        let fail = async |error: StoreError| {
+            let (store, id) = (store.clone(), id.clone());
+            let work = async move {
+                store.ban_node(&id).await?;
+                Err::<(), _>(error)
+            };
+            turn.take(work).await.unwrap_err();
+            nodes.repair().await;
+        };
+        // A refusal says that nothing was stored, and is no reason to read anything.
+        fail(StoreError::NotFound).await;
+        assert_eq!(nodes.standing(&id, "1"), Standing::Current);
+        fail(StoreError::Io { path: "db".into(), detail: "fsync".into() }).await;
+        assert_eq!(nodes.standing(&id, "1"), Standing::Banned);
+        assert!(!turn.is_in_doubt());
     }
 }

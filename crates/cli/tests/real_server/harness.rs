@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// `None` where nobody promised one; a promise (`FINIAL_REAL_SPIRE`, which `./test` sets) that is not kept fails.
 pub(crate) fn spire() -> Option<PathBuf> {
-    let folder = match std::env::var_os("FINIAL_REAL_SPIRE") {
-        Some(folder) => PathBuf::from(folder),
+    let promised = std::env::var_os("FINIAL_REAL_SPIRE").map(PathBuf::from);
+    let folder = match &promised {
+        Some(folder) => folder.clone(),
         None => Path::new(&std::env::var_os("HOME")?).join(".cache/finial/spire-1.15.3"),
     };
     let server = folder.join("spire-server");
+    assert!(server.exists() || promised.is_none(), "no SPIRE at {}: run tests/real-spire/build.sh", folder.display());
     if !server.exists() {
         eprintln!("skipped: no SPIRE at {}", folder.display());
         return None;

@@ -1,7 +1,7 @@
 //! Keys, X.509, JWS and bundle documents: everything that a SPIFFE identity is made of.
 //!
 //! One DER reader and one DER writer serve all of X.509 here. Certificates are issued by [`X509Ca`] and verified by
-//! [`verify_x509_svid`]; tokens are signed by [`JwtAuthoritySigner`] and verified by [`verify_jwt_svid`]; [`tls`] joins
+//! [`verify_x509_svid`]; tokens are signed by [`JwtAuthoritySigner`] and verified by [`verify_jwt_svid`], key-bound ones likewise by [`WitAuthoritySigner`] and [`verify_wit_svid`]; [`tls`] joins
 //! SPIFFE verification to rustls; [`bundle`] reads and writes the SPIFFE bundle format. Nothing here asks for the time
 //! of day: `now` is an argument, or a [`finial_core::Clock`] where rustls calls back.
 
@@ -18,7 +18,8 @@ mod x509;
 
 pub use jwt::{
     JwtAuthoritySigner, JwtError, JwtKeySource, JwtKeys, JwtSvid, JwtSvidClaims, LEEWAY_SECONDS, TOKEN_BYTES_MAX,
-    jwt_svid_times, sign_jwt_svid, verify_jwt_svid,
+    WitAuthoritySigner, WitError, WitSvid, WitSvidClaims, jwt_svid_times, sign_jwt_svid, verify_jwt_svid,
+    verify_wit_svid, wit_key_algorithm,
 };
 pub use key::{KeyError, PublicKey, SignatureAlgorithm};
 pub use random::{hex, random_bytes, random_key_id, sha1_hex, sha256_hex};

@@ -40,9 +40,9 @@ struct Header<'a> {
     typ: &'static str,
 }
 
-/// A JWT authority: a signer with its key ID and the header encoded once. Cheap to clone.
+/// A key that signs tokens of one type, with their header encoded once. Cheap to clone.
 #[derive(Clone)]
-pub struct JwtAuthoritySigner {
+pub(super) struct JwsSigner {
     signer: Arc<dyn Signer>,
     key_id: Arc<str>,
     algorithm: SignatureAlgorithm,
@@ -50,39 +50,35 @@ pub struct JwtAuthoritySigner {
     header: Arc<str>,
 }
 
-impl JwtAuthoritySigner {
-    /// Takes a signer and the `kid` of its key.
-    pub fn new(signer: Arc<dyn Signer>, key_id: &str) -> Self {
+impl JwsSigner {
+    pub(super) fn new(signer: Arc<dyn Signer>, key_id: &str, typ: &'static str) -> Self {
         let algorithm = signer.public_key().default_algorithm();
-        let header = Header { alg: algorithm.jwa(), kid: key_id, typ: "JWT" };
+        let header = Header { alg: algorithm.jwa(), kid: key_id, typ };
         // Strings and nothing else: they always serialize.
         let header = serde_json::to_vec(&header).unwrap_or_default();
         let header = format!("{}.", BASE64URL.encode(header));
         Self { signer, key_id: key_id.into(), algorithm, header: header.into() }
     }
 
-    /// The `kid`.
-    pub fn key_id(&self) -> &str {
+    pub(super) fn key_id(&self) -> &str {
         &self.key_id
     }
 
-    /// The signer.
-    pub fn signer(&self) -> &Arc<dyn Signer> {
+    pub(super) fn signer(&self) -> &Arc<dyn Signer> {
         &self.signer
     }
 
-    /// Signs a JWT-SVID in compact serialization.
-    pub async fn sign(&self, claims: &JwtSvidClaims<'_>) -> Result<String, SignError> {
-        if let Some(done) = self.sign_now(claims) {
-            return done;
-        }
+    pub(super) async fn sign(&self, claims: &impl Serialize) -> Result<String, SignError> {
+        // Encoded before the await, so that the claims need not be shared between threads.
         let input = self.signing_input(claims)?;
-        let signature = self.signer.sign(self.algorithm, input.as_bytes()).await?;
+        let signature = match self.signer.local() {
+            Some(key) => key.sign_now(self.algorithm, input.as_bytes())?,
+            None => self.signer.sign(self.algorithm, input.as_bytes()).await?,
+        };
         self.compact(input, signature)
     }
 
-    /// The same without awaiting; `None` when the key is not in this process.
-    pub fn sign_now(&self, claims: &JwtSvidClaims<'_>) -> Option<Result<String, SignError>> {
+    pub(super) fn sign_now(&self, claims: &impl Serialize) -> Option<Result<String, SignError>> {
         let key = self.signer.local()?;
         Some(self.signing_input(claims).and_then(|input| {
             let signature = key.sign_now(self.algorithm, input.as_bytes())?;
@@ -90,7 +86,7 @@ impl JwtAuthoritySigner {
         }))
     }
 
-    fn signing_input(&self, claims: &JwtSvidClaims<'_>) -> Result<String, SignError> {
+    fn signing_input(&self, claims: &impl Serialize) -> Result<String, SignError> {
         let claims = serde_json::to_vec(claims).map_err(|_| SignError::Failed)?;
         // Room for the signature of P-256 too.
         let mut input = String::with_capacity(self.header.len() + claims.len() * 4 / 3 + 96);
@@ -107,6 +103,37 @@ impl JwtAuthoritySigner {
         input.push('.');
         BASE64URL.encode_string(signature, &mut input);
         Ok(input)
+    }
+}
+
+/// A JWT authority: a signer with its key ID and the header encoded once. Cheap to clone.
+#[derive(Clone)]
+pub struct JwtAuthoritySigner(JwsSigner);
+
+impl JwtAuthoritySigner {
+    /// Takes a signer and the `kid` of its key.
+    pub fn new(signer: Arc<dyn Signer>, key_id: &str) -> Self {
+        Self(JwsSigner::new(signer, key_id, "JWT"))
+    }
+
+    /// The `kid`.
+    pub fn key_id(&self) -> &str {
+        self.0.key_id()
+    }
+
+    /// The signer.
+    pub fn signer(&self) -> &Arc<dyn Signer> {
+        self.0.signer()
+    }
+
+    /// Signs a JWT-SVID in compact serialization.
+    pub async fn sign(&self, claims: &JwtSvidClaims<'_>) -> Result<String, SignError> {
+        self.0.sign(claims).await
+    }
+
+    /// The same without awaiting; `None` when the key is not in this process.
+    pub fn sign_now(&self, claims: &JwtSvidClaims<'_>) -> Option<Result<String, SignError>> {
+        self.0.sign_now(claims)
     }
 }
 

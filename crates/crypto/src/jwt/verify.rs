@@ -4,7 +4,7 @@ use crate::key::{KeyError, PublicKey, SignatureAlgorithm};
 use crate::signer::ecdsa_raw_to_der;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
-use finial_core::{Bundle, ErrorKind, SpiffeId, SpiffeIdError, UnixSeconds};
+use finial_core::{Bundle, ErrorKind, JwtAuthority, SpiffeId, SpiffeIdError, UnixSeconds};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -92,7 +92,7 @@ impl JwtError {
     }
 }
 
-/// JWT keys of one trust domain by their key IDs, parsed once. Share it behind an `Arc`.
+/// JWT (or WIT) keys of one trust domain by their key IDs, parsed once. Share it behind an `Arc`.
 #[derive(Default)]
 pub struct JwtKeys {
     keys: HashMap<String, PublicKey>,
@@ -101,8 +101,17 @@ pub struct JwtKeys {
 impl JwtKeys {
     /// The JWT keys of a bundle.
     pub fn from_bundle(bundle: &Bundle) -> Result<Self, KeyError> {
-        let mut keys = HashMap::with_capacity(bundle.jwt_authorities.len());
-        for authority in &bundle.jwt_authorities {
+        Self::of(&bundle.jwt_authorities)
+    }
+
+    /// The WIT keys of a bundle.
+    pub fn wit_from_bundle(bundle: &Bundle) -> Result<Self, KeyError> {
+        Self::of(&bundle.wit_authorities)
+    }
+
+    fn of(authorities: &[JwtAuthority]) -> Result<Self, KeyError> {
+        let mut keys = HashMap::with_capacity(authorities.len());
+        for authority in authorities {
             keys.insert(authority.key_id.clone(), PublicKey::from_spki(&authority.public_key)?);
         }
         Ok(Self { keys })
@@ -134,10 +143,10 @@ pub struct JwtSvid {
 }
 
 /// The three parts of a token, the first two decoded.
-struct Parts<'a> {
+pub(super) struct Parts<'a> {
     algorithm: SignatureAlgorithm,
-    key_id: String,
-    claims: Map<String, Value>,
+    pub(super) header: Header,
+    pub(super) claims: Map<String, Value>,
     signed: &'a str,
     signature: Vec<u8>,
 }
@@ -149,24 +158,11 @@ pub fn verify_jwt_svid(
     audience: &[String],
     now: UnixSeconds,
 ) -> Result<JwtSvid, JwtError> {
-    let parts = split(token)?;
-    if parts.key_id.is_empty() {
-        return Err(JwtError::NoKeyId);
-    }
-    let subject = match parts.claims.get("sub") {
-        None | Some(Value::Null) => return Err(JwtError::NoSubject),
-        Some(Value::String(text)) if text.is_empty() => return Err(JwtError::NoSubject),
-        Some(Value::String(text)) => text,
-        Some(_) => return Err(JwtError::Malformed("sub claim")),
-    };
-    let expires_at = date(&parts.claims, "exp")?.ok_or(JwtError::NoExpiry)?;
-    let id = SpiffeId::parse(subject).map_err(JwtError::BadSubject)?;
+    let parts = split_jwt(token)?;
+    let (id, expires_at) = identify(&parts)?;
     let name = id.trust_domain_name();
     let keys = keys.jwt_keys(name).ok_or_else(|| JwtError::UnknownTrustDomain(name.to_owned()))?;
-    let key = keys
-        .key(&parts.key_id)
-        .ok_or_else(|| JwtError::UnknownKey { key_id: parts.key_id.clone(), trust_domain: name.to_owned() })?;
-    verify_signature(key, &parts)?;
+    verify_signature(&keys, &id, &parts)?;
     let found = audience_of(&parts.claims)?;
     if !found.iter().any(|a| audience.contains(a)) {
         return Err(JwtError::Audience { expected: audience.to_vec(), found });
@@ -177,12 +173,40 @@ pub fn verify_jwt_svid(
 
 /// `iat` and `exp` of a token without verifying it: for one's own cache of tokens that one's server signed.
 pub fn jwt_svid_times(token: &str) -> Result<(UnixSeconds, UnixSeconds), JwtError> {
-    let claims = split(token)?.claims;
+    let claims = split_jwt(token)?.claims;
     let issued_at = date(&claims, "iat")?.ok_or(JwtError::NoIssuedAt)?;
     Ok((issued_at, date(&claims, "exp")?.ok_or(JwtError::NoExpiry)?))
 }
 
-fn split(token: &str) -> Result<Parts<'_>, JwtError> {
+/// `sub` and `exp`, where the key ID is there too.
+pub(super) fn identify(parts: &Parts<'_>) -> Result<(SpiffeId, UnixSeconds), JwtError> {
+    if parts.header.kid.is_empty() {
+        return Err(JwtError::NoKeyId);
+    }
+    let subject = match parts.claims.get("sub") {
+        None | Some(Value::Null) => return Err(JwtError::NoSubject),
+        Some(Value::String(text)) if text.is_empty() => return Err(JwtError::NoSubject),
+        Some(Value::String(text)) => text,
+        Some(_) => return Err(JwtError::Malformed("sub claim")),
+    };
+    let expires_at = date(&parts.claims, "exp")?.ok_or(JwtError::NoExpiry)?;
+    Ok((SpiffeId::parse(subject).map_err(JwtError::BadSubject)?, expires_at))
+}
+
+/// The parts of a token whose header is that of a JWT-SVID.
+fn split_jwt(token: &str) -> Result<Parts<'_>, JwtError> {
+    let parts = split(token)?;
+    if let Some(name) = parts.header.other {
+        return Err(JwtError::Header(name));
+    }
+    if parts.header.typ.as_ref().is_some_and(|typ| typ != "JWT" && typ != "JOSE") {
+        return Err(JwtError::Type);
+    }
+    Ok(parts)
+}
+
+/// The parts of any token with an algorithm that is allowed; what else its header says is for the caller to judge.
+pub(super) fn split(token: &str) -> Result<Parts<'_>, JwtError> {
     if token.len() > TOKEN_BYTES_MAX {
         return Err(JwtError::TooLarge);
     }
@@ -195,25 +219,21 @@ fn split(token: &str) -> Result<Parts<'_>, JwtError> {
     let header: Header =
         serde_json::from_slice(&decode(header, "header")?).map_err(|_| JwtError::Malformed("header"))?;
     let algorithm = SignatureAlgorithm::from_jwa(&header.alg).ok_or_else(|| JwtError::Algorithm(header.alg.clone()))?;
-    if let Some(name) = header.other {
-        return Err(JwtError::Header(name));
-    }
-    if header.typ.is_some_and(|typ| typ != "JWT" && typ != "JOSE") {
-        return Err(JwtError::Type);
-    }
     let claims = serde_json::from_slice(&decode(payload, "claims")?).map_err(|_| JwtError::Malformed("claims"))?;
     let signature = decode(signature, "signature")?;
-    Ok(Parts { algorithm, key_id: header.kid, claims, signed, signature })
+    Ok(Parts { algorithm, header, claims, signed, signature })
 }
 
-/// The JOSE header. Section 2 allows three parameters and no other.
+/// The JOSE header. Section 2 of JWT-SVID allows three parameters and no other.
 #[derive(Default)]
-struct Header {
+pub(super) struct Header {
     alg: String,
     kid: String,
-    typ: Option<String>,
-    /// The first parameter that must not be there.
+    pub(super) typ: Option<String>,
+    /// The first parameter that is not one of the three.
     other: Option<String>,
+    /// Whether `crit` is one of them: something must be understood that is not (RFC 7515 section 4.1.11).
+    pub(super) critical: bool,
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -240,6 +260,7 @@ impl<'de> Deserialize<'de> for Header {
                         "typ" => header.typ = Some(map.next_value()?),
                         _ => {
                             map.next_value::<IgnoredAny>()?;
+                            header.critical |= name == "crit";
                             header.other.get_or_insert_with(|| name.clone());
                         }
                     }
@@ -252,7 +273,11 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-fn verify_signature(key: &PublicKey, parts: &Parts<'_>) -> Result<(), JwtError> {
+/// Checks the signature with the key that the header names.
+pub(super) fn verify_signature(keys: &JwtKeys, id: &SpiffeId, parts: &Parts<'_>) -> Result<(), JwtError> {
+    let key_id = &parts.header.kid;
+    let unknown = || JwtError::UnknownKey { key_id: key_id.clone(), trust_domain: id.trust_domain_name().to_owned() };
+    let key = keys.key(key_id).ok_or_else(unknown)?;
     let message = parts.signed.as_bytes();
     let verified = match parts.algorithm.ecdsa_scalar_len() {
         Some(len) => {
@@ -288,7 +313,11 @@ fn date(claims: &Map<String, Value>, name: &'static str) -> Result<Option<UnixSe
     }
 }
 
-fn check_times(claims: &Map<String, Value>, expires_at: UnixSeconds, now: UnixSeconds) -> Result<(), JwtError> {
+pub(super) fn check_times(
+    claims: &Map<String, Value>,
+    expires_at: UnixSeconds,
+    now: UnixSeconds,
+) -> Result<(), JwtError> {
     let latest = now.saturating_add(LEEWAY_SECONDS);
     if date(claims, "nbf")?.is_some_and(|not_before| latest < not_before) {
         return Err(JwtError::NotYetValid);

@@ -50,6 +50,8 @@ pub struct ServerSettings {
     pub max_attested_node_info_staleness: Duration,
     /// `federation { }`.
     pub federation: FederationSettings,
+    /// `experimental { auth_opa_policy_engine { local { } } }`; None: the built-in rules.
+    pub policy: Option<PolicySettings>,
     /// `experimental { agent_spiffe_id_as_selector }`, default false.
     pub agent_spiffe_id_as_selector: bool,
     /// `experimental { require_pq_kem }`: TLS only with a post-quantum key exchange, default false.
@@ -99,6 +101,7 @@ impl ServerSettings {
             rate_limit: RateLimitSettings::default(),
             max_attested_node_info_staleness: Duration::ZERO,
             federation: FederationSettings::default(),
+            policy: None,
             agent_spiffe_id_as_selector: false,
             require_pq_kem: false,
             events: EventSettings::default(),
@@ -155,6 +158,15 @@ impl Default for RateLimitSettings {
     fn default() -> Self {
         Self { attestation: true, signing: true }
     }
+}
+
+/// A policy of one's own in Rego, in place of the built-in rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicySettings {
+    /// `rego_path`: the policy.
+    pub rego_path: PathBuf,
+    /// `policy_data_path`: a JSON object that the policy sees as `data`; None: an empty one.
+    pub data_path: Option<PathBuf>,
 }
 
 /// Timing of the entry cache and of the event tables.

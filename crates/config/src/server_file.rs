@@ -6,7 +6,7 @@ use crate::duration::format_go_duration;
 use crate::problem::{ConfigError, Loaded};
 use crate::raw::{self, RawHealth, RawTelemetry};
 use crate::resolve::{Resolver, read_text};
-use crate::{CaSubject, EventSettings, Notice, PruneAgentsSettings, RateLimitSettings, ServerSettings};
+use crate::{CaSubject, EventSettings, Notice, PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings};
 use finial_core::{KeyType, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -106,7 +106,7 @@ struct RawRateLimit {
 #[serde(default)]
 struct RawExperimental {
     agent_spiffe_id_as_selector: bool,
-    auth_opa_policy_engine: Option<IgnoredAny>,
+    auth_opa_policy_engine: Option<RawPolicyEngine>,
     cache_reload_interval: String,
     full_cache_reload_interval: String,
     events_based_cache: bool,
@@ -118,6 +118,19 @@ struct RawExperimental {
     wit_issuer: String,
     feature_flags: Vec<String>,
     named_pipe_name: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawPolicyEngine {
+    local: Option<RawLocalPolicy>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RawLocalPolicy {
+    rego_path: String,
+    policy_data_path: String,
 }
 
 /// Reads and checks a server's file. `env` looks variables up if `expand_env` is set.
@@ -366,11 +379,27 @@ fn experimental(r: &mut Resolver, e: &RawExperimental, out: &mut ServerSettings)
     if e.events_based_cache {
         r.notices.push(Notice::Info("Using events based cache".into()));
     }
+    out.policy = e.auth_opa_policy_engine.as_ref().and_then(|engine| policy(r, engine));
     out.agent_spiffe_id_as_selector = e.agent_spiffe_id_as_selector;
     out.require_pq_kem = e.require_pq_kem;
     out.wit_issuer = (!e.wit_issuer.is_empty()).then(|| e.wit_issuer.clone());
     out.wit_svids_enabled = e.feature_flags.iter().any(|f| f == "wit-svid");
     r.feature_flag_warnings(&e.feature_flags);
+}
+
+/// SPIRE finds out when it starts.
+fn policy(r: &mut Resolver, engine: &RawPolicyEngine) -> Option<PolicySettings> {
+    let path = ["server", "experimental", "auth_opa_policy_engine", "local", "rego_path"];
+    let Some(local) = &engine.local else {
+        r.problem(&path, "policy engine configuration must define a provider", "add local { rego_path = \"…\" }");
+        return None;
+    };
+    if local.rego_path.is_empty() {
+        r.problem(&path, "auth_opa_policy_engine: rego_path must be configured", "name the file with the policy");
+        return None;
+    }
+    let data_path = (!local.policy_data_path.is_empty()).then(|| local.policy_data_path.clone().into());
+    Some(PolicySettings { rego_path: local.rego_path.clone().into(), data_path })
 }
 
 /// SPIRE's name for a section whose unknown keys are fatal.

@@ -91,6 +91,7 @@ impl AuthorityStore for Memory {
             let known = d.bundles.entry(name).or_insert_with(|| Bundle::empty(bundle.trust_domain.clone()));
             known.x509_authorities.extend(bundle.x509_authorities.iter().cloned());
             known.jwt_authorities.extend(bundle.jwt_authorities.iter().cloned());
+            known.wit_authorities.extend(bundle.wit_authorities.iter().cloned());
             known.sequence_number += 1;
             known.clone()
         })
@@ -161,6 +162,7 @@ impl World {
             ca_subject: DistinguishedName::ca_default(),
             ca_key_type: KeyType::EcP256,
             jwt_key_type: Some(KeyType::EcP256),
+            wit_key_type: None,
         };
         Self { memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings, upstream: None }
     }
@@ -200,6 +202,8 @@ impl World {
             agent_svid_ttl_seconds: 2 * HOUR,
             jwt_svid_ttl_seconds: 300,
             jwt_issuer: None,
+            wit_issuer: None,
+            ca_ttl_seconds: 24 * HOUR,
         };
         Issuer::new(settings, authorities.clone(), self.clock.clone(), Metrics::disabled())
     }

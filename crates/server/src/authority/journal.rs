@@ -6,6 +6,7 @@
 
 use super::plan::Status;
 use super::store::AuthorityStore;
+use super::tokens::TokenKind;
 use super::{AuthorityError, SUBSYSTEM};
 use finial_core::UnixSeconds;
 use finial_crypto::Signer;
@@ -54,6 +55,17 @@ impl Status {
             Ok(pb::Status::Prepared | pb::Status::Unknown) | Err(_) => Self::Prepared,
         }
     }
+}
+
+/// The two kinds of keys have messages of their own with the same fields.
+fn wit_entry(entry: pb::JwtKeyEntry) -> pb::WitKeyEntry {
+    let pb::JwtKeyEntry { slot_id, issued_at, not_after, kid, public_key, status, authority_id } = entry;
+    pb::WitKeyEntry { slot_id, issued_at, not_after, kid, public_key, status, authority_id }
+}
+
+fn jwt_entry(entry: pb::WitKeyEntry) -> pb::JwtKeyEntry {
+    let pb::WitKeyEntry { slot_id, issued_at, not_after, kid, public_key, status, authority_id } = entry;
+    pb::JwtKeyEntry { slot_id, issued_at, not_after, kid, public_key, status, authority_id }
 }
 
 /// Drops the oldest entries beyond the limit.
@@ -111,16 +123,33 @@ impl Journal {
         self.unsaved = true;
     }
 
-    pub(super) fn add_jwt(&mut self, entry: pb::JwtKeyEntry) {
-        self.entries.jwt_keys.push(entry);
-        cap(&mut self.entries.jwt_keys);
+    pub(super) fn add_key(&mut self, kind: TokenKind, entry: pb::JwtKeyEntry) {
+        match kind {
+            TokenKind::Jwt => {
+                self.entries.jwt_keys.push(entry);
+                cap(&mut self.entries.jwt_keys);
+            }
+            TokenKind::Wit => {
+                self.entries.wit_keys.push(wit_entry(entry));
+                cap(&mut self.entries.wit_keys);
+            }
+        }
         self.unsaved = true;
+    }
+
+    /// The keys of a kind, oldest first.
+    pub(super) fn keys(&self, kind: TokenKind) -> Vec<pb::JwtKeyEntry> {
+        match kind {
+            TokenKind::Jwt => self.entries.jwt_keys.clone(),
+            TokenKind::Wit => self.entries.wit_keys.iter().cloned().map(jwt_entry).collect(),
+        }
     }
 
     /// Forgets an authority that did not come to be.
     pub(super) fn remove(&mut self, authority_id: &str) {
         self.entries.x509_c_as.retain(|e| e.authority_id != authority_id);
         self.entries.jwt_keys.retain(|e| e.authority_id != authority_id);
+        self.entries.wit_keys.retain(|e| e.authority_id != authority_id);
         self.unsaved = true;
     }
 
@@ -134,9 +163,14 @@ impl Journal {
         }
     }
 
-    pub(super) fn set_jwt_status(&mut self, key_id: &str, status: Status) {
-        if let Some(entry) = self.entries.jwt_keys.iter_mut().rev().find(|e| e.authority_id == key_id) {
-            entry.set_status(status.to_proto());
+    pub(super) fn set_key_status(&mut self, kind: TokenKind, key_id: &str, status: Status) {
+        let (jwt, wit) = (&mut self.entries.jwt_keys, &mut self.entries.wit_keys);
+        let known = match kind {
+            TokenKind::Jwt => jwt.iter_mut().rev().find(|e| e.authority_id == key_id).map(|e| &mut e.status),
+            TokenKind::Wit => wit.iter_mut().rev().find(|e| e.authority_id == key_id).map(|e| &mut e.status),
+        };
+        if let Some(known) = known {
+            *known = status.to_proto().into();
             self.unsaved = true;
         }
     }

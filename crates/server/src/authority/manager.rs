@@ -3,12 +3,13 @@
 use super::journal::{Journal, hex};
 use super::make::make;
 use super::plan::{self, Status, Step, Tenure};
-use super::slots::{Held, Named, Pair, Slot, SlotName, Sources};
-use super::{ActiveJwt, ActiveX509, Authorities, AuthorityError, AuthorityStore, SUBSYSTEM};
+use super::slots::{Held, Named, Pair, Slot, Sources, TokenKey};
+use super::tokens::TokenKind;
+use super::{ActiveX509, Authorities, AuthorityError, AuthorityState, AuthorityStore, SUBSYSTEM, SlotStates, States};
 use crate::issue::Rfc3339;
 use crate::publish::BundleFeed;
-use finial_core::{Bundle, Clock, JwtAuthority, KeyType, TrustDomain, X509Authority};
-use finial_crypto::{DistinguishedName, JwtAuthoritySigner, NameParts, Signer, random_key_id};
+use finial_core::{Bundle, Clock, KeyType, TrustDomain, X509Authority};
+use finial_crypto::{DistinguishedName, NameParts, Signer};
 use finial_plugin::{KeyManager, UpstreamAuthority};
 use finial_proto::journal as pb;
 use finial_runtime::{Metrics, Shutdown};
@@ -20,7 +21,7 @@ use std::time::Duration;
 /// How long a call of the key manager or the datastore may take.
 const CALL_SECONDS: u64 = 30;
 /// A round takes four steps at most; more is a bug.
-const STEPS_MAX: u32 = 8;
+pub(super) const STEPS_MAX: u32 = 8;
 /// More failed rounds in a row than this make the rotator unhealthy.
 const FAILURES_MAX: u32 = 10;
 
@@ -37,6 +38,8 @@ pub struct AuthoritySettings {
     pub ca_key_type: KeyType,
     /// The key type of JWT authorities; `None` = there are none (`disable_jwt_svids`).
     pub jwt_key_type: Option<KeyType>,
+    /// The key type of WIT authorities; `None` = there are none (no feature flag `wit-svid`).
+    pub wit_key_type: Option<KeyType>,
 }
 
 impl AuthoritySettings {
@@ -53,6 +56,7 @@ impl AuthoritySettings {
             }),
             ca_key_type: settings.ca_key_type,
             jwt_key_type: (!settings.disable_jwt_svids).then_some(settings.jwt_key_type),
+            wit_key_type: settings.wit_svids_enabled.then_some(settings.wit_key_type),
         }
     }
 }
@@ -97,11 +101,12 @@ impl RotationHealth {
 
 /// Makes, activates and retires the authorities. There is one, and it alone changes slots, journal and [`Authorities`].
 pub struct AuthorityManager {
-    settings: AuthoritySettings,
-    parts: AuthorityParts,
-    journal: Journal,
-    x509: Pair<ActiveX509>,
-    jwt: Pair<ActiveJwt>,
+    pub(super) settings: AuthoritySettings,
+    pub(super) parts: AuthorityParts,
+    pub(super) journal: Journal,
+    pub(super) x509: Pair<ActiveX509>,
+    pub(super) jwt: Pair<TokenKey>,
+    pub(super) wit: Pair<TokenKey>,
     health: RotationHealth,
 }
 
@@ -138,12 +143,12 @@ impl AuthorityManager {
             upstream: parts.upstream.is_some(),
             now: parts.clock.now(),
         };
-        let (x509, jwt) = (sources.x509(&entries.x509_c_as), sources.jwt(&entries.jwt_keys));
-        let manager = Self { settings, parts, journal, x509, jwt, health: RotationHealth::default() };
+        let x509 = sources.x509(&entries.x509_c_as);
+        let [jwt, wit] = TokenKind::ALL.map(|kind| sources.keys(kind, journal.keys(kind).iter()));
+        let manager = Self { settings, parts, journal, x509, jwt, wit, health: RotationHealth::default() };
+        manager.publish_states();
         manager.publish_x509();
-        if manager.settings.jwt_key_type.is_some() {
-            manager.publish_jwt();
-        }
+        TokenKind::ALL.into_iter().for_each(|kind| manager.publish_key(kind));
         Ok(manager)
     }
 
@@ -156,8 +161,10 @@ impl AuthorityManager {
     /// [`AuthorityManager::run`].
     pub async fn start(&mut self) -> Result<(), AuthorityError> {
         let result = self.check().await;
-        let complete = self.parts.authorities.x509().is_some()
-            && (self.settings.jwt_key_type.is_none() || self.parts.authorities.jwt().is_some());
+        let authorities = &self.parts.authorities;
+        let complete = authorities.x509().is_some()
+            && (self.settings.jwt_key_type.is_none() || authorities.jwt().is_some())
+            && (self.settings.wit_key_type.is_none() || authorities.wit().is_some());
         if complete { Ok(()) } else { result }
     }
 
@@ -179,11 +186,9 @@ impl AuthorityManager {
 
     fn wait_ms(&self) -> i64 {
         let now_ms = self.parts.clock.now_ms();
-        let x509 = plan::wait_ms(&self.x509.tenures(), now_ms);
-        match self.settings.jwt_key_type {
-            Some(_) => x509.min(plan::wait_ms(&self.jwt.tenures(), now_ms)),
-            None => x509,
-        }
+        let kinds = TokenKind::ALL.into_iter().filter(|kind| self.key_type(*kind).is_some());
+        let waits = kinds.map(|kind| plan::wait_ms(&self.keys(kind).tenures(), now_ms));
+        waits.fold(plan::wait_ms(&self.x509.tenures(), now_ms), i64::min)
     }
 
     /// One round: does what is due. The first error is logged and returned.
@@ -193,16 +198,20 @@ impl AuthorityManager {
         if let Err(error) = &x509 {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate X509 CA");
         }
-        // Without an X.509 authority a JWT authority could not be kept either.
-        let jwt = match self.settings.jwt_key_type {
-            Some(key_type) if self.parts.authorities.x509().is_some() => self.check_jwt(key_type).await,
-            _ => Ok(()),
-        };
-        if let Err(error) = &jwt {
-            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate JWT key");
+        let mut result = x509;
+        for kind in TokenKind::ALL {
+            // Without an X.509 authority another could not be kept either.
+            let Some(key_type) = self.key_type(kind).filter(|_| self.parts.authorities.x509().is_some()) else {
+                continue;
+            };
+            let keys = self.check_keys(kind, key_type).await;
+            if let Err(error) = &keys {
+                tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate {} key", kind.as_str());
+            }
+            result = result.and(keys);
         }
-        self.health.note(x509.is_ok() && jwt.is_ok());
-        x509.and(jwt)
+        self.health.note(result.is_ok());
+        result
     }
 
     async fn check_x509(&mut self) -> Result<(), AuthorityError> {
@@ -211,39 +220,26 @@ impl AuthorityManager {
                 None => return Ok(()),
                 Some(Step::PrepareCurrent) => self.prepare_x509(true).await?,
                 Some(Step::PrepareNext) => self.prepare_x509(false).await?,
-                Some(Step::Rotate) => {
-                    let old = retire(&mut self.x509);
-                    self.journal.set_x509_status(&old, Status::Old);
-                    self.activate_x509().await;
-                }
+                Some(Step::Rotate) => self.rotate_x509().await,
                 Some(Step::ActivateCurrent) => self.activate_x509().await,
             }
         }
         Err(AuthorityError::Restless)
     }
 
-    async fn check_jwt(&mut self, key_type: KeyType) -> Result<(), AuthorityError> {
-        for _ in 0..STEPS_MAX {
-            match plan::next_step(&self.jwt.tenures(), self.parts.clock.now_ms()) {
-                None => return Ok(()),
-                Some(Step::PrepareCurrent) => self.prepare_jwt(true, key_type).await?,
-                Some(Step::PrepareNext) => self.prepare_jwt(false, key_type).await?,
-                Some(Step::Rotate) => {
-                    let old = retire(&mut self.jwt);
-                    self.journal.set_jwt_status(&old, Status::Old);
-                    self.activate_jwt().await;
-                }
-                Some(Step::ActivateCurrent) => self.activate_jwt().await,
-            }
-        }
-        Err(AuthorityError::Restless)
+    /// Swaps the slots and lets the one that was next sign.
+    pub(super) async fn rotate_x509(&mut self) {
+        let old = retire(&mut self.x509);
+        self.journal.set_x509_status(&old, Status::Old);
+        self.activate_x509().await;
     }
 
     /// Makes an X.509 authority in a slot: key, certificate, journal, bundle.
-    async fn prepare_x509(&mut self, current: bool) -> Result<(), AuthorityError> {
+    pub(super) async fn prepare_x509(&mut self, current: bool) -> Result<(), AuthorityError> {
         let call = self.parts.metrics.call("ca.manager.x509_ca.prepare");
         let result = self.try_prepare_x509(current).await;
         call.finish_with(&result, AuthorityError::kind);
+        self.publish_states();
         result
     }
 
@@ -289,60 +285,13 @@ impl AuthorityManager {
         Ok(())
     }
 
-    /// Makes a JWT authority in a slot: key, journal, bundle.
-    async fn prepare_jwt(&mut self, current: bool, key_type: KeyType) -> Result<(), AuthorityError> {
-        let call = self.parts.metrics.call("ca.manager.jwt_key.prepare");
-        let result = self.try_prepare_jwt(current, key_type).await;
-        call.finish_with(&result, AuthorityError::kind);
-        result
-    }
-
-    async fn try_prepare_jwt(&mut self, current: bool, key_type: KeyType) -> Result<(), AuthorityError> {
-        self.flush_journal().await?;
-        let name: SlotName = vacate(&mut self.jwt, current).name;
-        tracing::debug!(subsystem_name = SUBSYSTEM, slot = name.as_str(), "Preparing JWT key");
-        let signer = self.generate(&name.jwt_key(), key_type).await?;
-        let now = self.parts.clock.now();
-        let not_after = now.saturating_add(self.settings.ca_ttl_seconds);
-        let key_id = random_key_id();
-        let public_key = signer.public_key().spki_der().clone();
-        self.journal.add_jwt(pb::JwtKeyEntry {
-            slot_id: name.as_str().into(),
-            issued_at: now,
-            not_after,
-            kid: key_id.clone(),
-            public_key: public_key.to_vec().into(),
-            status: pb::Status::Prepared.into(),
-            authority_id: key_id.clone(),
-        });
-        if !current {
-            // One for the current slot is active, and saved, right after it is in the bundle.
-            self.save_journal().await;
-        }
-        let key = JwtAuthority { key_id: key_id.clone(), public_key, expires_at: not_after, tainted: false };
-        let addition = Bundle { jwt_authorities: vec![key], ..Bundle::empty(self.settings.trust_domain.clone()) };
-        self.append(&addition, &key_id).await?;
-        tracing::info!(
-            subsystem_name = SUBSYSTEM,
-            slot = name.as_str(),
-            issued_at = %Rfc3339(now),
-            expiration = %Rfc3339(not_after),
-            local_authority_id = %key_id,
-            "JWT key prepared"
-        );
-        let authority = ActiveJwt { signer: JwtAuthoritySigner::new(signer, &key_id), not_after };
-        let tenure = Tenure { status: Status::Prepared, issued_at: now, not_after };
-        vacate(&mut self.jwt, current).held = Some(Held { authority: Arc::new(authority), tenure });
-        Ok(())
-    }
-
-    async fn generate(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, AuthorityError> {
+    pub(super) async fn generate(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, AuthorityError> {
         within("the key manager", self.parts.keys.generate_key(id, key_type), AuthorityError::GenerateKey).await
     }
 
     /// Adds a new authority to the bundle, in the datastore and for all who read the feed. When that fails the authority
     /// does not exist.
-    async fn append(&mut self, addition: &Bundle, authority_id: &str) -> Result<(), AuthorityError> {
+    pub(super) async fn append(&mut self, addition: &Bundle, authority_id: &str) -> Result<(), AuthorityError> {
         let appended = within("the datastore", self.parts.store.append_bundle(addition), AuthorityError::Bundle).await;
         match appended {
             Ok(bundle) => {
@@ -361,13 +310,6 @@ impl AuthorityManager {
         self.journal.set_x509_status(&id, Status::Active);
         self.save_journal().await;
         self.publish_x509();
-    }
-
-    async fn activate_jwt(&mut self) {
-        let Some(id) = activate(&mut self.jwt) else { return };
-        self.journal.set_jwt_status(&id, Status::Active);
-        self.save_journal().await;
-        self.publish_jwt();
     }
 
     /// Lets the current X.509 authority sign, if it is active.
@@ -390,30 +332,21 @@ impl AuthorityManager {
         metrics.gauge("manager.x509_ca.rotate.expiration", tenure.not_after as f64, &labels);
         metrics.gauge("manager.x509_ca.rotate.ttl", left_seconds as f64, &labels);
         self.parts.authorities.set_x509(held.authority.clone());
+        self.publish_states();
     }
 
-    /// Lets the current JWT authority sign, if it is active.
-    fn publish_jwt(&self) {
-        let slot = &self.jwt.current;
-        let Some(held) = slot.held.as_ref().filter(|h| h.tenure.status == Status::Active) else { return };
-        tracing::info!(
-            subsystem_name = SUBSYSTEM,
-            slot = slot.name.as_str(),
-            issued_at = %Rfc3339(held.tenure.issued_at),
-            expiration = %Rfc3339(held.tenure.not_after),
-            local_authority_id = held.authority.authority_id(),
-            "JWT key activated"
-        );
-        self.parts.metrics.count("manager.jwt_key.activate", 1.0, &[]);
-        self.parts.authorities.set_jwt(held.authority.clone());
+    /// Tells operators what is in the slots.
+    pub(super) fn publish_states(&self) {
+        let (x509, jwt, wit) = (states(&self.x509), states(&self.jwt), states(&self.wit));
+        self.parts.authorities.set_states(States { x509, jwt, wit });
     }
 
-    async fn flush_journal(&mut self) -> Result<(), AuthorityError> {
+    pub(super) async fn flush_journal(&mut self) -> Result<(), AuthorityError> {
         within("the datastore", self.journal.save(self.parts.store.as_ref()), |e| e).await
     }
 
     /// Saves the journal if it can be; else the next round does.
-    async fn save_journal(&mut self) {
+    pub(super) async fn save_journal(&mut self) {
         if let Err(error) = self.flush_journal().await {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to save the CA journal; trying again later");
         }
@@ -421,23 +354,35 @@ impl AuthorityManager {
 }
 
 /// Empties the slot that a new authority is made in.
-fn vacate<A>(pair: &mut Pair<A>, current: bool) -> &mut Slot<A> {
+pub(super) fn vacate<A>(pair: &mut Pair<A>, current: bool) -> &mut Slot<A> {
     let slot = if current { &mut pair.current } else { &mut pair.next };
     slot.held = None;
     slot
 }
 
 /// Makes the current authority the active one and returns its ID.
-fn activate<A: Named>(pair: &mut Pair<A>) -> Option<String> {
+pub(super) fn activate<A: Named>(pair: &mut Pair<A>) -> Option<String> {
     let held = pair.current.held.as_mut()?;
     held.tenure.status = Status::Active;
     Some(held.authority.authority_id().to_owned())
 }
 
 /// Swaps the slots and returns the ID of the authority that is now old.
-fn retire<A: Named>(pair: &mut Pair<A>) -> String {
+pub(super) fn retire<A: Named>(pair: &mut Pair<A>) -> String {
     std::mem::swap(&mut pair.current, &mut pair.next);
     let Some(held) = pair.next.held.as_mut() else { return String::new() };
     held.tenure.status = Status::Old;
     held.authority.authority_id().to_owned()
+}
+
+fn states<A: Named>(pair: &Pair<A>) -> SlotStates {
+    let state = |slot: &Slot<A>| {
+        slot.held.as_ref().map(|held| AuthorityState {
+            authority_id: held.authority.authority_id().to_owned(),
+            status: held.tenure.status,
+            expires_at: held.tenure.not_after,
+            upstream_authority_id: held.authority.upstream_authority_id().to_owned(),
+        })
+    };
+    SlotStates { current: state(&pair.current), next: state(&pair.next) }
 }

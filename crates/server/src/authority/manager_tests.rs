@@ -290,6 +290,32 @@ async fn without_jwt_svids_there_is_no_jwt_authority() {
     assert!(world.bundle().unwrap().jwt_authorities.is_empty());
 }
 
+#[tokio::test]
+async fn wit_authorities_live_as_jwt_authorities_do_where_they_are_wanted() {
+    let mut world = World::new();
+    assert!(world.start().await.authorities.wit().is_none(), "off by default");
+    world.settings.wit_key_type = Some(finial_core::KeyType::EcP384);
+    let mut process = world.start().await;
+    let id = |process: &Process| process.authorities.wit().unwrap().signer.key_id().to_owned();
+    let first = id(&process);
+    let bundle = world.bundle().unwrap();
+    assert_eq!(bundle.wit_authorities.iter().map(|k| &k.key_id).collect::<Vec<_>>(), [&first]);
+    assert_eq!(bundle.jwt_authorities.len(), 1, "JWT-SVIDs have keys of their own");
+    assert!(world.memory.data.lock().unwrap().keys.contains_key("WIT-Signer-A"));
+    let entry = journal(&world).wit_keys[0].clone();
+    assert_eq!((entry.slot_id.as_str(), entry.status(), &entry.kid), ("A", pb::Status::Active, &first));
+    assert_eq!(id(&world.load().await.unwrap()), first, "a restart finds it");
+    world.clock.advance(21 * HOUR);
+    process.manager.check().await.unwrap();
+    let second = id(&process);
+    assert_ne!(second, first);
+    let states = process.authorities.states();
+    let ids = [&states.wit.current, &states.wit.next].map(|s| s.as_ref().unwrap().authority_id.clone());
+    assert_eq!(ids, [second.clone(), first]);
+    world.memory.data.lock().unwrap().bundles.get_mut("example.org").unwrap().wit_authorities.clear();
+    assert_ne!(id(&world.start().await), second, "one that is not in the bundle is not used");
+}
+
 /// Protobuf by hand, from the field numbers of SPIRE's journal.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];

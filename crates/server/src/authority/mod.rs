@@ -12,13 +12,14 @@ mod manager_tests;
 pub mod plan;
 mod slots;
 mod store;
+mod tokens;
 
 pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationHealth};
 pub use store::AuthorityStore;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use finial_core::{ErrorKind, UnixSeconds};
-use finial_crypto::{IssueError, JwtAuthoritySigner, VerifyError, X509Ca};
+use finial_crypto::{IssueError, JwtAuthoritySigner, VerifyError, WitAuthoritySigner, X509Ca};
 use finial_plugin::PluginError;
 use finial_store::StoreError;
 use std::sync::Arc;
@@ -100,10 +101,53 @@ pub struct ActiveJwt {
     pub not_after: UnixSeconds,
 }
 
+/// A WIT authority that may sign.
+pub struct ActiveWit {
+    /// Key ID and signer.
+    pub signer: WitAuthoritySigner,
+    /// Tokens must not outlive this.
+    pub not_after: UnixSeconds,
+}
+
+/// An authority in a slot, as operators see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityState {
+    /// The subject key ID in lowercase hex, or the ID of the key.
+    pub authority_id: String,
+    /// What it is for.
+    pub status: plan::Status,
+    /// When it ends.
+    pub expires_at: UnixSeconds,
+    /// The subject key ID of what signed it, lowercase hex; empty for keys.
+    pub upstream_authority_id: String,
+}
+
+/// The two slots of one kind of authority, as operators see them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotStates {
+    /// The one that signs, once one does.
+    pub current: Option<AuthorityState>,
+    /// Its successor or its predecessor.
+    pub next: Option<AuthorityState>,
+}
+
+/// The slots of all kinds of authorities.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct States {
+    /// X.509 authorities.
+    pub x509: SlotStates,
+    /// JWT authorities.
+    pub jwt: SlotStates,
+    /// WIT authorities.
+    pub wit: SlotStates,
+}
+
 #[derive(Default)]
 struct Active {
     x509: ArcSwapOption<ActiveX509>,
     jwt: ArcSwapOption<ActiveJwt>,
+    wit: ArcSwapOption<ActiveWit>,
+    states: ArcSwap<States>,
     changes: watch::Sender<u64>,
 }
 
@@ -127,6 +171,16 @@ impl Authorities {
         self.0.jwt.load_full()
     }
 
+    /// The WIT authority, once there is one; never without the feature flag `wit-svid`.
+    pub fn wit(&self) -> Option<Arc<ActiveWit>> {
+        self.0.wit.load_full()
+    }
+
+    /// What is in the slots.
+    pub fn states(&self) -> Arc<States> {
+        self.0.states.load_full()
+    }
+
     /// Tells of each change; the number only grows.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
@@ -140,5 +194,14 @@ impl Authorities {
     pub(crate) fn set_jwt(&self, authority: Arc<ActiveJwt>) {
         self.0.jwt.store(Some(authority));
         self.0.changes.send_modify(|n| *n += 1);
+    }
+
+    pub(crate) fn set_wit(&self, authority: Arc<ActiveWit>) {
+        self.0.wit.store(Some(authority));
+        self.0.changes.send_modify(|n| *n += 1);
+    }
+
+    fn set_states(&self, states: States) {
+        self.0.states.store(Arc::new(states));
     }
 }

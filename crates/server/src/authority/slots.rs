@@ -2,10 +2,11 @@
 
 use super::journal::hex;
 use super::plan::{self, Status, Tenure};
-use super::{ActiveJwt, ActiveX509, SUBSYSTEM};
+use super::tokens::TokenKind;
+use super::{ActiveX509, SUBSYSTEM};
 use crate::issue::Rfc3339;
 use finial_core::{Bundle, UnixSeconds};
-use finial_crypto::{Certificate, JwtAuthoritySigner, PublicKey, Signer, X509Ca};
+use finial_crypto::{Certificate, PublicKey, Signer, X509Ca};
 use finial_proto::journal as pb;
 use std::sync::Arc;
 
@@ -43,26 +44,42 @@ impl SlotName {
         format!("x509-CA-{}", self.as_str())
     }
 
-    pub(super) fn jwt_key(self) -> String {
-        format!("JWT-Signer-{}", self.as_str())
+    pub(super) fn token_key(self, kind: TokenKind) -> String {
+        format!("{}-Signer-{}", kind.as_str(), self.as_str())
     }
 }
 
-/// What an authority of either kind is called.
+/// A key that signs tokens, or may come to.
+pub(super) struct TokenKey {
+    pub(super) key_id: String,
+    pub(super) signer: Arc<dyn Signer>,
+    pub(super) not_after: UnixSeconds,
+}
+
+/// What an authority of any kind is called.
 pub(super) trait Named {
-    /// The subject key ID in hex, or the JWT key ID.
+    /// The subject key ID in hex, or the ID of the key.
     fn authority_id(&self) -> &str;
+
+    /// The subject key ID of what signed it, in hex; empty for keys.
+    fn upstream_authority_id(&self) -> &str {
+        ""
+    }
 }
 
 impl Named for ActiveX509 {
     fn authority_id(&self) -> &str {
         &self.authority_id
     }
+
+    fn upstream_authority_id(&self) -> &str {
+        &self.upstream_authority_id
+    }
 }
 
-impl Named for ActiveJwt {
+impl Named for TokenKey {
     fn authority_id(&self) -> &str {
-        self.signer.key_id()
+        &self.key_id
     }
 }
 
@@ -180,9 +197,13 @@ impl Sources<'_> {
         Ok(Some(Slot { name, held: Some(Held { authority: Arc::new(authority), tenure }) }))
     }
 
-    /// The JWT slots.
-    pub(super) fn jwt(&self, entries: &[pb::JwtKeyEntry]) -> Pair<ActiveJwt> {
-        Pair::choose(entries.iter().rev().filter_map(|entry| match self.jwt_slot(entry) {
+    /// The slots of keys that sign tokens.
+    pub(super) fn keys<'e>(
+        &self,
+        kind: TokenKind,
+        entries: impl DoubleEndedIterator<Item = &'e pb::JwtKeyEntry>,
+    ) -> Pair<TokenKey> {
+        Pair::choose(entries.rev().filter_map(|entry| match self.key_slot(kind, entry) {
             Ok(slot) => slot,
             Err(reason) => {
                 tracing::warn!(
@@ -192,24 +213,24 @@ impl Sources<'_> {
                     issued_at = %Rfc3339(entry.issued_at),
                     status = entry.status().as_str_name(),
                     local_authority_id = %entry.authority_id,
-                    "JWT key slot unusable"
+                    "{} key slot unusable",
+                    kind.as_str()
                 );
                 None
             }
         }))
     }
 
-    fn jwt_slot(&self, entry: &pb::JwtKeyEntry) -> Result<Option<Slot<ActiveJwt>>, &'static str> {
-        if !self.bundle.is_some_and(|b| b.jwt_authorities.iter().any(|a| a.key_id == entry.kid)) {
+    fn key_slot(&self, kind: TokenKind, entry: &pb::JwtKeyEntry) -> Result<Option<Slot<TokenKey>>, &'static str> {
+        if !self.bundle.is_some_and(|b| kind.of(b).iter().any(|a| a.key_id == entry.kid)) {
             return Ok(None);
         }
         let name = self.slot_name(&entry.slot_id, entry.not_after)?;
         let public_key = PublicKey::from_spki(&entry.public_key).map_err(|_| "malformed public key")?;
-        let signer = self.key(&name.jwt_key(), &public_key)?;
+        let signer = self.key(&name.token_key(kind), &public_key)?;
         let tenure =
             Tenure { status: Status::from_proto(entry.status), issued_at: entry.issued_at, not_after: entry.not_after };
-        let signer = JwtAuthoritySigner::new(signer, &entry.kid);
-        let authority = ActiveJwt { signer, not_after: entry.not_after };
+        let authority = TokenKey { key_id: entry.kid.clone(), signer, not_after: entry.not_after };
         Ok(Some(Slot { name, held: Some(Held { authority: Arc::new(authority), tenure }) }))
     }
 }

@@ -95,7 +95,7 @@ fn who_cannot_be_reached_is_said_with_a_hint() {
 
 #[test]
 fn commands_that_are_not_there_yet_are_told_from_typos() {
-    for line in ["federation", "federation list", "localauthority x509 show -output json", "upstreamauthority -h"] {
+    for line in ["localauthority", "localauthority x509 show -output json", "upstreamauthority -h"] {
         let (exit, stdout, stderr) = run(&format!("spire-server {line}"), |_| None);
         assert_eq!((exit, stdout.as_str()), (1, ""), "{line}");
         let word = line.split(' ').next().unwrap();
@@ -105,7 +105,7 @@ fn commands_that_are_not_there_yet_are_told_from_typos() {
         );
         assert!(stderr.contains("docs/compatibility.md"), "{stderr}");
     }
-    assert_eq!(run("spire-server federatoin list", |_| None).0, 127);
+    assert_eq!(run("spire-server localauthorty jwt", |_| None).0, 127);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod run;
 use crate::app::Command;
 
 /// What SPIRE has and we do not have yet, by first word.
-pub(crate) const NOT_YET: &[&str] = &["federation", "localauthority", "upstreamauthority"];
+pub(crate) const NOT_YET: &[&str] = &["localauthority", "upstreamauthority"];
 
 pub(crate) fn commands() -> Vec<Command> {
     [run::COMMANDS, healthcheck::COMMANDS, crate::logger::of_server::COMMANDS, crate::debug::SERVER, &api::commands()]

@@ -39,10 +39,14 @@ fn child_runs_our_server() {
     std::process::exit(i32::from(finial_cli::spire_server().main(&args, &Io::process())));
 }
 
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// A running server, and what it may be called with.
 pub(crate) struct Server {
     child: Child,
-    bin: PathBuf,
+    pub(crate) bin: PathBuf,
     pub(crate) folder: PathBuf,
 }
 
@@ -55,19 +59,33 @@ impl Drop for Server {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    code: i32,
+    pub(crate) code: i32,
     pub(crate) stdout: String,
-    stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Server {
     fn start(bin: &Path, folder: &Path, database: &Path, finial: bool) -> Self {
         std::fs::create_dir(folder).unwrap();
         std::fs::copy(database, folder.join("db")).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::start_in(bin, folder, "example.org", finial, r#"experimental { feature_flags = ["wit-svid"] }"#)
+    }
+
+    /// A server of SPIRE's own, of another trust domain, whose bundle can be fetched from the port.
+    pub(crate) fn foreign(bin: &Path, folder: &Path) -> (Self, u16) {
+        std::fs::create_dir(folder).unwrap();
+        let port = free_port();
+        let endpoint = format!(
+            r#"federation {{ bundle_endpoint {{ address = "127.0.0.1" port = {port} profile "https_spiffe" {{}} }} }}"#
+        );
+        (Self::start_in(bin, folder, "foreign.test", false, &endpoint), port)
+    }
+
+    fn start_in(bin: &Path, folder: &Path, trust_domain: &str, finial: bool, more: &str) -> Self {
+        let port = free_port();
         let at = folder.display();
         let conf = format!(
-            r#"server {{ bind_address = "127.0.0.1" bind_port = "{port}" socket_path = "{at}/s" trust_domain = "example.org" data_dir = "{at}" }}
+            r#"server {{ bind_address = "127.0.0.1" bind_port = "{port}" socket_path = "{at}/s" trust_domain = "{trust_domain}" data_dir = "{at}" {more} }}
 plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{at}/db" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}

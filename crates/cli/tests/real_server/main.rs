@@ -9,6 +9,7 @@
 //! where ours keeps their order, as both do in every other answer.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
 
+mod federation;
 mod harness;
 
 use harness::{Pair, spire};
@@ -38,6 +39,7 @@ fn each_command_beside_spires_own() {
     tokens(&mut pair);
     minting(&mut pair);
     minted_files(&pair);
+    federation::federation(&mut pair, CA);
     pair.finish();
 }
 
@@ -55,7 +57,7 @@ fn our_server_answers_spires_commands_as_spires_own() {
     pair.finish();
 }
 
-const COMMANDS: [&str; 19] = [
+const COMMANDS: [&str; 25] = [
     "entry create",
     "entry update",
     "entry show",
@@ -75,6 +77,12 @@ const COMMANDS: [&str; 19] = [
     "bundle count",
     "x509 mint",
     "jwt mint",
+    "federation create",
+    "federation update",
+    "federation show",
+    "federation list",
+    "federation delete",
+    "federation refresh",
 ];
 
 fn usage(pair: &mut Pair) {

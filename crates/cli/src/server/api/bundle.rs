@@ -31,7 +31,7 @@ fn client(cx: &Context) -> anyhow::Result<BundleClient<Channel>> {
 
 /// How certificates and keys are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Pem,
     Spiffe,
 }
@@ -140,7 +140,7 @@ async fn set(cx: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn parse(bytes: &[u8], format: Format, id: &str) -> anyhow::Result<types::Bundle> {
+pub(super) fn parse(bytes: &[u8], format: Format, id: &str) -> anyhow::Result<types::Bundle> {
     match format {
         Format::Pem => {
             let roots = pem::certificates(bytes).context("unable to parse bundle data")?;

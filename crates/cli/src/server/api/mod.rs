@@ -5,6 +5,7 @@ mod agent;
 mod bundle;
 mod entry;
 mod entry_file;
+mod federation;
 mod gotime;
 mod jwt;
 mod print;
@@ -27,6 +28,7 @@ pub(crate) fn commands() -> Vec<Command> {
     let mut all = entry::commands();
     all.extend(agent::commands());
     all.extend(bundle::commands());
+    all.extend(federation::commands());
     all.extend([token::GENERATE, x509::MINT, jwt::MINT]);
     all
 }

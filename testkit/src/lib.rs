@@ -5,9 +5,13 @@
 //! answers, up to a deadline that is only there to end a broken run.
 
 mod client;
+pub mod database;
 mod process;
+mod proxy;
 mod spire;
 
 pub use client::{Client, Serving};
+pub use database::{Database, DatabaseKind, MariaDb, Postgres, PostgresPair, mariadb, postgres};
 pub use process::{Output, Process, Workdir, eventually, free_port};
+pub use proxy::{Proxy, Weather};
 pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, require_spire};

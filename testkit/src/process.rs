@@ -1,5 +1,6 @@
 //! Processes, folders, ports and waiting.
 
+use rustix::process::Signal;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -128,6 +129,7 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
+    stop: Signal,
 }
 
 impl Process {
@@ -140,7 +142,13 @@ impl Process {
             .stderr(file)
             .spawn()
             .unwrap_or_else(|e| panic!("{name}: {command:?}: {e}"));
-        Self { name: name.to_owned(), child, log }
+        Self { name: name.to_owned(), child, log, stop: Signal::TERM }
+    }
+
+    /// Ends by another signal than SIGTERM when it is dropped.
+    pub(crate) fn stopped_by(mut self, stop: Signal) -> Self {
+        self.stop = stop;
+        self
     }
 
     /// Its process id.
@@ -166,7 +174,7 @@ impl Process {
 
     /// SIGTERM, then waits; the exit code.
     pub fn terminate(&mut self) -> i32 {
-        self.signal(rustix::process::Signal::TERM);
+        self.signal(Signal::TERM);
         self.wait()
     }
 
@@ -176,7 +184,8 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.pid()) {
             let _ = rustix::process::kill_process(pid, signal);
         }
@@ -194,7 +203,7 @@ impl Drop for Process {
         if self.child.try_wait().ok().flatten().is_some() {
             return;
         }
-        self.signal(rustix::process::Signal::TERM);
+        self.signal(self.stop);
         let end = Instant::now() + Duration::from_secs(5);
         while Instant::now() < end {
             if self.child.try_wait().ok().flatten().is_some() {

@@ -18,6 +18,8 @@ pub type X509SvidResponse = Encoded<workload::X509svidResponse>;
 pub type X509BundlesResponse = Encoded<workload::X509BundlesResponse>;
 /// The ready-made form of [`workload::JwtBundlesResponse`].
 pub type JwtBundlesResponse = Encoded<workload::JwtBundlesResponse>;
+/// The ready-made form of [`crate::sync::WatchResponse`].
+pub type WatchResponse = Encoded<crate::sync::WatchResponse>;
 
 /// First size of a stream's two buffers, in bytes. tonic's own is 8 KiB for each, most of what an idle stream costs;
 /// a longer message grows its buffer once.

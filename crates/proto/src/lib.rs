@@ -3,9 +3,11 @@
 //!
 //! Module tree: [`types`] (shared values), [`server`] and [`agent`] (SPIRE's APIs, one module per service),
 //! [`workload`] (the SPIFFE Workload API; its server half, in [`workload::server`], answers [`encoded`] bytes),
-//! [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's blobs in SQL).
+//! [`sync`] (our own stream to our agents, likewise), [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's
+//! blobs in SQL); [`digest`] says whether two sets of entries are the same.
 
 pub mod convert;
+pub mod digest;
 pub mod encoded;
 mod redact;
 
@@ -100,5 +102,16 @@ pub mod workload {
     pub mod server {
         include!("gen/workload_server.rs");
         pub use spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+    }
+}
+
+/// Our own stream of what an agent may have.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
+pub mod sync {
+    include!("gen/sync.rs");
+    /// The server half, whose answers are [`crate::encoded::Encoded`].
+    pub mod server {
+        include!("gen/sync_server.rs");
+        pub use agent_sync_server::{AgentSync, AgentSyncServer};
     }
 }

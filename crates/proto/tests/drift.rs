@@ -21,6 +21,17 @@ const fn unit(name: &'static str, proto: &'static str, package: &'static str) ->
     Unit { name, proto, package, client: true, server: true }
 }
 
+impl Unit {
+    /// Where the messages are of contracts whose halves are generated apart: the server's answers are ready-made bytes.
+    fn small_module(&self) -> Option<&'static str> {
+        match self.proto {
+            "spiffe/workload.proto" => Some("workload"),
+            "finial/sync.proto" => Some("sync"),
+            _ => None,
+        }
+    }
+}
+
 const UNITS: &[Unit] = &[
     unit("types", "spire/types.proto", "spire.api.types"),
     unit("server_agent", "spire/server/agent.proto", "spire.api.server.agent.v1"),
@@ -41,6 +52,14 @@ const UNITS: &[Unit] = &[
     // Two halves: the server's answers are ready-made bytes, the client's are decoded.
     Unit { name: "workload", proto: "spiffe/workload.proto", package: "", client: true, server: false },
     Unit { name: "workload_server", proto: "spiffe/workload.proto", package: "", client: false, server: true },
+    Unit { name: "sync", proto: "finial/sync.proto", package: "finial.server.sync.v1", client: true, server: false },
+    Unit {
+        name: "sync_server",
+        proto: "finial/sync.proto",
+        package: "finial.server.sync.v1",
+        client: false,
+        server: true,
+    },
 ];
 
 /// Answers that are encoded once and sent to many streams.
@@ -48,6 +67,7 @@ const ENCODED: &[(&str, &str)] = &[
     (".X509SVIDResponse", "crate::encoded::X509SvidResponse"),
     (".X509BundlesResponse", "crate::encoded::X509BundlesResponse"),
     (".JWTBundlesResponse", "crate::encoded::JwtBundlesResponse"),
+    (".finial.server.sync.v1.WatchResponse", "crate::encoded::WatchResponse"),
 ];
 
 /// Messages with secrets: `src/redact.rs` gives them a `Debug` that does not print them.
@@ -81,16 +101,14 @@ fn generate(unit: &Unit, contracts: &Path) -> String {
     if unit.name != "types" {
         build = build.extern_path(".spire.api.types", "crate::types");
     }
-    if unit.proto == "spiffe/workload.proto" {
+    if let Some(module) = unit.small_module() {
         build = build.codec_path("crate::encoded::SmallCodec");
-    }
-    if unit.name == "workload_server" {
-        for message in messages {
-            let proto = format!(".{message}");
+        for message in messages.iter().filter(|_| !unit.client) {
+            let proto = [".", unit.package, ".", message].concat().replace("..", ".");
             let rust = ENCODED
                 .iter()
                 .find(|(p, _)| *p == proto)
-                .map_or_else(|| format!("crate::workload::{}", camel(&message)), |(_, rust)| (*rust).to_owned());
+                .map_or_else(|| format!("crate::{module}::{}", camel(message)), |(_, rust)| (*rust).to_owned());
             build = build.extern_path(proto, rust);
         }
     }

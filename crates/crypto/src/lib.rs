@@ -11,9 +11,11 @@ mod jwt;
 mod key;
 mod oid;
 pub mod pem;
+mod private_jwk;
 mod random;
 mod signer;
 pub mod tls;
+pub mod web;
 mod x509;
 
 pub use jwt::{
@@ -22,6 +24,7 @@ pub use jwt::{
     verify_wit_svid, wit_key_algorithm,
 };
 pub use key::{KeyError, PublicKey, SignatureAlgorithm};
+pub use private_jwk::private_key_to_jwk;
 pub use random::{hex, random_bytes, random_key_id, sha1_hex, sha256_hex};
 pub use signer::{PrivateKey, SignError, Signer};
 pub use x509::{

@@ -170,13 +170,13 @@ impl ResolvesClientCert for TlsIdentity {
 }
 
 /// The one provider: AWS-LC, X25519MLKEM768 first.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
 }
 
 /// rustls asks for the time through this.
-struct Time(Arc<dyn Clock>);
+pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
 
 impl std::fmt::Debug for Time {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -6,15 +6,12 @@ use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::Value;
 use std::sync::OnceLock;
 
-/// The contracts, compiled: see `tests/descriptors.rs`.
-const DESCRIPTORS: &[u8] = include_bytes!("descriptors.bin");
-
 fn pool() -> anyhow::Result<&'static DescriptorPool> {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     if let Some(pool) = POOL.get() {
         return Ok(pool);
     }
-    let pool = DescriptorPool::decode(DESCRIPTORS).context("the built-in contracts cannot be read")?;
+    let pool = DescriptorPool::decode(finial_proto::DESCRIPTORS).context("the built-in contracts cannot be read")?;
     Ok(POOL.get_or_init(|| pool))
 }
 

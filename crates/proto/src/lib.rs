@@ -11,6 +11,10 @@ pub mod digest;
 pub mod encoded;
 mod redact;
 
+/// The contracts as a compiled `FileDescriptorSet`, for what handles messages by their names: JSON output, policies. Kept
+/// current by `tests/descriptors.rs`.
+pub const DESCRIPTORS: &[u8] = include_bytes!("descriptors.bin");
+
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $file:literal) => {
         $(#[$doc])*

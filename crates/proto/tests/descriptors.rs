@@ -1,4 +1,4 @@
-//! `src/descriptors.bin` is what the contracts in `/proto` give. `UPDATE_GEN=1 cargo test -p finial-cli --test descriptors`
+//! `src/descriptors.bin` is what the contracts in `/proto` give. `UPDATE_GEN=1 cargo test -p finial-proto --test descriptors`
 //! writes it anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // all of it is test
@@ -19,7 +19,7 @@ fn descriptors_are_those_of_the_contracts() {
         names.sort();
         files.append(&mut names);
     }
-    files.push("spiffe/workload.proto".into());
+    files.extend(["spiffe/workload.proto", "grpc/health.proto"].map(String::from));
     let set = protox::Compiler::new([&contracts])
         .unwrap()
         .include_imports(true)
@@ -32,5 +32,5 @@ fn descriptors_are_those_of_the_contracts() {
     if std::env::var_os("UPDATE_GEN").is_some() {
         std::fs::write(&path, &set).unwrap();
     }
-    assert!(std::fs::read(&path).unwrap() == set, "run UPDATE_GEN=1 cargo test -p finial-cli --test descriptors");
+    assert!(std::fs::read(&path).unwrap() == set, "run UPDATE_GEN=1 cargo test -p finial-proto --test descriptors");
 }

@@ -218,23 +218,7 @@ impl Store {
         trust_domain: &TrustDomain,
         key_id: &str,
     ) -> Result<JwtAuthority, StoreError> {
-        self.counted("datastore.bundle.jwt.taint", async {
-            let mut tainted = None;
-            let changed = self.change(trust_domain, |stored| {
-                let Some(key) = stored.jwt_authorities.iter_mut().find(|key| key.key_id == key_id) else {
-                    return missing("no JWT Key found with provided key ID");
-                };
-                if key.tainted {
-                    return invalid("key is already tainted");
-                }
-                key.tainted = true;
-                tainted = Some(key.clone());
-                Ok(grown(stored))
-            });
-            changed.await?;
-            tainted.ok_or(StoreError::NotFound)
-        })
-        .await
+        self.counted("datastore.bundle.jwt.taint", self.taint_key(trust_domain, key_id, "JWT", jwt_keys)).await
     }
 
     /// Removes the tainted JWT authority with this key ID, and returns it.
@@ -243,23 +227,72 @@ impl Store {
         trust_domain: &TrustDomain,
         key_id: &str,
     ) -> Result<JwtAuthority, StoreError> {
-        self.counted("datastore.bundle.jwt.revoke", async {
-            let mut revoked = None;
-            let changed = self.change(trust_domain, |stored| {
-                let Some(at) = stored.jwt_authorities.iter().position(|key| key.key_id == key_id) else {
-                    return missing("no JWT Key found with provided key ID");
-                };
-                let key = stored.jwt_authorities.remove(at);
-                if !key.tainted {
-                    return invalid("it is not possible to revoke an untainted key");
-                }
-                revoked = Some(key);
-                Ok(grown(stored))
-            });
-            changed.await?;
-            revoked.ok_or(StoreError::NotFound)
-        })
-        .await
+        self.counted("datastore.bundle.jwt.revoke", self.revoke_key(trust_domain, key_id, "JWT", jwt_keys)).await
+    }
+
+    /// Marks the WIT authority with this key ID as tainted, and returns it.
+    pub async fn taint_wit_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        key_id: &str,
+    ) -> Result<JwtAuthority, StoreError> {
+        self.counted("datastore.bundle.wit.taint", self.taint_key(trust_domain, key_id, "WIT", wit_keys)).await
+    }
+
+    /// Removes the tainted WIT authority with this key ID, and returns it.
+    pub async fn revoke_wit_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        key_id: &str,
+    ) -> Result<JwtAuthority, StoreError> {
+        self.counted("datastore.bundle.wit.revoke", self.revoke_key(trust_domain, key_id, "WIT", wit_keys)).await
+    }
+
+    async fn taint_key(
+        &self,
+        trust_domain: &TrustDomain,
+        key_id: &str,
+        kind: &str,
+        keys: fn(&mut Bundle) -> &mut Vec<JwtAuthority>,
+    ) -> Result<JwtAuthority, StoreError> {
+        let mut tainted = None;
+        let changed = self.change(trust_domain, |stored| {
+            let Some(key) = keys(stored).iter_mut().find(|key| key.key_id == key_id) else {
+                return missing(&format!("no {kind} Key found with provided key ID"));
+            };
+            if key.tainted {
+                return invalid("key is already tainted");
+            }
+            key.tainted = true;
+            tainted = Some(key.clone());
+            Ok(grown(stored))
+        });
+        changed.await?;
+        tainted.ok_or(StoreError::NotFound)
+    }
+
+    async fn revoke_key(
+        &self,
+        trust_domain: &TrustDomain,
+        key_id: &str,
+        kind: &str,
+        keys: fn(&mut Bundle) -> &mut Vec<JwtAuthority>,
+    ) -> Result<JwtAuthority, StoreError> {
+        let mut revoked = None;
+        let changed = self.change(trust_domain, |stored| {
+            let keys = keys(stored);
+            let Some(at) = keys.iter().position(|key| key.key_id == key_id) else {
+                return missing(&format!("no {kind} Key found with provided key ID"));
+            };
+            let key = keys.remove(at);
+            if !key.tainted {
+                return invalid("it is not possible to revoke an untainted key");
+            }
+            revoked = Some(key);
+            Ok(grown(stored))
+        });
+        changed.await?;
+        revoked.ok_or(StoreError::NotFound)
     }
 
     /// Reads, changes and writes back; `edit` says whether there is anything to write.
@@ -402,6 +435,14 @@ async fn list(conn: &mut Conn, page: Option<&Page>) -> Result<Listed<Bundle>, St
     let rows = rows.iter().map(from_row).collect::<Result<Vec<_>, _>>()?;
     let last = rows.last().map(|(id, _)| *id);
     Ok(Listed::new(rows.into_iter().map(|(_, bundle)| bundle).collect(), page, last))
+}
+
+fn jwt_keys(bundle: &mut Bundle) -> &mut Vec<JwtAuthority> {
+    &mut bundle.jwt_authorities
+}
+
+fn wit_keys(bundle: &mut Bundle) -> &mut Vec<JwtAuthority> {
+    &mut bundle.wit_authorities
 }
 
 async fn insert(conn: &mut Conn, bundle: &Bundle, now: &str) -> Result<Bundle, StoreError> {

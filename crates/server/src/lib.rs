@@ -11,11 +11,13 @@ pub mod endpoints;
 pub mod entries;
 pub mod health;
 pub mod issue;
+pub mod live;
 pub mod nodes;
 pub mod prune;
 pub mod publish;
 mod start;
 pub mod svid;
+pub mod watch;
 #[cfg(test)]
 mod testing;
 

@@ -6,10 +6,12 @@ use crate::authz::{Gate, GateSettings};
 use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};
 use crate::issue::{Issuer, IssuerSettings, ttl_warnings};
+use crate::live::{Live, LiveSettings};
 use crate::nodes::Nodes;
 use crate::prune::{PruneListener, PruneSettings, Pruner};
 use crate::publish::BundleFeed;
 use crate::svid::{ServerSvid, ServerSvidError};
+use crate::watch::Watchers;
 use finial_config::{PluginConfig, ServerSettings};
 use finial_core::{Clock, EntryId, SpiffeId};
 use finial_plugin::ServerPlugins;
@@ -70,6 +72,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Where the local socket is.
     pub socket_path: PathBuf,
+    /// What can be changed while it runs.
+    pub live: LiveSettings,
 }
 
 /// Opens the datastore that the configuration names.
@@ -117,7 +121,6 @@ fn check_supported(settings: &ServerSettings) -> Result<(), StartError> {
         ("federation.bundle_endpoint", federation.bundle_endpoint.is_some()),
         ("federation.federates_with", !federation.federates_with.is_empty()),
         ("profiling_enabled", settings.profiling.enabled),
-        ("the wit-svid feature flag", settings.wit_svids_enabled),
     ];
     for (name, _) in left_out.iter().filter(|(_, configured)| *configured) {
         tracing::warn!("{name} is not supported yet and has no effect");
@@ -202,16 +205,13 @@ fn listen(
     env: &Environment,
     known: &Known,
     svid: &ServerSvid,
+    live: LiveSettings,
 ) -> Result<Endpoints, ListenError> {
     Endpoints::listen(Doors {
         address: settings.bind_address,
         socket_path: settings.socket_path.clone(),
         identity: svid.tls_identity(),
-        admissible: Admissible {
-            trust_domain: settings.trust_domain.clone(),
-            admin_ids: settings.admin_ids.clone(),
-            bundles: known.bundles.clone(),
-        },
+        admissible: Admissible { trust_domain: settings.trust_domain.clone(), live, bundles: known.bundles.clone() },
         audit: settings.audit_log_enabled,
         clock: env.clock.clone(),
         spawner: env.spawner.clone(),
@@ -224,18 +224,18 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     check_supported(settings)?;
     let known = Known::load(settings, &env).await?;
     let Signing { manager, issuer, svid } = Signing::start(settings, &plugins, &env, &known).await?;
-    let gate_settings = GateSettings {
-        admin_ids: settings.admin_ids.clone(),
-        rate_limit: settings.rate_limit,
-        audit_log_enabled: settings.audit_log_enabled,
-    };
+    let live = LiveSettings::new(Live::of(settings));
+    let gate_settings = GateSettings { live: live.clone(), audit_log_enabled: settings.audit_log_enabled };
     let (entries, nodes) = (known.entries.clone(), known.nodes.clone());
     let gate = Gate::new(gate_settings, entries, nodes, env.metrics.clone(), env.clock.clone());
-    let endpoints = listen(settings, &env, &known, &svid)?;
+    let endpoints = listen(settings, &env, &known, &svid, live.clone())?;
     let (bundles, store) = (known.bundles.clone(), known.store.clone());
     crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone())
         .map_err(StartError::Health)?;
     let pruner = known.pruner(settings, &env);
+    let watchers = Watchers::new(bundles.clone());
+    known.entries.observe(watchers.clone());
+    let watching = watchers.clone().run(env.clock.clone(), env.spawner.shutdown());
     let service = Service(Arc::new(Api {
         trust_domain: settings.trust_domain.clone(),
         gate,
@@ -244,22 +244,25 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         entries: known.entries,
         nodes: known.nodes,
         issuer,
+        watchers: watchers.clone(),
         svid: svid.clone(),
         bundles: known.bundles,
         plugins,
         clock: env.clock,
         log: env.log,
         disable_jwt_svids: settings.disable_jwt_svids,
+        wit_svids_enabled: settings.wit_svids_enabled,
         agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
         info,
     }));
     let nodes = service.nodes.clone();
-    let running = Running { address: endpoints.address(), socket_path: settings.socket_path.clone() };
+    let running = Running { address: endpoints.address(), socket_path: settings.socket_path.clone(), live };
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
     background(&env.spawner, "bundle feed", bundles.run(shutdown.clone()));
     background(&env.spawner, "agents and entries", nodes.run(shutdown.clone()));
+    background(&env.spawner, "agents' streams", watching);
     background(&env.spawner, "pruning", pruner.run(shutdown.clone()));
     env.spawner.service("endpoints", serve(endpoints, service, store, shutdown));
     Ok(running)

@@ -66,12 +66,14 @@ impl Call {
 
     /// Takes `count` turns of the method's rate limit, waiting for them until the call's deadline.
     pub async fn limit(&self, count: usize, refusal: &str) -> Result<(), Status> {
-        let Some(address) = self.peer.ip() else { return Ok(()) };
+        if self.peer.is_local() {
+            return Ok(());
+        }
         let remaining = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
         let metrics = &self.gate.metrics;
         let limited = metrics.is_enabled() && self.gate.limits.are_on_for(self.row.rate);
         let timer = limited.then(|| metrics.call(metric_key("rateLimit", self.row)));
-        let taken = self.gate.limits.take(self.row.rate, address, count, remaining).await;
+        let taken = self.gate.limits.take(self.row.rate, &self.peer, count, remaining).await;
         if let Some(timer) = timer {
             timer.finish_with(&taken, |fault| fault.kind);
         }

@@ -19,8 +19,8 @@ pub use peer::{Connection, Identity, LocalProcess, Peer};
 pub(crate) use audit::code_name;
 
 use crate::entries::Entries;
+use crate::live::LiveSettings;
 use crate::nodes::{Nodes, Standing};
-use finial_config::RateLimitSettings;
 use finial_core::{Clock, ErrorKind, Fault, SpiffeId};
 use finial_proto::convert::status_of;
 use finial_proto::types::permission_denied_details::Reason;
@@ -38,10 +38,8 @@ static METRIC_KEYS: LazyLock<HashMap<&'static str, String>> =
 
 /// What the gate is told.
 pub struct GateSettings {
-    /// `admin_ids`.
-    pub admin_ids: Vec<SpiffeId>,
-    /// `ratelimit`.
-    pub rate_limit: RateLimitSettings,
+    /// `admin_ids` and `ratelimit`, as they are now.
+    pub live: LiveSettings,
     /// `audit_log_enabled`.
     pub audit_log_enabled: bool,
 }
@@ -82,7 +80,7 @@ impl Gate {
         metrics: Metrics,
         clock: Arc<dyn Clock>,
     ) -> Arc<Self> {
-        let limits = limits::Limits::new(settings.rate_limit);
+        let limits = limits::Limits::new(settings.live.clone());
         Arc::new(Self { settings, limits, entries, nodes, metrics, clock })
     }
 
@@ -177,7 +175,7 @@ impl Gate {
             return Err(Denial::Refused(None));
         };
         if who.includes(Who::ADMIN) {
-            if self.settings.admin_ids.contains(id) {
+            if self.settings.live.now().admin_ids.contains(id) {
                 return Ok(("admin", "config"));
             }
             if self.entries.is_admin(id) {

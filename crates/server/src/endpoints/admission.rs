@@ -1,6 +1,7 @@
 //! Whose certificates open the TCP door: members of the own trust domain, and the admins that the configuration names.
 
 use crate::authz::{Connection, Peer};
+use crate::live::LiveSettings;
 use finial_core::{Clock, SpiffeId, TrustDomain, UnixSeconds};
 use finial_crypto::TrustRoots;
 use finial_crypto::tls::BundleSource;
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 pub struct Admissible {
     /// All members of this trust domain.
     pub trust_domain: TrustDomain,
-    /// And these IDs, of any trust domain.
-    pub admin_ids: Vec<SpiffeId>,
+    /// And the `admin_ids` of these, of any trust domain.
+    pub live: LiveSettings,
     /// The roots to verify them with.
     pub bundles: Arc<dyn BundleSource>,
 }
@@ -33,8 +34,9 @@ impl Doorkeeper {
 
     /// The peer for its calls, or nothing for a foreigner whom the configuration does not name.
     pub(super) fn admit(&self, peer: Peer) -> Option<Connection> {
-        let known =
-            |id: &SpiffeId| id.is_member_of(&self.admissible.trust_domain) || self.admissible.admin_ids.contains(id);
+        let known = |id: &SpiffeId| {
+            id.is_member_of(&self.admissible.trust_domain) || self.admissible.live.now().admin_ids.contains(id)
+        };
         match peer.id() {
             Some(id) if !known(id) => {
                 tracing::debug!(spiffe_id = id.as_str(), "unexpected trust domain in ID {:?}", id.as_str());
@@ -48,7 +50,7 @@ impl Doorkeeper {
 impl BundleSource for Doorkeeper {
     fn x509_roots(&self, trust_domain: &str) -> Option<Arc<TrustRoots>> {
         let own = trust_domain == self.admissible.trust_domain.as_str();
-        if !own && !self.admissible.admin_ids.iter().any(|id| id.trust_domain_name() == trust_domain) {
+        if !own && !self.admissible.live.now().admin_ids.iter().any(|id| id.trust_domain_name() == trust_domain) {
             return None;
         }
         let roots = self.admissible.bundles.x509_roots(trust_domain);

@@ -45,6 +45,26 @@ impl<T: Message> Encoded<T> {
     }
 }
 
+impl Encoded<crate::sync::WatchResponse> {
+    /// `head`, which has no entries, followed by entries that are encoded already.
+    pub fn with_entries<'a>(
+        head: &crate::sync::WatchResponse,
+        entries: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> Self {
+        const ENTRIES: u32 = 2;
+        let overhead = 12; // tag and length, at most
+        let size = head.encoded_len() + entries.clone().map(|e| e.len() + overhead).sum::<usize>();
+        let mut bytes = Vec::with_capacity(size);
+        head.encode_raw(&mut bytes);
+        for entry in entries {
+            prost::encoding::encode_key(ENTRIES, prost::encoding::WireType::LengthDelimited, &mut bytes);
+            prost::encoding::encode_varint(entry.len() as u64, &mut bytes);
+            bytes.extend_from_slice(entry);
+        }
+        Self { bytes: bytes.into(), message: PhantomData }
+    }
+}
+
 impl<T: Message + Default> Encoded<T> {
     /// Decodes again, for those who look at an answer rather than send it.
     pub fn decode(&self) -> Result<T, prost::DecodeError> {
@@ -174,6 +194,16 @@ mod tests {
         assert_eq!(ready.decode().unwrap(), message);
         assert_eq!(ready, ready.clone());
         assert_eq!(ready, Encoded::new_secret(&message));
+    }
+
+    #[test]
+    fn encoded_entries_are_those_of_the_message() {
+        let entry = |id: &str| crate::types::Entry { id: id.into(), ..Default::default() };
+        let head = crate::sync::WatchResponse { revision: 7, more: true, ..Default::default() };
+        let encoded = [entry("a").encode_to_vec(), entry("b").encode_to_vec()];
+        let ready = Encoded::with_entries(&head, encoded.iter().map(Vec::as_slice));
+        let message = crate::sync::WatchResponse { entries: vec![entry("a"), entry("b")], ..head };
+        assert_eq!(ready.decode().unwrap(), message);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::ConvertError;
 use crate::{common, types};
 use finial_core::{Entry, EntryId, MatchBehavior, Selector, SelectorError, SelectorSet, SpiffeId, TrustDomain};
+use prost::Message;
 
 /// The two parts of an ID.
 pub fn id_to_proto(id: &SpiffeId) -> types::Spiffeid {
@@ -24,6 +25,18 @@ pub fn selectors_to_proto<'a>(selectors: impl IntoIterator<Item = &'a Selector>)
 /// Checks each selector; the set may be empty.
 pub fn selectors_from_proto(selectors: &[types::Selector]) -> Result<SelectorSet, SelectorError> {
     selectors.iter().map(|s| Selector::new(s.r#type.as_str(), s.value.as_str())).collect()
+}
+
+/// Only what says with whom an entry federates; the rest is skipped.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Federating {
+    #[prost(string, repeated, tag = "6")]
+    federates_with: Vec<String>,
+}
+
+/// The trust domains that an encoded `spire.api.types.Entry` federates with; none of one that cannot be read.
+pub fn federates_with(encoded: &[u8]) -> Vec<String> {
+    Federating::decode(encoded).unwrap_or_default().federates_with
 }
 
 /// The meaning of a filter's `match`; the numbers are the same for selectors and trust domains.
@@ -187,6 +200,13 @@ mod tests {
         };
         mask_entry(&mut masked, &all);
         assert_eq!(masked, full);
+    }
+
+    #[test]
+    fn whom_an_entry_federates_with_is_read_without_the_rest() {
+        let wire = entry_to_proto(&sample());
+        assert_eq!(federates_with(&wire.encode_to_vec()), wire.federates_with);
+        assert!(!wire.federates_with.is_empty());
     }
 
     #[test]

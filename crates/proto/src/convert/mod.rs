@@ -6,10 +6,13 @@ mod entry;
 mod node;
 mod status;
 
-pub use bundle::{bundle_from_blob, bundle_from_proto, bundle_to_blob, bundle_to_proto, jwt_key_to_proto, mask_bundle};
+pub use bundle::{
+    bundle_from_blob, bundle_from_proto, bundle_to_blob, bundle_to_proto, jwt_key_to_proto, mask_bundle,
+    wit_key_to_proto,
+};
 pub use entry::{
-    attributes_from_blob, attributes_to_blob, entry_from_proto, entry_to_proto, id_from_proto, id_to_proto, mask_entry,
-    match_behavior, selectors_from_proto, selectors_to_proto,
+    attributes_from_blob, attributes_to_blob, entry_from_proto, entry_to_proto, federates_with, id_from_proto,
+    id_to_proto, mask_entry, match_behavior, selectors_from_proto, selectors_to_proto,
 };
 pub use node::{agent_from_proto, agent_to_proto, json_to_struct, mask_agent};
 pub use status::{

@@ -149,7 +149,7 @@ pub mod agent_sync_client {
         /// The agent says what it has; the server answers with what differs, then with each change, and is silent otherwise.
         /// Nothing of a stream is kept when it ends: the next one begins anew at any server of the trust domain, and costs only
         /// what changed meanwhile. A stream that ends with OK ("the rest is cheaper by comparing") is to be opened again at once.
-        pub async fn watch(
+        pub async fn watch_authorized(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
         ) -> std::result::Result<
@@ -166,11 +166,13 @@ pub mod agent_sync_client {
                 })?;
             let codec = crate::encoded::SmallCodec::default();
             let path = http::uri::PathAndQuery::from_static(
-                "/finial.server.sync.v1.AgentSync/Watch",
+                "/finial.server.sync.v1.AgentSync/WatchAuthorized",
             );
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("finial.server.sync.v1.AgentSync", "Watch"));
+                .insert(
+                    GrpcMethod::new("finial.server.sync.v1.AgentSync", "WatchAuthorized"),
+                );
             self.inner.server_streaming(req, path, codec).await
         }
     }

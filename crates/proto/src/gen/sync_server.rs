@@ -12,8 +12,8 @@ pub mod agent_sync_server {
     /// Generated trait containing gRPC methods that should be implemented for use with AgentSyncServer.
     #[async_trait]
     pub trait AgentSync: std::marker::Send + std::marker::Sync + 'static {
-        /// Server streaming response type for the Watch method.
-        type WatchStream: tonic::codegen::tokio_stream::Stream<
+        /// Server streaming response type for the WatchAuthorized method.
+        type WatchAuthorizedStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<crate::encoded::WatchResponse, tonic::Status>,
             >
             + std::marker::Send
@@ -21,10 +21,13 @@ pub mod agent_sync_server {
         /// The agent says what it has; the server answers with what differs, then with each change, and is silent otherwise.
         /// Nothing of a stream is kept when it ends: the next one begins anew at any server of the trust domain, and costs only
         /// what changed meanwhile. A stream that ends with OK ("the rest is cheaper by comparing") is to be opened again at once.
-        async fn watch(
+        async fn watch_authorized(
             &self,
             request: tonic::Request<crate::sync::WatchRequest>,
-        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchAuthorizedStream>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct AgentSyncServer<T> {
@@ -102,15 +105,15 @@ pub mod agent_sync_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
-                "/finial.server.sync.v1.AgentSync/Watch" => {
+                "/finial.server.sync.v1.AgentSync/WatchAuthorized" => {
                     #[allow(non_camel_case_types)]
-                    struct WatchSvc<T: AgentSync>(pub Arc<T>);
+                    struct WatchAuthorizedSvc<T: AgentSync>(pub Arc<T>);
                     impl<
                         T: AgentSync,
                     > tonic::server::ServerStreamingService<crate::sync::WatchRequest>
-                    for WatchSvc<T> {
+                    for WatchAuthorizedSvc<T> {
                         type Response = crate::encoded::WatchResponse;
-                        type ResponseStream = T::WatchStream;
+                        type ResponseStream = T::WatchAuthorizedStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
                             tonic::Status,
@@ -121,7 +124,7 @@ pub mod agent_sync_server {
                         ) -> Self::Future {
                             let inner = Arc::clone(&self.0);
                             let fut = async move {
-                                <T as AgentSync>::watch(&inner, request).await
+                                <T as AgentSync>::watch_authorized(&inner, request).await
                             };
                             Box::pin(fut)
                         }
@@ -132,7 +135,7 @@ pub mod agent_sync_server {
                     let max_encoding_message_size = self.max_encoding_message_size;
                     let inner = self.inner.clone();
                     let fut = async move {
-                        let method = WatchSvc(inner);
+                        let method = WatchAuthorizedSvc(inner);
                         let codec = crate::encoded::SmallCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

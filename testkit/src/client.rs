@@ -34,6 +34,11 @@ impl Client {
         out.stdout.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 
+    /// Starts it as a service that lives on its SVIDs (`live`, in Go only), with a log at `log`.
+    pub fn live(self, agent: &Agent, audience: &str, expected: &[String], log: PathBuf) -> Process {
+        Process::start(self.0, log, self.command(agent).arg("live").arg(audience).args(expected))
+    }
+
     /// Starts it as a server for callers with the ID `expected`.
     pub fn serve(self, agent: &Agent, expected: &str) -> Serving {
         let dir = Workdir::new();

@@ -11,7 +11,7 @@ mod proxy;
 mod spire;
 
 pub use client::{Client, Serving};
-pub use database::{Database, DatabaseKind, MariaDb, Postgres, PostgresPair, mariadb, postgres};
+pub use database::{Database, DatabaseKind, Held, MariaDb, Postgres, PostgresPair, mariadb, postgres};
 pub use process::{Output, Process, Workdir, eventually, free_port};
 pub use proxy::{Proxy, Weather};
-pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, require_spire};
+pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, datastore, require_spire};

@@ -1,5 +1,6 @@
 //! Servers and agents of either kind, by SPIRE's own configuration and commands.
 
+use crate::database::Database;
 use crate::process::{self, Output, Process, Workdir, eventually, free_port};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,8 @@ pub struct ServerOptions {
     pub trust_domain: String,
     /// `disk` or `memory`.
     pub key_manager: &'static str,
+    /// What the `sql` data store's `plugin_data` says; a SQLite file of the server's own by default.
+    pub datastore: Option<String>,
     /// More lines for the `server { }` block.
     pub server: String,
     /// More lines for the `plugins { }` block.
@@ -50,8 +53,23 @@ pub struct ServerOptions {
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { trust_domain: "example.org".into(), key_manager: "disk", server: String::new(), plugins: String::new() }
+        Self {
+            trust_domain: "example.org".into(),
+            key_manager: "disk",
+            datastore: None,
+            server: String::new(),
+            plugins: String::new(),
+        }
     }
+}
+
+/// The data store's `plugin_data` for a database of testkit's.
+pub fn datastore(database: &Database, port: u16) -> String {
+    format!("database_type = \"{}\" connection_string = \"{}\"", database.kind().spire_type(), database.dsn_at(port))
+}
+
+fn sqlite(file: &Path) -> String {
+    format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display())
 }
 
 /// A running server with its data in a folder of its own.
@@ -92,7 +110,7 @@ impl Server {
     {more}
 }}
 plugins {{
-    DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{db}" }} }}
+    DataStore "sql" {{ plugin_data {{ {datastore} }} }}
     KeyManager "{km}" {{ plugin_data {{ {keys} }} }}
     NodeAttestor "join_token" {{ plugin_data {{}} }}
     {plugins}
@@ -102,7 +120,7 @@ plugins {{
                 td = options.trust_domain,
                 data = data.display(),
                 more = options.server,
-                db = data.join("datastore.sqlite3").display(),
+                datastore = options.datastore.clone().unwrap_or_else(|| sqlite(&data.join("datastore.sqlite3"))),
                 km = options.key_manager,
                 plugins = options.plugins,
             ),
@@ -211,6 +229,8 @@ pub struct AgentOptions {
     pub unix: String,
     /// Whether to pass a join token.
     pub join: bool,
+    /// The port that it connects to, where it is not the server's own: a balancer's.
+    pub server_port: Option<u16>,
 }
 
 impl Default for AgentOptions {
@@ -221,6 +241,7 @@ impl Default for AgentOptions {
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
             unix: String::new(),
             join: true,
+            server_port: None,
         }
     }
 }
@@ -265,7 +286,7 @@ plugins {{
 }}
 "#,
                 data = data.display(),
-                port = server.port,
+                port = options.server_port.unwrap_or(server.port),
                 socket = dir.path().join("public/api.sock").display(),
                 bundle = server.bundle_file().display(),
                 td = server.trust_domain,

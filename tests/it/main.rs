@@ -6,3 +6,4 @@ mod documents;
 mod faults;
 mod spire;
 mod takeover;
+mod takeover_live;

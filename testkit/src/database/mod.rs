@@ -6,10 +6,12 @@
 
 mod mariadb;
 mod postgres;
+mod session;
 mod tls;
 
 pub use mariadb::MariaDb;
 pub use postgres::{Postgres, PostgresPair};
+pub use session::Held;
 pub use tls::Pki;
 
 use crate::process::Output;

@@ -194,9 +194,16 @@ impl Postgres {
     }
 
     fn psql_command(&self, database: &str, text: &str) -> Command {
+        let mut psql = self.session_command(database);
+        psql.args(["-c", text]);
+        psql
+    }
+
+    /// A client that reads statements from its standard input.
+    pub(super) fn session_command(&self, database: &str) -> Command {
         let mut psql = Command::new(self.bin.join("psql"));
         psql.args(["-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres"]);
-        psql.arg("-p").arg(self.port.to_string()).args(["-d", database, "-c", text]);
+        psql.arg("-p").arg(self.port.to_string()).args(["-d", database]);
         psql.env("PGPASSWORD", PASSWORD).env("PGCONNECT_TIMEOUT", "20");
         psql
     }

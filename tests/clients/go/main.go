@@ -22,6 +22,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 3 && os.Args[1] == "live" {
+		if err := live(os.Args[2], os.Args[3:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
 	defer cancel()
 	if err := run(ctx, os.Args[1:]); err != nil {
@@ -41,7 +48,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 2 && args[0] == "watch":
 		return watch(ctx, args[1])
 	}
-	return errors.New("usage: check AUDIENCE | serve ID | call ADDR ID | watch N")
+	return errors.New("usage: check AUDIENCE | serve ID | call ADDR ID | watch N | live AUDIENCE ID…")
 }
 
 func say(fields map[string]string) {

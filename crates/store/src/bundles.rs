@@ -2,7 +2,8 @@
 //! one row, read, changed and written back within one transaction.
 
 use crate::entries::rows as entry_rows;
-use crate::sql::{Columns, Conn, DbRow};
+use crate::sql::{Conn, Moment, Query, Row};
+use crate::store::transact;
 use crate::{Listed, Page, Store, StoreError, events};
 use finial_core::{Bundle, EntryId, JwtAuthority, TrustDomain, UnixSeconds, X509Authority};
 use finial_crypto::Certificate;
@@ -50,9 +51,9 @@ impl Store {
     /// Stores a new bundle; `AlreadyExists` when the trust domain has one.
     pub async fn create_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
         self.counted("datastore.bundle.create", async {
-            let mut tx = self.begin().await?;
-            let result = insert(&mut tx, bundle, &self.now_text()).await;
-            self.finish(tx, result).await
+            let now = self.now();
+            transact!(self, |tx| insert(&mut tx, bundle, now).await)?;
+            Ok(bundle.clone())
         })
         .await
     }
@@ -73,11 +74,8 @@ impl Store {
     /// Creates or replaces.
     pub async fn set_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
         self.counted("datastore.bundle.set", async {
-            self.upsert(bundle, |stored| {
-                masked(stored, bundle, BundleMask::ALL);
-                true
-            })
-            .await
+            let now = self.now();
+            transact!(self, |tx| set(&mut tx, bundle, now).await)
         })
         .await
     }
@@ -107,9 +105,8 @@ impl Store {
         mode: DeleteMode,
     ) -> Result<Vec<EntryId>, StoreError> {
         self.counted("datastore.bundle.delete", async {
-            let mut tx = self.begin().await?;
-            let result = delete(&mut tx, trust_domain, mode, &self.now_text()).await;
-            self.finish(tx, result).await
+            let now = self.now();
+            transact!(self, |tx| delete(&mut tx, trust_domain, mode, now).await)
         })
         .await
     }
@@ -117,9 +114,8 @@ impl Store {
     /// One bundle.
     pub async fn fetch_bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
         self.counted("datastore.bundle.fetch", async {
-            let mut conn = self.connection().await?;
-            let found = fetch(&mut conn, trust_domain).await;
-            self.seen(found.map(|found| found.map(|(_, bundle)| bundle)))
+            let found = fetch(&mut *self.connection().await?, trust_domain, "").await?;
+            Ok(found.map(|(_, bundle)| bundle))
         })
         .await
     }
@@ -127,21 +123,15 @@ impl Store {
     /// How many bundles there are, the own one included.
     pub async fn count_bundles(&self) -> Result<u64, StoreError> {
         self.counted("datastore.bundle.count", async {
-            let mut conn = self.connection().await?;
-            let row = sqlx::query("SELECT COUNT(*) FROM bundles").fetch_one(&mut *conn).await;
-            self.seen(row.map_err(StoreError::from).and_then(|row| Ok(Columns(&row).int(0)?.unsigned_abs())))
+            let row = self.connection().await?.one(Query::new("SELECT COUNT(*) FROM bundles")).await?;
+            Ok(row.int(0)?.unsigned_abs())
         })
         .await
     }
 
     /// The bundles, the own one included.
     pub async fn list_bundles(&self, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
-        self.counted("datastore.bundle.list", async {
-            let mut conn = self.connection().await?;
-            let listed = list(&mut conn, page).await;
-            self.seen(listed)
-        })
-        .await
+        self.counted("datastore.bundle.list", async { list(&mut *self.connection().await?, page).await }).await
     }
 
     /// Removes authorities that expired before `expires_before`. Returns the new bundle, or `None` when nothing
@@ -299,41 +289,59 @@ impl Store {
     async fn change(
         &self,
         trust_domain: &TrustDomain,
-        edit: impl FnOnce(&mut Bundle) -> Result<bool, StoreError> + Send,
+        mut edit: impl FnMut(&mut Bundle) -> Result<bool, StoreError> + Send,
     ) -> Result<(Bundle, bool), StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let (id, mut stored) = fetch(&mut tx, trust_domain).await?.ok_or(StoreError::NotFound)?;
+        let now = self.now();
+        transact!(self, |tx| {
+            let lock = tx.dialect().for_update();
+            let (id, mut stored) = fetch(&mut tx, trust_domain, lock).await?.ok_or(StoreError::NotFound)?;
             let changed = edit(&mut stored)?;
             if changed {
-                write(&mut tx, id, &stored, &now).await?;
+                write(&mut tx, id, &stored, now).await?;
             }
             Ok((stored, changed))
-        }
-        .await;
-        self.finish(tx, result).await
+        })
     }
 
     async fn upsert(
         &self,
         bundle: &Bundle,
-        edit: impl FnOnce(&mut Bundle) -> bool + Send,
+        mut edit: impl FnMut(&mut Bundle) -> bool + Send,
     ) -> Result<Bundle, StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let Some((id, mut stored)) = fetch(&mut tx, &bundle.trust_domain).await? else {
-                return insert(&mut tx, bundle, &now).await;
-            };
-            if edit(&mut stored) {
-                write(&mut tx, id, &stored, &now).await?;
-            }
-            Ok(stored)
-        }
-        .await;
-        self.finish(tx, result).await
+        let now = self.now();
+        transact!(self, |tx| put(&mut tx, bundle, &mut edit, now).await)
     }
+}
+
+/// Creates the bundle, or changes the one that is there; `edit` says whether there is anything to write.
+pub(crate) async fn put(
+    conn: &mut Conn,
+    bundle: &Bundle,
+    edit: &mut (impl FnMut(&mut Bundle) -> bool + Send),
+    now: Moment,
+) -> Result<Bundle, StoreError> {
+    let lock = conn.dialect().for_update();
+    let Some((id, mut stored)) = fetch(conn, &bundle.trust_domain, lock).await? else {
+        return match insert(conn, bundle, now).await {
+            Ok(()) => Ok(bundle.clone()),
+            // another server made it a moment ago: the next try changes that one
+            Err(StoreError::AlreadyExists(text)) => Err(StoreError::Contended(text)),
+            Err(error) => Err(error),
+        };
+    };
+    if edit(&mut stored) {
+        write(conn, id, &stored, now).await?;
+    }
+    Ok(stored)
+}
+
+/// Creates or replaces.
+pub(crate) async fn set(conn: &mut Conn, bundle: &Bundle, now: Moment) -> Result<Bundle, StoreError> {
+    let mut replace = |stored: &mut Bundle| {
+        masked(stored, bundle, BundleMask::ALL);
+        true
+    };
+    put(conn, bundle, &mut replace, now).await
 }
 
 fn invalid<T>(text: &str) -> Result<T, StoreError> {
@@ -415,23 +423,25 @@ fn subject_key_id(authority: &X509Authority) -> Result<String, StoreError> {
     Ok(certificate.subject_key_id().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-async fn fetch(conn: &mut Conn, trust_domain: &TrustDomain) -> Result<Option<(i64, Bundle)>, StoreError> {
-    let row = sqlx::query("SELECT id, trust_domain, data FROM bundles WHERE trust_domain = ?")
-        .bind(trust_domain.id_string())
-        .fetch_optional(conn)
-        .await?;
-    row.map(|row| from_row(&row)).transpose()
+const SELECT: &str = "SELECT id, trust_domain, data FROM bundles WHERE ";
+
+/// Row ID and bundle.
+pub(crate) async fn fetch(
+    conn: &mut Conn,
+    trust_domain: &TrustDomain,
+    lock: &str,
+) -> Result<Option<(i64, Bundle)>, StoreError> {
+    let query = Query::new(format!("{SELECT}trust_domain = ?{lock}")).bind(trust_domain.id_string());
+    conn.optional(query).await?.as_ref().map(from_row).transpose()
 }
 
 async fn list(conn: &mut Conn, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
-    let after = page.map_or(Ok(0), Page::after)?;
-    // a negative limit is none at all
-    let limit = page.map_or(-1, |page| i64::from(page.size));
-    let rows = sqlx::query("SELECT id, trust_domain, data FROM bundles WHERE id > ? ORDER BY id LIMIT ?")
-        .bind(after)
-        .bind(limit)
-        .fetch_all(conn)
-        .await?;
+    let mut query = Query::new(format!("{SELECT}id > "));
+    query.push_bind(page.map_or(Ok(0), Page::after)?).push(" ORDER BY id");
+    if let Some(page) = page {
+        query.push(" LIMIT ").push_bind(page.size);
+    }
+    let rows = conn.all(query).await?;
     let rows = rows.iter().map(from_row).collect::<Result<Vec<_>, _>>()?;
     let last = rows.last().map(|(id, _)| *id);
     Ok(Listed::new(rows.into_iter().map(|(_, bundle)| bundle).collect(), page, last))
@@ -445,44 +455,36 @@ fn wit_keys(bundle: &mut Bundle) -> &mut Vec<JwtAuthority> {
     &mut bundle.wit_authorities
 }
 
-async fn insert(conn: &mut Conn, bundle: &Bundle, now: &str) -> Result<Bundle, StoreError> {
-    sqlx::query("INSERT INTO bundles (created_at, updated_at, trust_domain, data) VALUES (?, ?, ?, ?)")
-        .bind(now)
-        .bind(now)
-        .bind(bundle.trust_domain.id_string())
-        .bind(to_blob(bundle))
-        .execute(conn)
-        .await?;
-    Ok(bundle.clone())
+async fn insert(conn: &mut Conn, bundle: &Bundle, now: Moment) -> Result<(), StoreError> {
+    conn.set_news();
+    let query = Query::new("INSERT INTO bundles (created_at, updated_at, trust_domain, data) VALUES (?, ?, ?, ?)");
+    let query = query.bind(now).bind(now).bind(bundle.trust_domain.id_string()).bind(Some(to_blob(bundle)));
+    conn.execute(query).await.map(drop)
 }
 
-async fn write(conn: &mut Conn, id: i64, bundle: &Bundle, now: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE bundles SET data = ?, updated_at = ? WHERE id = ?")
-        .bind(to_blob(bundle))
-        .bind(now)
-        .bind(id)
-        .execute(conn)
-        .await?;
-    Ok(())
+async fn write(conn: &mut Conn, id: i64, bundle: &Bundle, now: Moment) -> Result<(), StoreError> {
+    conn.set_news();
+    let query = Query::new("UPDATE bundles SET data = ?, updated_at = ? WHERE id = ?");
+    conn.execute(query.bind(Some(to_blob(bundle))).bind(now).bind(id)).await.map(drop)
 }
 
 async fn delete(
     conn: &mut Conn,
     trust_domain: &TrustDomain,
     mode: DeleteMode,
-    now: &str,
+    now: Moment,
 ) -> Result<Vec<EntryId>, StoreError> {
-    let (id, _) = fetch(conn, trust_domain).await?.ok_or(StoreError::NotFound)?;
-    let federated = sqlx::query(
+    conn.set_news();
+    let lock = conn.dialect().for_update();
+    let (id, _) = fetch(conn, trust_domain, lock).await?.ok_or(StoreError::NotFound)?;
+    let query = Query::new(
         "SELECT e.id, e.entry_id FROM registered_entries e \
          JOIN federated_registration_entries f ON f.registered_entry_id = e.id WHERE f.bundle_id = ? ORDER BY e.id",
-    )
-    .bind(id)
-    .fetch_all(&mut *conn)
-    .await?;
+    );
+    let federated = conn.all(query.bind(id)).await?;
     let mut entries = Vec::with_capacity(federated.len());
     for row in &federated {
-        entries.push((Columns(row).int(0)?, Columns(row).text(1)?));
+        entries.push((row.int(0)?, row.text(1)?));
     }
     if mode == DeleteMode::Restrict && !entries.is_empty() {
         let count = entries.len();
@@ -494,18 +496,17 @@ async fn delete(
         let rows: Vec<i64> = entries.iter().map(|(row, _)| *row).collect();
         entry_rows::delete(conn, &rows).await?;
     }
-    sqlx::query("DELETE FROM federated_registration_entries WHERE bundle_id = ?").bind(id).execute(&mut *conn).await?;
-    sqlx::query("DELETE FROM bundles WHERE id = ?").bind(id).execute(&mut *conn).await?;
+    conn.execute(Query::new("DELETE FROM federated_registration_entries WHERE bundle_id = ?").bind(id)).await?;
+    conn.execute(Query::new("DELETE FROM bundles WHERE id = ?").bind(id)).await?;
     let ids: Vec<String> = entries.into_iter().map(|(_, id)| id).collect();
     events::write(conn, crate::EventFeed::Entries, &ids, now).await?;
     Ok(ids.iter().filter_map(|id| EntryId::parse(id).ok()).collect())
 }
 
-fn from_row(row: &DbRow) -> Result<(i64, Bundle), StoreError> {
-    let row = Columns(row);
+fn from_row(row: &Row) -> Result<(i64, Bundle), StoreError> {
     let (id, name) = (row.int(0)?, row.text(1)?);
     let bad = |cause: String| StoreError::BadRow { what: format!("bundle of {name:?}"), cause };
-    let blob = pb::Bundle::decode(row.blob(2)?.as_slice()).map_err(|e| bad(e.to_string()))?;
+    let blob = pb::Bundle::decode(row.blob(2)?).map_err(|e| bad(e.to_string()))?;
     let trust_domain = TrustDomain::parse(&name).map_err(|e| bad(e.to_string()))?;
     let keys = |keys: Vec<pb::PublicKey>| -> Vec<JwtAuthority> {
         let key = |key: pb::PublicKey| JwtAuthority {

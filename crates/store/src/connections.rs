@@ -1,43 +1,41 @@
-//! The connections: one that writes, lent to one transaction at a time, and a few that only read.
+//! The connections, and how a transaction begins and ends.
 //!
-//! Each call on a connection costs two switches to its thread and back, which is most of what a small transaction costs.
-//! So the writing connection is no member of a pool (which would ping it after each use), transactions begin and end with
-//! plain statements, and small reads borrow the writing connection while nobody writes.
+//! SQLite has one connection that writes, lent to one transaction at a time, and a few that only read. Each call on one
+//! costs two switches to its thread and back, which is most of what a small transaction costs. So the writing connection
+//! is no member of a pool, and small reads borrow it while nobody writes. A database server has a pool for everything,
+//! and one for a replica if there is one.
 
 use crate::StoreError;
-use crate::sql::{BEGIN_READ, COMMIT, Conn, Db, ROLLBACK};
-use futures::FutureExt;
-use sqlx::ConnectOptions;
-use sqlx::pool::PoolConnection;
-use sqlx::sqlite::SqliteConnectOptions;
+use crate::sql::{ACQUIRE_MAX, Conn, Connector, Dialect, Pool, Pooled};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMappedMutexGuard, OwnedMutexGuard};
 
-/// How long a call waits for a connection before it gives up.
-pub(crate) const ACQUIRE_MAX: Duration = Duration::from_secs(30);
+const COMMIT: &str = "COMMIT";
+const ROLLBACK: &str = "ROLLBACK";
+/// Tells servers that listen that there is something new, which they hear once the commit is durable.
+const NOTIFY_COMMIT: &str = "NOTIFY finial_changes; COMMIT";
 
 type Place = Arc<Mutex<Option<Conn>>>;
 
-/// The writing connection.
+/// All connections of a store.
+pub(crate) enum Connections {
+    /// SQLite. A database in memory is seen by the connection that made it only, so it has no readers.
+    File { writer: Writer, readers: Option<Arc<Pool>> },
+    /// PostgreSQL or MySQL.
+    Server { primary: Arc<Pool>, replica: Option<Arc<Pool>> },
+}
+
+/// The writing connection of SQLite.
 pub(crate) struct Writer {
     /// Empty once it was closed.
     place: Place,
-    options: SqliteConnectOptions,
-}
-
-/// Where the reading connections are.
-pub(crate) enum Readers {
-    /// Connections of their own.
-    Pool(sqlx::Pool<Db>),
-    /// A database in memory is seen by the connection that made it only.
-    Writer,
+    connector: Connector,
 }
 
 enum Lent {
     Writer(OwnedMappedMutexGuard<Option<Conn>, Conn>),
-    Reader(PoolConnection<Db>),
+    Pooled(Pooled),
 }
 
 /// A connection for as long as this lives, in a transaction or not. Dropped in a transaction it rolls back.
@@ -46,14 +44,97 @@ pub(crate) struct Tx {
     open: bool,
 }
 
-impl Writer {
-    pub(crate) async fn open(options: SqliteConnectOptions) -> Result<Self, sqlx::Error> {
-        let conn = options.connect().await?;
-        Ok(Self { place: Arc::new(Mutex::new(Some(conn))), options })
+impl Connections {
+    pub(crate) fn dialect(&self) -> Dialect {
+        match self {
+            Self::File { writer, .. } => writer.connector.dialect(),
+            Self::Server { primary, .. } => primary.dialect(),
+        }
     }
 
-    /// The connection for statements that begin a transaction themselves, which the drop rolls back.
+    /// Begins a transaction that writes.
+    pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
+        match self {
+            Self::File { writer, .. } => writer.begin(writer.connector.dialect().begin_write()).await,
+            Self::Server { primary, .. } => {
+                Ok(Tx::pooled(primary.take_with(primary.dialect().begin_write()).await?, true))
+            }
+        }
+    }
+
+    /// The writing connection for statements that begin a transaction themselves, which the drop rolls back.
     pub(crate) async fn lend(&self) -> Result<Tx, StoreError> {
+        match self {
+            Self::File { writer, .. } => writer.lend().await,
+            Self::Server { .. } => self.begin().await,
+        }
+    }
+
+    /// One consistent view, on a connection that nobody waits for.
+    pub(crate) async fn read(&self) -> Result<Tx, StoreError> {
+        match self {
+            Self::File { writer, readers: None } => writer.begin(Dialect::Sqlite.begin_read()).await,
+            Self::File { readers: Some(pool), .. } | Self::Server { primary: pool, .. } => {
+                Ok(Tx::pooled(pool.take_with(pool.dialect().begin_read()).await?, true))
+            }
+        }
+    }
+
+    /// The same where a view of some moments ago is good enough: from the replica, if it is there and answers.
+    pub(crate) async fn read_stale(&self) -> Result<Tx, StoreError> {
+        if let Self::Server { replica: Some(replica), .. } = self {
+            match replica.take_with(replica.dialect().begin_read()).await {
+                Ok(conn) => return Ok(Tx::pooled(conn, true)),
+                Err(error) => tracing::warn!(%error, "the read-only database does not serve; reading from the primary"),
+            }
+        }
+        self.read().await
+    }
+
+    /// The same at a start, when nobody writes yet: another connection to SQLite would cost a thread and a page cache.
+    pub(crate) async fn read_at_start(&self) -> Result<Tx, StoreError> {
+        match self {
+            Self::File { writer, .. } => writer.begin(Dialect::Sqlite.begin_read()).await,
+            Self::Server { .. } => self.read().await,
+        }
+    }
+
+    /// A connection for one small statement, outside of transactions.
+    pub(crate) async fn brief(&self) -> Result<Tx, StoreError> {
+        match self {
+            Self::File { writer, readers } => match (writer.idle(), readers) {
+                (Some(tx), _) => Ok(tx),
+                (None, Some(pool)) => Ok(Tx::pooled(pool.take().await?, false)),
+                (None, None) => writer.begin(Dialect::Sqlite.begin_read()).await,
+            },
+            Self::Server { primary, .. } => Ok(Tx::pooled(primary.take().await?, false)),
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::File { writer, readers } => {
+                if let Some(readers) = readers {
+                    readers.close().await;
+                }
+                writer.close().await;
+            }
+            Self::Server { primary, replica } => {
+                for pool in [Some(primary), replica.as_ref()].into_iter().flatten() {
+                    pool.close().await;
+                }
+            }
+        }
+    }
+}
+
+impl Writer {
+    pub(crate) async fn open(connector: Connector) -> Result<Self, StoreError> {
+        let conn = connector.connect().await?;
+        Ok(Self { place: Arc::new(Mutex::new(Some(conn))), connector })
+    }
+
+    async fn lend(&self) -> Result<Tx, StoreError> {
         let waited = tokio::time::timeout(ACQUIRE_MAX, self.place.clone().lock_owned()).await;
         let mut tx = Tx::of(waited.map_err(|_| StoreError::Busy(ACQUIRE_MAX.as_secs()))?)?;
         tx.open = true;
@@ -61,14 +142,16 @@ impl Writer {
     }
 
     /// Begins a transaction as soon as the one before has ended.
-    pub(crate) async fn begin(&self, statement: &'static str) -> Result<Tx, StoreError> {
+    async fn begin(&self, statement: &'static str) -> Result<Tx, StoreError> {
+        // it counts as open: if the caller gives up while the statement runs, the drop rolls back what it began
         let mut tx = self.lend().await?;
-        match tx.begin(statement).await {
+        match tx.control(statement).await {
             // Its thread is gone: a panic, or a rollback that failed. What was committed is in the file.
-            Err(sqlx::Error::WorkerCrashed) => {
+            Err(StoreError::Sql(sqlx::Error::WorkerCrashed)) => {
                 tx.open = false;
-                *tx = self.options.connect().await?;
-                tx.begin(statement).await?;
+                *tx = self.connector.connect().await?;
+                tx.open = true;
+                tx.control(statement).await?;
             }
             result => result?,
         }
@@ -80,37 +163,10 @@ impl Writer {
         Tx::of(self.place.clone().try_lock_owned().ok()?).ok()
     }
 
-    pub(crate) async fn close(&self) {
+    async fn close(&self) {
         let conn = self.place.lock().await.take();
-        if let Some(conn) = conn
-            && let Err(error) = sqlx::Connection::close(conn).await
-        {
-            tracing::warn!(%error, "closing the database failed");
-        }
-    }
-}
-
-impl Readers {
-    /// One consistent view, on a connection that nobody waits for.
-    pub(crate) async fn begin(&self, writer: &Writer) -> Result<Tx, StoreError> {
-        let Self::Pool(pool) = self else { return writer.begin(BEGIN_READ).await };
-        let mut tx = Tx { lent: Lent::Reader(pool.acquire().await?), open: false };
-        tx.begin(BEGIN_READ).await?;
-        Ok(tx)
-    }
-
-    /// A connection for one small statement, outside of transactions.
-    pub(crate) async fn brief(&self, writer: &Writer) -> Result<Tx, StoreError> {
-        match (writer.idle(), self) {
-            (Some(tx), _) => Ok(tx),
-            (None, Self::Pool(pool)) => Ok(Tx { lent: Lent::Reader(pool.acquire().await?), open: false }),
-            (None, Self::Writer) => writer.begin(BEGIN_READ).await,
-        }
-    }
-
-    pub(crate) async fn close(&self) {
-        if let Self::Pool(pool) = self {
-            pool.close().await;
+        if let Some(conn) = conn {
+            conn.close().await;
         }
     }
 }
@@ -118,13 +174,12 @@ impl Readers {
 impl Tx {
     fn of(place: OwnedMutexGuard<Option<Conn>>) -> Result<Self, StoreError> {
         let conn = OwnedMutexGuard::try_map(place, Option::as_mut);
-        Ok(Self { lent: Lent::Writer(conn.map_err(|_| sqlx::Error::PoolClosed)?), open: false })
+        let conn = conn.map_err(|_| StoreError::Sql(sqlx::Error::PoolClosed))?;
+        Ok(Self { lent: Lent::Writer(conn), open: false })
     }
 
-    /// `open` goes first: if the caller gives up while the statement runs, the drop rolls back what it began.
-    async fn begin(&mut self, statement: &'static str) -> Result<(), sqlx::Error> {
-        self.open = true;
-        sqlx::query(statement).execute(&mut **self).await.map(drop)
+    fn pooled(conn: Pooled, open: bool) -> Self {
+        Self { lent: Lent::Pooled(conn), open }
     }
 
     /// A statement has committed.
@@ -133,18 +188,30 @@ impl Tx {
     }
 
     /// Durable when this returns.
-    pub(crate) async fn commit(mut self) -> Result<(), sqlx::Error> {
-        sqlx::query(COMMIT).execute(&mut *self).await?;
+    pub(crate) async fn commit(mut self) -> Result<(), StoreError> {
+        let tell = self.take_news() && self.dialect() == Dialect::Postgres;
+        self.control(if tell { NOTIFY_COMMIT } else { COMMIT }).await?;
         self.open = false;
         Ok(())
     }
 
     /// Undoes all of it. SQLite has done so already after some errors; then there is nothing to end.
     pub(crate) async fn rollback(mut self) {
-        let ended = sqlx::query(ROLLBACK).execute(&mut *self).await;
-        self.open = false;
-        if let Err(error) = ended {
-            tracing::debug!(%error, "nothing was left to roll back");
+        self.take_news();
+        let ended = self.control(ROLLBACK).await;
+        match ended {
+            Ok(()) => self.open = false,
+            Err(error) => {
+                self.open = self.dialect() != Dialect::Sqlite;
+                tracing::debug!(%error, "nothing was left to roll back");
+            }
+        }
+    }
+
+    /// Ends a transaction that only read. SQLite does so with the drop, at no cost for the caller.
+    pub(crate) async fn end(self) {
+        if self.open && self.dialect() != Dialect::Sqlite {
+            self.rollback().await;
         }
     }
 }
@@ -154,7 +221,7 @@ impl Deref for Tx {
     fn deref(&self) -> &Conn {
         match &self.lent {
             Lent::Writer(conn) => conn,
-            Lent::Reader(conn) => conn,
+            Lent::Pooled(conn) => conn,
         }
     }
 }
@@ -163,7 +230,7 @@ impl DerefMut for Tx {
     fn deref_mut(&mut self) -> &mut Conn {
         match &mut self.lent {
             Lent::Writer(conn) => conn,
-            Lent::Reader(conn) => conn,
+            Lent::Pooled(conn) => conn,
         }
     }
 }
@@ -171,8 +238,7 @@ impl DerefMut for Tx {
 impl Drop for Tx {
     fn drop(&mut self) {
         if self.open {
-            // Polled once it is in line before whatever the next borrower sends; nobody waits for its result.
-            let _ = sqlx::query(ROLLBACK).execute(&mut **self).now_or_never();
+            self.abandon(ROLLBACK);
         }
     }
 }

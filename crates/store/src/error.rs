@@ -1,7 +1,7 @@
 //! What can go wrong in the datastore. Texts that API callers see are SPIRE's, with its prefixes.
 
 use finial_core::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A failure of the datastore.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +92,23 @@ pub enum StoreError {
     /// No connection became free in time.
     #[error("datastore-sql: no connection became free within {0} s")]
     Busy(u64),
-    /// Anything else the database said.
+    /// The database server cannot serve now. A change may have been stored or not when this ended its commit.
+    #[error("datastore-sql: {what} {detail}; {advice}")]
+    Unavailable {
+        /// Which server.
+        what: String,
+        /// What it said or did.
+        detail: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// Others change the same rows at the same time; nothing of this change was kept, and it can be tried again.
+    #[error("datastore-sql: {0}; others change the same rows, try again")]
+    Contended(String),
+    /// The database server refuses the statement, in its own words.
+    #[error("datastore-sql: {0}")]
+    Database(String),
+    /// Anything else the driver said.
     #[error("datastore-sql: {0}")]
     Sql(#[source] sqlx::Error),
 }
@@ -105,7 +121,9 @@ impl StoreError {
             Self::AlreadyExists(_) => ErrorKind::AlreadyExists,
             Self::Validation(_) | Self::InvalidArgument(_) | Self::Settings(_) => ErrorKind::InvalidArgument,
             Self::FailedPrecondition(_) | Self::Schema(_) => ErrorKind::FailedPrecondition,
-            Self::Locked { .. } | Self::Busy(_) => ErrorKind::Unavailable,
+            Self::Locked { .. } | Self::Busy(_) | Self::Unavailable { .. } | Self::Contended(_) => {
+                ErrorKind::Unavailable
+            }
             Self::Full { .. } => ErrorKind::Exhausted,
             Self::Corrupt { .. }
             | Self::ReadOnly { .. }
@@ -113,8 +131,16 @@ impl StoreError {
             | Self::BadRow { .. }
             | Self::Io { .. }
             | Self::NoFederatedBundle(_)
+            | Self::Database(_)
             | Self::Sql(_) => ErrorKind::Internal,
         }
+    }
+}
+
+impl StoreError {
+    /// Whether the change that failed so may have been stored all the same: read again what it concerned.
+    pub fn leaves_doubt(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Corrupt { .. } | Self::Sql(_) | Self::Unavailable { .. })
     }
 }
 
@@ -123,31 +149,6 @@ impl From<sqlx::Error> for StoreError {
         match error {
             sqlx::Error::RowNotFound => Self::NotFound,
             other => Self::Sql(other),
-        }
-    }
-}
-
-impl StoreError {
-    /// Turns what the database says of its file into an error that names the file and what to do.
-    pub(crate) fn at(self, path: Option<&Path>) -> Self {
-        let Self::Sql(error) = self else { return self };
-        let path = path.unwrap_or(Path::new("(in memory)")).to_path_buf();
-        let db = match &error {
-            sqlx::Error::Database(db) => db,
-            sqlx::Error::PoolTimedOut => return Self::Busy(30),
-            _ => return Self::Sql(error),
-        };
-        let detail = db.message().to_owned();
-        // the low byte of SQLite's extended result codes is the primary one
-        match db.code().and_then(|c| c.parse::<u32>().ok()).map(|c| c & 0xff) {
-            Some(5 | 6) => Self::Locked { path, detail: String::new() },
-            Some(8) => Self::ReadOnly { path, detail },
-            Some(10) => Self::Io { path, detail },
-            Some(11 | 26) => Self::Corrupt { path, detail },
-            Some(13) => Self::Full { path, detail },
-            Some(14) => Self::CannotOpen { path, detail },
-            Some(19) => Self::AlreadyExists(detail),
-            _ => Self::Sql(error),
         }
     }
 }

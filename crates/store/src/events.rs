@@ -1,9 +1,9 @@
 //! Event rows: each change of an entry or agent leaves one in its own transaction, so that other servers can follow.
 
-use crate::sql::{Columns, Conn, LIST_MAX, seconds_of};
+use crate::sql::{Conn, Moment, Query, insert_rows};
+use crate::store::transact;
 use crate::{Store, StoreError};
 use finial_core::UnixSeconds;
-use sqlx::AssertSqlSafe;
 
 /// Which events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,32 +46,24 @@ impl Store {
     pub async fn list_events(&self, feed: EventFeed, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
         self.counted(feed.calls().0, async {
             let (table, subject) = feed.table();
-            let mut tx = self.read().await?;
             let query = format!("SELECT id, {subject} FROM {table} WHERE id > ? ORDER BY id LIMIT ?");
-            let rows = sqlx::query(AssertSqlSafe(query)).bind(after).bind(limit).fetch_all(&mut *tx).await;
-            let events = rows.map_err(StoreError::from).and_then(|rows| {
-                rows.iter().map(|row| Ok(Event { id: Columns(row).int(0)?, subject: Columns(row).text(1)? })).collect()
-            });
-            self.seen(events)
+            let rows = self.connection().await?.all(Query::new(query).bind(after).bind(limit)).await?;
+            rows.iter().map(|row| Ok(Event { id: row.int(0)?, subject: row.text(1)? })).collect()
         })
         .await
     }
 
     /// Deletes the events of both feeds that were written before `before`, and returns how many.
     pub async fn prune_events(&self, before: UnixSeconds) -> Result<u64, StoreError> {
-        let mut tx = self.begin().await?;
-        let result = async {
+        transact!(self, |tx| {
             let mut deleted = 0;
             for feed in [EventFeed::Entries, EventFeed::Nodes] {
-                let query = format!("DELETE FROM {} WHERE {} < ?", feed.table().0, seconds_of("created_at"));
-                let delete = sqlx::query(AssertSqlSafe(query)).bind(before);
-                let delete = async { Ok(delete.execute(&mut *tx).await?.rows_affected()) };
-                deleted += self.counted(feed.calls().1, delete).await?;
+                let mut query = Query::new(format!("DELETE FROM {} WHERE ", feed.table().0));
+                query.push_time(self.dialect(), "created_at", "<", before);
+                deleted += self.counted(feed.calls().1, tx.execute(query)).await?;
             }
             Ok(deleted)
-        }
-        .await;
-        self.finish(tx, result).await
+        })
     }
 }
 
@@ -80,15 +72,13 @@ pub(crate) async fn write(
     conn: &mut Conn,
     feed: EventFeed,
     subjects: &[impl AsRef<str> + Sync],
-    now: &str,
+    now: Moment,
 ) -> Result<(), StoreError> {
-    let (table, column) = feed.table();
-    for some in subjects.chunks(LIST_MAX) {
-        let mut query = sqlx::QueryBuilder::new(format!("INSERT INTO {table} (created_at, updated_at, {column}) "));
-        query.push_values(some, |mut row, subject| {
-            row.push_bind(now).push_bind(now).push_bind(subject.as_ref());
-        });
-        query.build().persistent(some.len() == 1).execute(&mut *conn).await?;
+    if subjects.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    conn.set_news();
+    let (table, column) = feed.table();
+    let rows = subjects.iter().map(|subject| [now.into(), now.into(), subject.as_ref().into()]);
+    conn.execute_all(insert_rows(&format!("{table} (created_at, updated_at, {column})"), rows)).await
 }

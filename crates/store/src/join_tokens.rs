@@ -1,7 +1,8 @@
 //! Join tokens: each lets one agent in, once.
 
-use crate::entries::rows as entry_rows;
-use crate::sql::{Columns, Conn, DbRow};
+use crate::entries::create_one;
+use crate::sql::{Conn, Dialect, Query, Row};
+use crate::store::transact;
 use crate::{CreatedEntry, Store, StoreError};
 use finial_core::{Entry, JoinToken, UnixSeconds};
 
@@ -16,23 +17,16 @@ impl Store {
             if token.token.is_empty() || token.expires_at == 0 {
                 return Err(StoreError::InvalidArgument("token and expiry are required".into()));
             }
-            let now = self.now_text();
-            let mut tx = self.begin().await?;
-            let result = async {
-                sqlx::query("INSERT INTO join_tokens (created_at, updated_at, token, expiry) VALUES (?, ?, ?, ?)")
-                    .bind(&now)
-                    .bind(&now)
-                    .bind(&token.token)
-                    .bind(token.expires_at)
-                    .execute(&mut *tx)
-                    .await?;
-                match alias {
-                    Some(entry) => entry_rows::create_one(&mut tx, entry, &now).await.map(Some),
+            let now = self.now();
+            transact!(self, |tx| {
+                let query =
+                    Query::new("INSERT INTO join_tokens (created_at, updated_at, token, expiry) VALUES (?, ?, ?, ?)");
+                tx.execute(query.bind(now).bind(now).bind(&token.token).bind(token.expires_at)).await?;
+                match &alias {
+                    Some(entry) => create_one(&mut tx, entry.clone(), now).await.map(Some),
                     None => Ok(None),
                 }
-            }
-            .await;
-            self.finish(tx, result).await
+            })
         })
         .await
     }
@@ -40,50 +34,55 @@ impl Store {
     /// A token that was not used yet.
     pub async fn fetch_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
         self.counted("datastore.join_token.fetch", async {
-            let mut conn = self.connection().await?;
-            let row = sqlx::query("SELECT token, expiry FROM join_tokens WHERE token = ?")
-                .bind(token)
-                .fetch_optional(&mut *conn)
-                .await;
-            self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
+            let query = Query::new("SELECT token, expiry FROM join_tokens WHERE token = ?").bind(token);
+            exact(self.connection().await?.optional(query).await?, token)
         })
         .await
     }
 
     /// Uses up a token: of any number of callers exactly one gets it.
     pub async fn consume_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        self.counted("datastore.join_token.delete", async {
-            let mut tx = self.begin().await?;
-            let result = consume(&mut tx, token).await;
-            self.finish(tx, result).await
-        })
-        .await
+        self.counted("datastore.join_token.delete", async { transact!(self, |tx| consume(&mut tx, token).await) }).await
     }
 
     /// Deletes the tokens that expired before `expires_before`, and returns how many.
     pub async fn prune_join_tokens(&self, expires_before: UnixSeconds) -> Result<u64, StoreError> {
         self.counted("datastore.join_token.prune", async {
-            let mut tx = self.begin().await?;
-            let result =
-                sqlx::query("DELETE FROM join_tokens WHERE expiry < ?").bind(expires_before).execute(&mut *tx).await;
-            self.finish(tx, result.map(|done| done.rows_affected()).map_err(StoreError::from)).await
+            transact!(self, |tx| {
+                tx.execute(Query::new("DELETE FROM join_tokens WHERE expiry < ?").bind(expires_before)).await
+            })
         })
         .await
     }
 }
 
+const DELETE: &str = "DELETE FROM join_tokens WHERE token = ? RETURNING token, expiry";
+
 /// The row is deleted, and who deleted it has the token: whoever else read it before deletes nothing.
-pub(crate) async fn consume(conn: &mut Conn, token: &str) -> Result<Option<JoinToken>, StoreError> {
-    let deleted = sqlx::query("DELETE FROM join_tokens WHERE token = ? RETURNING token, expiry");
-    deleted.bind(token).fetch_optional(conn).await?.map(|row| from_row(&row)).transpose()
+async fn consume(conn: &mut Conn, token: &str) -> Result<Option<JoinToken>, StoreError> {
+    if conn.dialect().has_returning() {
+        return exact(conn.optional(Query::new(DELETE).bind(token)).await?, token);
+    }
+    // of several that ask for the lock, the second finds no row
+    let query = Query::new("SELECT token, expiry FROM join_tokens WHERE token = ? FOR UPDATE").bind(token);
+    let Some(found) = exact(conn.optional(query).await?, token)? else { return Ok(None) };
+    let deleted = conn.execute(Query::new("DELETE FROM join_tokens WHERE token = ?").bind(token)).await?;
+    Ok((deleted > 0).then_some(found))
 }
 
-/// The same, with the beginning of the transaction in the same call.
+/// The same in a transaction that [`Store::lend`] gave, whose beginning is in the same call on SQLite.
 pub(crate) async fn begin_consume(conn: &mut Conn, token: &str) -> Result<Option<JoinToken>, StoreError> {
-    let deleted = sqlx::query("BEGIN IMMEDIATE; DELETE FROM join_tokens WHERE token = ? RETURNING token, expiry");
-    deleted.bind(token).fetch_optional(conn).await?.map(|row| from_row(&row)).transpose()
+    if conn.dialect() != Dialect::Sqlite {
+        return consume(conn, token).await;
+    }
+    let query = Query::new(format!("{}; {DELETE}", Dialect::Sqlite.begin_write())).bind(token);
+    exact(conn.optional(query).await?, token)
 }
 
-fn from_row(row: &DbRow) -> Result<JoinToken, StoreError> {
-    Ok(JoinToken { token: Columns(row).text(0)?, expires_at: Columns(row).int(1)? })
+/// MySQL finds rows whatever their case.
+fn exact(row: Option<Row>, token: &str) -> Result<Option<JoinToken>, StoreError> {
+    match row {
+        Some(row) if row.str(0)? == token => Ok(Some(JoinToken { token: row.text(0)?, expires_at: row.int(1)? })),
+        _ => Ok(None),
+    }
 }

@@ -1,6 +1,7 @@
 //! CA journals: which authorities each server prepared, activated and retired.
 
-use crate::sql::{Columns, DbRow};
+use crate::sql::{Query, Row};
+use crate::store::transact;
 use crate::{Store, StoreError};
 use finial_core::UnixSeconds;
 use finial_proto::journal::Entries;
@@ -21,62 +22,48 @@ impl Store {
     /// Creates (`id` = 0) or replaces a journal. `NotFound` when a row with another ID does not exist.
     pub async fn set_ca_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {
         self.counted("datastore.ca_journal.set", async {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let mut stored = journal.clone();
-            if journal.id == 0 {
-                let row = sqlx::query(
-                    "INSERT INTO ca_journals (created_at, updated_at, data, active_x509_authority_id, active_jwt_authority_id) \
-                     VALUES (?, ?, ?, ?, '') RETURNING id",
-                )
-                .bind(&now)
-                .bind(&now)
-                .bind(&journal.data)
-                .bind(&journal.active_x509_authority_id)
-                .fetch_one(&mut *tx)
-                .await?;
-                stored.id = Columns(&row).int(0)?;
-                return Ok(stored);
-            }
-            let updated =
-                sqlx::query("UPDATE ca_journals SET updated_at = ?, data = ?, active_x509_authority_id = ? WHERE id = ?")
-                    .bind(&now)
-                    .bind(&journal.data)
-                    .bind(&journal.active_x509_authority_id)
-                    .bind(journal.id)
-                    .execute(&mut *tx)
-                    .await?;
-            if updated.rows_affected() == 0 { Err(StoreError::NotFound) } else { Ok(stored) }
-        }
-        .await;
-        self.finish(tx, result).await
-    }).await
+            let now = self.now();
+            let (data, active) = (journal.data.as_slice(), &journal.active_x509_authority_id);
+            transact!(self, |tx| {
+                if journal.id == 0 {
+                    let query = Query::new(
+                        "INSERT INTO ca_journals (created_at, updated_at, data, active_x509_authority_id, \
+                         active_jwt_authority_id) VALUES (?, ?, ?, ?, '')",
+                    );
+                    let id = tx.insert(query.bind(now).bind(now).bind(data).bind(active)).await?;
+                    return Ok(CaJournal { id, ..journal.clone() });
+                }
+                let query = Query::new(
+                    "UPDATE ca_journals SET updated_at = ?, data = ?, active_x509_authority_id = ? WHERE id = ?",
+                );
+                match tx.execute(query.bind(now).bind(data).bind(active).bind(journal.id)).await? {
+                    0 => Err(StoreError::NotFound),
+                    _ => Ok(journal.clone()),
+                }
+            })
+        })
+        .await
     }
 
     /// The journal of the server whose active X.509 authority this is.
     pub async fn fetch_ca_journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {
         self.counted("datastore.ca_journal.fetch", async {
-        if active_x509_authority_id.is_empty() {
-            return Err(StoreError::InvalidArgument("active X509 authority ID is required".into()));
-        }
-        let mut conn = self.connection().await?;
-        let row = sqlx::query(
-            "SELECT id, data, active_x509_authority_id FROM ca_journals WHERE active_x509_authority_id = ? ORDER BY id LIMIT 1",
-        )
-        .bind(active_x509_authority_id)
-        .fetch_optional(&mut *conn)
-        .await;
-        self.seen(row.map_err(StoreError::from).and_then(|row| row.map(|row| from_row(&row)).transpose()))
-    }).await
+            if active_x509_authority_id.is_empty() {
+                return Err(StoreError::InvalidArgument("active X509 authority ID is required".into()));
+            }
+            let query = Query::new(
+                "SELECT id, data, active_x509_authority_id FROM ca_journals WHERE active_x509_authority_id = ? ORDER BY id LIMIT 1",
+            );
+            let row = self.connection().await?.optional(query.bind(active_x509_authority_id)).await?;
+            row.as_ref().map(from_row).transpose()
+        })
+        .await
     }
 
     /// All journals.
     pub async fn list_ca_journals(&self) -> Result<Vec<CaJournal>, StoreError> {
-        let mut conn = self.connection().await?;
-        let rows = sqlx::query("SELECT id, data, active_x509_authority_id FROM ca_journals ORDER BY id");
-        let rows = rows.fetch_all(&mut *conn).await.map_err(StoreError::from);
-        self.seen(rows.and_then(|rows| rows.iter().map(from_row).collect()))
+        let query = Query::new("SELECT id, data, active_x509_authority_id FROM ca_journals ORDER BY id");
+        self.connection().await?.all(query).await?.iter().map(from_row).collect()
     }
 
     /// Deletes the journals whose authorities all ended before this moment, and returns how many.
@@ -98,24 +85,20 @@ impl Store {
             if stale.is_empty() {
                 return Ok(0);
             }
-            let mut tx = self.begin().await?;
-            let result = async {
+            transact!(self, |tx| {
                 let mut deleted = 0;
-                for journal in stale {
+                for journal in &stale {
                     // only as it was read: its server may have come back in between
-                    let done = sqlx::query("DELETE FROM ca_journals WHERE id = ? AND data = ?");
-                    deleted += done.bind(journal.id).bind(journal.data).execute(&mut *tx).await?.rows_affected();
+                    let query = Query::new("DELETE FROM ca_journals WHERE id = ? AND data = ?");
+                    deleted += tx.execute(query.bind(journal.id).bind(journal.data.as_slice())).await?;
                 }
                 Ok(deleted)
-            }
-            .await;
-            self.finish(tx, result).await
+            })
         })
         .await
     }
 }
 
-fn from_row(row: &DbRow) -> Result<CaJournal, StoreError> {
-    let row = Columns(row);
-    Ok(CaJournal { id: row.int(0)?, data: row.blob(1)?, active_x509_authority_id: row.text(2)? })
+fn from_row(row: &Row) -> Result<CaJournal, StoreError> {
+    Ok(CaJournal { id: row.int(0)?, data: row.blob(1)?.to_vec(), active_x509_authority_id: row.text(2)? })
 }

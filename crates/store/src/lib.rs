@@ -1,8 +1,8 @@
 //! The datastore: everything a server must not forget, in SPIRE's own schema (version 25), so that SPIRE can open the
 //! same data again. One module per aggregate; each method is one transaction and returns after the commit is durable.
 //!
-//! SQLite today. What another database does differently (placeholders, time text, lock clauses) sits in the `sql` module.
-//! Shape: one writing connection, a few reading ones; `Store` is a cheap handle to both.
+//! SQLite, PostgreSQL, MySQL and MariaDB. What they do differently sits in the `sql` module; the other modules are one text.
+//! `Store` is a cheap handle to the connections.
 
 mod bundles;
 mod connections;

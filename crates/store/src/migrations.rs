@@ -1,9 +1,12 @@
 //! Brings a database to the schema version of this code, or says why it must not.
 
-use crate::StoreError;
 use crate::schema::{CODE_VERSION, MIGRATIONS, OWN, VERSION, VERSION_MIN, statements};
-use crate::sql::{Columns, Conn};
-use crate::store::run as execute;
+use crate::sql::{Conn, Dialect, Moment, Query};
+use crate::store::transact;
+use crate::{Store, StoreError};
+
+/// The lock that servers of ours take while they look at the schema and change it (any number that others do not use).
+const LOCK: &str = "7381099713271426916";
 
 /// Schema version and release, as a database states them.
 struct Stated {
@@ -23,9 +26,25 @@ pub(crate) async fn check(conn: &mut Conn) -> Result<(), StoreError> {
     }
 }
 
-/// Creates or migrates; all of it in the caller's transaction.
-pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<(), StoreError> {
-    let Some(found) = stated(conn).await? else { return create(conn, now).await };
+/// Creates or migrates: in one transaction on SQLite and PostgreSQL; MySQL has none for schemas, so there each step can
+/// be taken again. Of several servers that start at once, one does it.
+pub(crate) async fn run(store: &Store, disabled: bool) -> Result<(), StoreError> {
+    let now = store.now();
+    let own_index = transact!(store, |tx| {
+        lock(&mut tx).await?;
+        let result = bring_up(&mut tx, disabled, now).await;
+        unlock(&mut tx).await;
+        result
+    })?;
+    if own_index && let Err(error) = own(store).await {
+        tracing::warn!(subsystem_name = "sql", %error, "An index could not be made; creating entries is slower without it");
+    }
+    Ok(())
+}
+
+/// Whether our own index is to be looked for.
+async fn bring_up(conn: &mut Conn, disabled: bool, now: Moment) -> Result<bool, StoreError> {
+    let Some(found) = stated(conn).await? else { return create(conn, now).await.map(|()| false) };
     if found.version == VERSION {
         let (major, minor, patch) = found.code;
         tracing::debug!(
@@ -39,7 +58,6 @@ pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<()
         }
     } else if disabled {
         compatible(&found, "auto-migration must be enabled for current DB")?;
-        return Ok(());
     } else if found.version > VERSION {
         compatible(&found, "incompatible DB schema and code version")?;
         tracing::warn!(
@@ -47,27 +65,50 @@ pub(crate) async fn run(conn: &mut Conn, disabled: bool, now: &str) -> Result<()
             schema = found.version,
             "DB schema is ahead of code version, upgrading SPIRE Server is recommended"
         );
-        return Ok(());
+        return Ok(false);
     } else {
         migrate(conn, found.version, now).await?;
     }
-    own(conn).await
+    Ok(!disabled)
 }
 
-async fn create(conn: &mut Conn, now: &str) -> Result<(), StoreError> {
+async fn lock(conn: &mut Conn) -> Result<(), StoreError> {
+    match conn.dialect() {
+        Dialect::Sqlite => Ok(()),
+        Dialect::Postgres => conn.run(format!("SELECT pg_advisory_xact_lock({LOCK})")).await.map(drop),
+        Dialect::MySql => {
+            let got = conn.one(Query::new("SELECT GET_LOCK('finial.schema', 20)")).await?;
+            match got.int(0)? {
+                1 => Ok(()),
+                _ => Err(StoreError::Schema("another server has been changing the schema for 20 s; try again".into())),
+            }
+        }
+    }
+}
+
+/// PostgreSQL's lock ends with the transaction.
+async fn unlock(conn: &mut Conn) {
+    if conn.dialect() == Dialect::MySql
+        && let Err(error) = conn.all(Query::new("SELECT RELEASE_LOCK('finial.schema')")).await
+    {
+        tracing::debug!(%error, "the schema lock ends with its connection");
+    }
+}
+
+async fn create(conn: &mut Conn, now: Moment) -> Result<(), StoreError> {
     tracing::info!(subsystem_name = "sql", "Initializing new database");
-    execute(conn, statements().join(";")).await?;
-    sqlx::query("INSERT INTO migrations (created_at, updated_at, version, code_version) VALUES (?, ?, ?, ?)")
-        .bind(now)
-        .bind(now)
-        .bind(VERSION)
-        .bind(CODE_VERSION)
-        .execute(&mut *conn)
-        .await?;
-    own(conn).await
+    let mut all = statements(conn.dialect());
+    if conn.dialect() != Dialect::MySql {
+        let (name, table, columns) = OWN;
+        all.push(format!("CREATE INDEX {name} ON \"{table}\"({columns})"));
+    }
+    conn.run(all.join(";")).await?;
+    let row = Query::new("INSERT INTO migrations (created_at, updated_at, version, code_version) VALUES (?, ?, ?, ?)");
+    conn.execute(row.bind(now).bind(now).bind(VERSION).bind(CODE_VERSION)).await?;
+    Ok(())
 }
 
-async fn migrate(conn: &mut Conn, from: i64, now: &str) -> Result<(), StoreError> {
+async fn migrate(conn: &mut Conn, from: i64, now: Moment) -> Result<(), StoreError> {
     if from < VERSION_MIN {
         return Err(StoreError::Schema(format!(
             "migrating from schema version {from} requires a previous SPIRE release; please follow the upgrade strategy at doc/upgrading.md"
@@ -79,13 +120,19 @@ async fn migrate(conn: &mut Conn, from: i64, now: &str) -> Result<(), StoreError
             continue;
         }
         tracing::info!(subsystem_name = "sql", version_info = step, "Migrating version");
-        let present = sqlx::query("SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?")
-            .bind(table)
-            .bind(column)
-            .fetch_one(&mut *conn)
-            .await?;
-        if Columns(&present).int(0)? == 0 {
-            execute(conn, format!("ALTER TABLE \"{table}\" ADD \"{column}\" {kind}")).await?;
+        let present = match conn.dialect() {
+            Dialect::Sqlite => "SELECT COUNT(*) FROM pragma_table_info(?) WHERE name = ?",
+            Dialect::Postgres => {
+                "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = CURRENT_SCHEMA() AND table_name = ? AND column_name = ?"
+            }
+            Dialect::MySql => {
+                "SELECT COUNT(*) FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ? AND column_name = ?"
+            }
+        };
+        let present = conn.one(Query::new(present).bind(table).bind(column)).await?;
+        if present.int(0)? == 0 {
+            let (quote, kind) = (if conn.dialect() == Dialect::MySql { '`' } else { '"' }, kind.sql(conn.dialect()));
+            conn.run(format!("ALTER TABLE {quote}{table}{quote} ADD {quote}{column}{quote} {kind}")).await?;
         }
     }
     note(conn, VERSION, now).await?;
@@ -93,35 +140,48 @@ async fn migrate(conn: &mut Conn, from: i64, now: &str) -> Result<(), StoreError
     Ok(())
 }
 
-async fn own(conn: &mut Conn) -> Result<(), StoreError> {
-    for statement in OWN {
-        execute(conn, statement.to_owned()).await?;
+/// Makes our own index unless it is there: asking for it would stop all writers even so.
+async fn own(store: &Store) -> Result<(), StoreError> {
+    let (name, table, columns) = OWN;
+    let present = match store.dialect() {
+        Dialect::Sqlite => "SELECT COUNT(*) FROM sqlite_master WHERE type = 'index' AND name = ?",
+        Dialect::Postgres => "SELECT COUNT(*) FROM pg_indexes WHERE schemaname = CURRENT_SCHEMA() AND indexname = ?",
+        Dialect::MySql => {
+            "SELECT COUNT(*) FROM information_schema.statistics WHERE table_schema = DATABASE() AND index_name = ?"
+        }
+    };
+    let present = store.connection().await?.one(Query::once(present).bind(name)).await?;
+    if present.int(0)? > 0 {
+        return Ok(());
     }
-    Ok(())
+    transact!(store, |tx| { tx.run(format!("CREATE INDEX {name} ON {table}({columns})")).await.map(drop) })
 }
 
-async fn note(conn: &mut Conn, version: i64, now: &str) -> Result<(), StoreError> {
-    sqlx::query("UPDATE migrations SET version = ?, code_version = ?, updated_at = ?")
-        .bind(version)
-        .bind(CODE_VERSION)
-        .bind(now)
-        .execute(conn)
-        .await?;
-    Ok(())
+async fn note(conn: &mut Conn, version: i64, now: Moment) -> Result<(), StoreError> {
+    let query = Query::new("UPDATE migrations SET version = ?, code_version = ?, updated_at = ?");
+    conn.execute(query.bind(version).bind(CODE_VERSION).bind(now)).await.map(drop)
 }
 
 async fn stated(conn: &mut Conn) -> Result<Option<Stated>, StoreError> {
-    let table = sqlx::query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'")
-        .fetch_optional(&mut *conn)
-        .await?;
-    if table.is_none() {
+    let table = conn.optional(Query::new(match conn.dialect() {
+        Dialect::Sqlite => "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'migrations'",
+        Dialect::Postgres => {
+            "SELECT 1 FROM information_schema.tables WHERE table_schema = CURRENT_SCHEMA() AND table_name = 'migrations'"
+        }
+        Dialect::MySql => {
+            "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'migrations'"
+        }
+    }));
+    if table.await?.is_none() {
         return Ok(None);
     }
-    let row =
-        sqlx::query("SELECT version, code_version FROM migrations ORDER BY id LIMIT 1").fetch_optional(conn).await?;
-    let Some(row) = row else { return Ok(Some(Stated { version: 0, code: (0, 0, 0) })) };
-    let row = Columns(&row);
-    Ok(Some(Stated { version: row.int(0)?, code: release(&row.text(1)?)? }))
+    let row = conn.optional(Query::new("SELECT version, code_version FROM migrations ORDER BY id LIMIT 1")).await?;
+    match row {
+        Some(row) => Ok(Some(Stated { version: row.int(0)?, code: release(row.str(1)?)? })),
+        // the last step of making the tables was not reached
+        None if conn.dialect() == Dialect::MySql => Ok(None),
+        None => Ok(Some(Stated { version: 0, code: (0, 0, 0) })),
+    }
 }
 
 /// The same major version, and minor versions at most one apart.

@@ -1,12 +1,12 @@
 //! Attested agents and their selectors.
 
 use crate::entries::{rows as entry_rows, selector_clauses};
-use crate::sql::{Columns, Conn, Db, DbRow, LIST_MAX, seconds_of, seconds_text};
+use crate::sql::{Conn, Dialect, LIST_MAX, Moment, Query, Row, insert_rows};
+use crate::store::transact;
 use crate::{EventFeed, Listed, Page, Store, StoreError, events, join_tokens};
 use finial_core::{
     AgentRecord, Entry, EntryId, JoinToken, MatchBehavior, Selector, SelectorSet, SpiffeId, UnixSeconds,
 };
-use sqlx::{AssertSqlSafe, QueryBuilder};
 use std::collections::HashMap;
 
 /// Agents per page when all of them are read.
@@ -50,9 +50,8 @@ impl Store {
     /// Returns it as stored.
     pub async fn create_or_update_node(&self, record: &AgentRecord) -> Result<AgentRecord, StoreError> {
         self.counted("datastore.node.create", async {
-            let mut tx = self.begin().await?;
-            let result = put(&mut tx, PUT.to_owned(), record, &self.now_text()).await;
-            self.finish(tx, result).await
+            let now = self.now();
+            transact!(self, |tx| put(&mut tx, false, record, now).await)
         })
         .await
     }
@@ -67,23 +66,34 @@ impl Store {
         now: UnixSeconds,
     ) -> Result<Option<JoinToken>, StoreError> {
         self.counted("datastore.node.create", async {
-            let mut tx = self.lend().await?;
-            let mut committed = false;
-            let result = async {
-                let Some(token) = join_tokens::begin_consume(&mut tx, token).await? else { return Ok(None) };
-                if token.expires_at >= now {
-                    committed = record.selectors.is_empty();
-                    let statements = if committed { format!("{PUT}; COMMIT") } else { PUT.to_owned() };
-                    put(&mut tx, statements, record, &self.now_text()).await?;
+            let stamp = self.now();
+            let mut tries = 0;
+            loop {
+                let mut tx = self.lend().await?;
+                let mut committed = false;
+                let result = async {
+                    let Some(token) = join_tokens::begin_consume(&mut tx, token).await? else { return Ok(None) };
+                    if token.expires_at >= now {
+                        committed = record.selectors.is_empty() && self.dialect() == Dialect::Sqlite;
+                        put(&mut tx, committed, record, stamp).await?;
+                    }
+                    Ok(Some(token))
                 }
-                Ok(Some(token))
+                .await;
+                if committed && result.is_ok() {
+                    tx.committed();
+                    return result;
+                }
+                match self.finish(tx, result).await {
+                    Err(error) => {
+                        tries += 1;
+                        if !crate::store::try_again(&error, tries).await {
+                            return Err(error);
+                        }
+                    }
+                    done => return done,
+                }
             }
-            .await;
-            if committed && result.is_ok() {
-                tx.committed();
-                return result;
-            }
-            self.finish(tx, result).await
         })
         .await
     }
@@ -91,15 +101,12 @@ impl Store {
     /// Replaces the selectors of an agent.
     pub async fn set_node_selectors(&self, id: &SpiffeId, selectors: &SelectorSet) -> Result<(), StoreError> {
         self.counted("datastore.node.selectors.set", async {
-            let now = self.now_text();
-            let mut tx = self.begin().await?;
-            let result = async {
+            let now = self.now();
+            transact!(self, |tx| {
                 delete_selectors(&mut tx, id).await?;
-                insert_selectors(&mut tx, id, selectors, &now).await?;
-                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await
-            }
-            .await;
-            self.finish(tx, result).await
+                insert_selectors(&mut tx, id, selectors, now).await?;
+                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], now).await
+            })
         })
         .await
     }
@@ -108,22 +115,22 @@ impl Store {
     pub async fn fetch_node(&self, id: &SpiffeId) -> Result<Option<AgentRecord>, StoreError> {
         self.counted("datastore.node.fetch", async {
             let mut tx = self.read().await?;
-            let found = fetch(&mut tx, id).await;
-            self.seen(found)
+            let found = fetch(&mut tx, id, "").await;
+            self.finish_read(tx, found).await
         })
         .await
     }
 
-    /// The agents that match, with their selectors.
+    /// The agents that match.
     pub async fn list_nodes(
         &self,
         filter: &AgentFilter,
         page: Option<&Page>,
     ) -> Result<Listed<AgentRecord>, StoreError> {
         self.counted("datastore.node.list", async {
-            let mut tx = self.read().await?;
-            let listed = list(&mut tx, filter, page).await;
-            self.seen(listed)
+            let mut tx = self.read_stale().await?;
+            let listed = list(&mut tx, filter, page, "").await;
+            self.finish_read(tx, listed).await
         })
         .await
     }
@@ -131,9 +138,9 @@ impl Store {
     /// How many agents match.
     pub async fn count_nodes(&self, filter: &AgentFilter) -> Result<u64, StoreError> {
         self.counted("datastore.node.count", async {
-            let mut tx = self.read().await?;
+            let mut tx = self.read_stale().await?;
             let count = count(&mut tx, filter).await;
-            self.seen(count)
+            self.finish_read(tx, count).await
         })
         .await
     }
@@ -144,12 +151,11 @@ impl Store {
             let mut tx = self.read_at_start().await?;
             let mut page = Page { token: String::new(), size: LOAD_PAGE };
             loop {
-                let listed = list(&mut tx, &AgentFilter::default(), Some(&page)).await;
-                let listed = self.seen(listed)?;
+                let listed = list(&mut tx, &AgentFilter::default(), Some(&page), "").await?;
                 listed.items.into_iter().for_each(&mut each);
                 page.token = listed.next_page_token;
                 if page.token.is_empty() {
-                    return Ok(());
+                    return self.finish_read(tx, Ok(())).await;
                 }
             }
         })
@@ -167,7 +173,7 @@ impl Store {
                     new_expires_at,
                     can_reattest,
                     agent_version,
-                } = update;
+                } = update.clone();
                 agent.serial_number = serial_number.unwrap_or(std::mem::take(&mut agent.serial_number));
                 agent.expires_at = expires_at.unwrap_or(agent.expires_at);
                 agent.new_serial_number = new_serial_number.unwrap_or(std::mem::take(&mut agent.new_serial_number));
@@ -212,9 +218,8 @@ impl Store {
     /// Returns the agent and the alias entries that went with it. `NotFound` when there is none.
     pub async fn delete_node(&self, id: &SpiffeId) -> Result<(AgentRecord, Vec<Entry>), StoreError> {
         self.counted("datastore.node.delete", async {
-            let mut tx = self.begin().await?;
-            let result = delete(&mut tx, id, &self.now_text()).await;
-            self.finish(tx, result).await
+            let now = self.now();
+            transact!(self, |tx| delete(&mut tx, id, now).await?.ok_or(StoreError::NotFound))
         })
         .await
     }
@@ -234,20 +239,21 @@ impl Store {
                 expires_before: Some(expired_before),
                 ..AgentFilter::default()
             };
-            let now = self.now_text();
-            let mut tx = self.begin().await?;
-            let result = async {
-                let expired = list(&mut tx, &filter, Some(&Page { token: String::new(), size: batch.max(1) })).await?;
+            let now = self.now();
+            let page = Page { token: String::new(), size: batch.max(1) };
+            transact!(self, |tx| {
+                let lock = tx.dialect().for_update();
+                let expired = list(&mut tx, &filter, Some(&page), lock).await?;
                 let (mut agents, mut entries) = (Vec::new(), Vec::new());
                 for agent in expired.items {
-                    let (agent, aliases) = delete(&mut tx, &agent.id, &now).await?;
-                    agents.push(agent.id);
-                    entries.extend(aliases.into_iter().map(|entry| entry.id));
+                    // another server may be pruning, too
+                    if let Some((agent, aliases)) = delete(&mut tx, &agent.id, now).await? {
+                        agents.push(agent.id);
+                        entries.extend(aliases.into_iter().map(|entry| entry.id));
+                    }
                 }
                 Ok((agents, entries))
-            }
-            .await;
-            self.finish(tx, result).await
+            })
         })
         .await
     }
@@ -256,97 +262,118 @@ impl Store {
     async fn change_node(
         &self,
         id: &SpiffeId,
-        edit: impl FnOnce(&mut AgentRecord) -> bool + Send,
+        mut edit: impl FnMut(&mut AgentRecord) -> bool + Send,
     ) -> Result<AgentRecord, StoreError> {
-        let now = self.now_text();
-        let mut tx = self.begin().await?;
-        let result = async {
-            let mut agent = fetch(&mut tx, id).await?.ok_or(StoreError::NotFound)?;
+        let now = self.now();
+        transact!(self, |tx| {
+            let lock = tx.dialect().for_update();
+            let mut agent = fetch(&mut tx, id, lock).await?.ok_or(StoreError::NotFound)?;
             if edit(&mut agent) {
-                update(&mut tx, &agent, &now).await?;
-                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], &now).await?;
+                update(&mut tx, &agent, now).await?;
+                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], now).await?;
             }
             Ok(agent)
-        }
-        .await;
-        self.finish(tx, result).await
+        })
     }
 }
 
-/// Creates or updates, and writes the event; both in one call, as each costs two switches to the connection's thread.
-const PUT: &str = "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, serial_number, \
-    expires_at, new_serial_number, new_expires_at, can_reattest, agent_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-    ON CONFLICT (spiffe_id) DO UPDATE SET updated_at = excluded.updated_at, data_type = excluded.data_type, \
-    serial_number = excluded.serial_number, expires_at = excluded.expires_at, \
+const INSERT: &str = "INSERT INTO attested_node_entries (created_at, updated_at, spiffe_id, data_type, serial_number, \
+    expires_at, new_serial_number, new_expires_at, can_reattest, agent_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+
+/// What makes an insertion create or update.
+const OR_UPDATE: &str = " ON CONFLICT (spiffe_id) DO UPDATE SET updated_at = excluded.updated_at, \
+    data_type = excluded.data_type, serial_number = excluded.serial_number, expires_at = excluded.expires_at, \
     new_serial_number = excluded.new_serial_number, new_expires_at = excluded.new_expires_at, \
     can_reattest = excluded.can_reattest, agent_version = CASE WHEN excluded.agent_version = '' \
-    THEN COALESCE(attested_node_entries.agent_version, '') ELSE excluded.agent_version END \
-    RETURNING agent_version; \
-    DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?; \
+    THEN COALESCE(attested_node_entries.agent_version, '') ELSE excluded.agent_version END RETURNING agent_version";
+
+/// What follows on SQLite in the same call, as each costs two switches to the connection's thread.
+const THEN: &str = "; DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?; \
     INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) VALUES (?, ?, ?)";
 
-/// Creates or updates, with selectors and event.
-async fn put(conn: &mut Conn, statements: String, record: &AgentRecord, now: &str) -> Result<AgentRecord, StoreError> {
+/// Creates or updates, with selectors and event; commits on SQLite if asked to.
+async fn put(conn: &mut Conn, commit: bool, record: &AgentRecord, now: Moment) -> Result<AgentRecord, StoreError> {
     let id = record.id.as_str();
-    let query = sqlx::query(AssertSqlSafe(statements))
-        .bind(now)
-        .bind(now)
-        .bind(id)
-        .bind(&record.attestation_type)
-        .bind(&record.serial_number)
-        .bind(seconds_text(record.expires_at))
-        .bind(&record.new_serial_number)
-        .bind(none_if_zero(record.new_expires_at))
-        .bind(record.can_reattest)
-        .bind(&record.agent_version);
-    // All rows, as asking for one would leave out the statements after it.
-    let rows = query.bind(id).bind(now).bind(now).bind(id).fetch_all(&mut *conn).await?;
+    let mut query = Query::new(INSERT);
+    query = query.bind(now).bind(now).bind(id).bind(&record.attestation_type).bind(&record.serial_number);
+    query = query.bind(Moment::seconds(record.expires_at)).bind(&record.new_serial_number);
+    query = query.bind(none_if_zero(record.new_expires_at)).bind(record.can_reattest).bind(&record.agent_version);
+    let agent_version = match conn.dialect() {
+        Dialect::Sqlite => {
+            query.push(OR_UPDATE).push(THEN).push(if commit { "; COMMIT" } else { "" });
+            conn.one(query.bind(id).bind(now).bind(now).bind(id)).await?.text(0)?
+        }
+        Dialect::Postgres => {
+            query.push(OR_UPDATE);
+            let version = conn.one(query).await?.text(0)?;
+            delete_selectors(conn, &record.id).await?;
+            events::write(conn, EventFeed::Nodes, &[id], now).await?;
+            version
+        }
+        Dialect::MySql => {
+            let version = mysql_put(conn, query, record, now).await?;
+            delete_selectors(conn, &record.id).await?;
+            events::write(conn, EventFeed::Nodes, &[id], now).await?;
+            version
+        }
+    };
     insert_selectors(conn, &record.id, &record.selectors, now).await?;
-    let row = rows.first().ok_or(StoreError::NotFound)?;
-    Ok(AgentRecord { agent_version: Columns(row).text(0)?, ..record.clone() })
+    Ok(AgentRecord { agent_version, ..record.clone() })
 }
 
-async fn update(conn: &mut Conn, agent: &AgentRecord, now: &str) -> Result<(), StoreError> {
-    sqlx::query(
+/// The index of MySQL takes names that differ in case only for the same, and `ON DUPLICATE KEY` would give one agent's
+/// row to the other. So the row is looked for first.
+async fn mysql_put(
+    conn: &mut Conn,
+    insert: Query<'_>,
+    record: &AgentRecord,
+    now: Moment,
+) -> Result<String, StoreError> {
+    let lock = conn.dialect().for_update();
+    let Some(stored) = fetch(conn, &record.id, lock).await? else {
+        return match conn.execute(insert).await {
+            Ok(_) => Ok(record.agent_version.clone()),
+            // attested at another server a moment ago: the next try finds it
+            Err(StoreError::AlreadyExists(text)) => Err(StoreError::Contended(text)),
+            Err(error) => Err(error),
+        };
+    };
+    let mut new = record.clone();
+    if new.agent_version.is_empty() {
+        new.agent_version = stored.agent_version;
+    }
+    update(conn, &new, now).await?;
+    Ok(new.agent_version)
+}
+
+async fn update(conn: &mut Conn, agent: &AgentRecord, now: Moment) -> Result<(), StoreError> {
+    let query = Query::new(
         "UPDATE attested_node_entries SET updated_at = ?, data_type = ?, serial_number = ?, expires_at = ?, \
          new_serial_number = ?, new_expires_at = ?, can_reattest = ?, agent_version = ? WHERE spiffe_id = ?",
-    )
-    .bind(now)
-    .bind(&agent.attestation_type)
-    .bind(&agent.serial_number)
-    .bind(seconds_text(agent.expires_at))
-    .bind(&agent.new_serial_number)
-    .bind(none_if_zero(agent.new_expires_at))
-    .bind(agent.can_reattest)
-    .bind(&agent.agent_version)
-    .bind(agent.id.as_str())
-    .execute(conn)
-    .await?;
-    Ok(())
+    );
+    let query = query.bind(now).bind(&agent.attestation_type).bind(&agent.serial_number);
+    let query = query.bind(Moment::seconds(agent.expires_at)).bind(&agent.new_serial_number);
+    let query = query.bind(none_if_zero(agent.new_expires_at)).bind(agent.can_reattest).bind(&agent.agent_version);
+    conn.execute(query.bind(agent.id.as_str())).await.map(drop)
 }
 
-async fn insert_selectors(conn: &mut Conn, id: &SpiffeId, set: &SelectorSet, now: &str) -> Result<(), StoreError> {
-    for some in set.as_slice().chunks(LIST_MAX) {
-        let mut query = QueryBuilder::new(
-            "INSERT INTO node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value) ",
-        );
-        query.push_values(some, |mut row, selector| {
-            row.push_bind(now).push_bind(now).push_bind(id.as_str());
-            row.push_bind(&selector.kind).push_bind(&selector.value);
-        });
-        query.build().persistent(false).execute(&mut *conn).await?;
-    }
-    Ok(())
+async fn insert_selectors(conn: &mut Conn, id: &SpiffeId, set: &SelectorSet, now: Moment) -> Result<(), StoreError> {
+    let rows = set.as_slice().iter().map(|selector| {
+        [now.into(), now.into(), id.as_str().into(), (&selector.kind).into(), (&selector.value).into()]
+    });
+    conn.execute_all(insert_rows("node_resolver_map_entries (created_at, updated_at, spiffe_id, type, value)", rows))
+        .await
 }
 
 async fn delete_selectors(conn: &mut Conn, id: &SpiffeId) -> Result<(), StoreError> {
-    let delete = sqlx::query("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?");
-    delete.bind(id.as_str()).execute(conn).await?;
-    Ok(())
+    let query = Query::new("DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?");
+    conn.execute(query.bind(id.as_str())).await.map(drop)
 }
 
-async fn delete(conn: &mut Conn, id: &SpiffeId, now: &str) -> Result<(AgentRecord, Vec<Entry>), StoreError> {
-    let agent = fetch(conn, id).await?.ok_or(StoreError::NotFound)?;
+/// The agent and the alias entries that went with it; `None` when there is none.
+async fn delete(conn: &mut Conn, id: &SpiffeId, now: Moment) -> Result<Option<(AgentRecord, Vec<Entry>)>, StoreError> {
+    let lock = conn.dialect().for_update();
+    let Some(agent) = fetch(conn, id, lock).await? else { return Ok(None) };
     let mut aliases = Vec::new();
     if agent.attestation_type == "join_token" {
         // what the creation of a token with an agent ID makes; other entries below the agent are the operator's
@@ -361,43 +388,47 @@ async fn delete(conn: &mut Conn, id: &SpiffeId, now: &str) -> Result<(AgentRecor
         events::write(conn, EventFeed::Entries, &ids, now).await?;
     }
     delete_selectors(conn, id).await?;
-    let row = sqlx::query("DELETE FROM attested_node_entries WHERE spiffe_id = ?");
-    row.bind(id.as_str()).execute(&mut *conn).await?;
+    conn.execute(Query::new("DELETE FROM attested_node_entries WHERE spiffe_id = ?").bind(id.as_str())).await?;
     events::write(conn, EventFeed::Nodes, &[id.as_str()], now).await?;
-    Ok((agent, aliases))
+    Ok(Some((agent, aliases)))
 }
 
-async fn fetch(conn: &mut Conn, id: &SpiffeId) -> Result<Option<AgentRecord>, StoreError> {
-    let mut query = QueryBuilder::new(SELECT);
-    query.push(" WHERE e.spiffe_id = ").push_bind(id.as_str());
-    let rows = query.build().fetch_all(&mut *conn).await?;
-    Ok(hydrate(conn, &rows).await?.pop())
+async fn fetch(conn: &mut Conn, id: &SpiffeId, lock: &str) -> Result<Option<AgentRecord>, StoreError> {
+    let query = Query::new(format!("{SELECT} WHERE e.spiffe_id = ?{lock}")).bind(id.as_str());
+    let rows = conn.all(query).await?;
+    // MySQL finds rows whatever their case
+    Ok(hydrate(conn, &rows).await?.pop().filter(|agent| agent.id == *id))
 }
 
-async fn list(conn: &mut Conn, filter: &AgentFilter, page: Option<&Page>) -> Result<Listed<AgentRecord>, StoreError> {
-    let mut query = QueryBuilder::new(SELECT);
-    query.push(" WHERE e.id > ").push_bind(page.map_or(Ok(0), Page::after)?);
-    filter.clauses(&mut query)?;
+async fn list(
+    conn: &mut Conn,
+    filter: &AgentFilter,
+    page: Option<&Page>,
+    lock: &str,
+) -> Result<Listed<AgentRecord>, StoreError> {
+    let mut query = Query::once(format!("{SELECT} WHERE e.id > "));
+    query.push_bind(page.map_or(Ok(0), Page::after)?);
+    filter.clauses(&mut query, conn.dialect())?;
     query.push(" ORDER BY e.id");
     if let Some(page) = page {
         query.push(" LIMIT ").push_bind(page.size);
     }
-    let rows = query.build().persistent(false).fetch_all(&mut *conn).await?;
-    let last = rows.last().map(|row| Columns(row).int(0)).transpose()?;
+    query.push(lock);
+    let rows = conn.all(query).await?;
+    let last = rows.last().map(|row| row.int(0)).transpose()?;
     Ok(Listed::new(hydrate(conn, &rows).await?, page, last))
 }
 
 async fn count(conn: &mut Conn, filter: &AgentFilter) -> Result<u64, StoreError> {
-    let mut query = QueryBuilder::new("SELECT COUNT(*) FROM attested_node_entries e WHERE 1 = 1");
-    filter.clauses(&mut query)?;
-    let row = query.build().persistent(false).fetch_one(conn).await?;
-    Ok(Columns(&row).int(0)?.unsigned_abs())
+    let mut query = Query::once("SELECT COUNT(*) FROM attested_node_entries e WHERE 1 = 1");
+    filter.clauses(&mut query, conn.dialect())?;
+    Ok(conn.one(query).await?.int(0)?.unsigned_abs())
 }
 
 impl AgentFilter {
-    fn clauses(&self, query: &mut QueryBuilder<Db>) -> Result<(), StoreError> {
+    fn clauses<'q>(&'q self, query: &mut Query<'q>, dialect: Dialect) -> Result<(), StoreError> {
         if let Some(kind) = &self.attestation_type {
-            query.push(" AND e.data_type = ").push_bind(kind.clone());
+            query.and_equals(dialect, "e.data_type", kind);
         }
         if let Some(banned) = self.banned {
             query.push(if banned { " AND e.serial_number = ''" } else { " AND e.serial_number <> ''" });
@@ -406,37 +437,31 @@ impl AgentFilter {
             query.push(" AND e.can_reattest = ").push_bind(can);
         }
         if let Some(before) = self.expires_before {
-            query.push(format!(" AND {} < ", seconds_of("e.expires_at"))).push_bind(before);
+            query.push(" AND ").push_time(dialect, "e.expires_at", "<", before);
         }
         if let Some(at) = self.valid_at {
-            query.push(format!(" AND {} >= ", seconds_of("e.expires_at"))).push_bind(at);
+            query.push(" AND ").push_time(dialect, "e.expires_at", ">=", at);
         }
         if let Some((behavior, selectors)) = &self.selectors {
-            selector_clauses(query, *behavior, selectors)?;
+            selector_clauses(query, dialect, *behavior, selectors)?;
         }
         Ok(())
     }
 }
 
 /// Completes rows of [`SELECT`] with their selectors; a row that cannot be an agent is logged and left out.
-async fn hydrate(conn: &mut Conn, rows: &[DbRow]) -> Result<Vec<AgentRecord>, StoreError> {
+async fn hydrate(conn: &mut Conn, rows: &[Row]) -> Result<Vec<AgentRecord>, StoreError> {
     let mut agents = Vec::with_capacity(rows.len());
     for some in rows.chunks(LIST_MAX) {
-        let ids = some.iter().map(|row| Columns(row).text(1)).collect::<Result<Vec<_>, _>>()?;
-        let mut query =
-            QueryBuilder::new("SELECT spiffe_id, type, value FROM node_resolver_map_entries WHERE spiffe_id IN (");
-        let mut list = query.separated(", ");
-        for id in &ids {
-            list.push_bind(id);
-        }
-        query.push(")");
+        let ids = some.iter().map(|row| row.str(1)).collect::<Result<Vec<_>, _>>()?;
+        let mut query = Query::new("SELECT spiffe_id, type, value FROM node_resolver_map_entries WHERE spiffe_id IN ");
+        query.push_list(ids.iter().copied());
         let mut selectors: HashMap<String, Vec<Selector>> = HashMap::with_capacity(ids.len());
-        for row in query.build().persistent(ids.len() == 1).fetch_all(&mut *conn).await? {
-            let row = Columns(&row);
+        for row in conn.all(query.keep(ids.len() == 1)).await? {
             selectors.entry(row.text(0)?).or_default().push(Selector { kind: row.text(1)?, value: row.text(2)? });
         }
         for (id, row) in ids.iter().zip(some) {
-            match from_row(row, SelectorSet::new(selectors.remove(id).unwrap_or_default())) {
+            match from_row(row, SelectorSet::new(selectors.remove(*id).unwrap_or_default())) {
                 Ok(agent) => agents.push(agent),
                 Err(error) => tracing::error!(spiffe_id = id, %error, "Invalid agent in the datastore; left out"),
             }
@@ -445,13 +470,12 @@ async fn hydrate(conn: &mut Conn, rows: &[DbRow]) -> Result<Vec<AgentRecord>, St
     Ok(agents)
 }
 
-fn from_row(row: &DbRow, selectors: SelectorSet) -> Result<AgentRecord, StoreError> {
-    let row = Columns(row);
-    let name = row.text(1)?;
+fn from_row(row: &Row, selectors: SelectorSet) -> Result<AgentRecord, StoreError> {
+    let name = row.str(1)?;
     let bad =
         |e: finial_core::SpiffeIdError| StoreError::BadRow { what: format!("agent {name:?}"), cause: e.to_string() };
     Ok(AgentRecord {
-        id: SpiffeId::parse(&name).map_err(bad)?,
+        id: SpiffeId::parse(name).map_err(bad)?,
         attestation_type: row.text(2)?,
         serial_number: row.text(3)?,
         expires_at: row.seconds(4)?,
@@ -464,6 +488,6 @@ fn from_row(row: &DbRow, selectors: SelectorSet) -> Result<AgentRecord, StoreErr
 }
 
 /// A moment that is not set is NULL.
-fn none_if_zero(seconds: UnixSeconds) -> Option<String> {
-    (seconds != 0).then(|| seconds_text(seconds))
+fn none_if_zero(seconds: UnixSeconds) -> Option<Moment> {
+    (seconds != 0).then(|| Moment::seconds(seconds))
 }

@@ -1,21 +1,19 @@
 //! The handle: the lock, the connections, and how a transaction begins and ends.
 
-use crate::connections::{ACQUIRE_MAX, Readers, Tx, Writer};
-use crate::sql::{BEGIN_READ, BEGIN_WRITE, Columns, Conn, DB_VERSION, time_text};
+use crate::connections::{Connections, Tx, Writer};
+use crate::sql::{Connector, Dialect, Moment, Place, Pool, Query};
 use crate::{StoreError, StoreSettings, migrations};
 use finial_core::Clock;
 use finial_runtime::Metrics;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a write waits for another process (a backup, `sqlite3`) that holds the database.
 const FOREIGN_LOCK_MAX: Duration = Duration::from_secs(5);
-/// How long a reading connection is kept that nobody uses.
-const READER_IDLE_MAX: Duration = Duration::from_secs(30);
 /// Page cache of one connection, KiB. The server answers from memory, so the store needs little.
 const PAGE_CACHE_KIB: u32 = 512;
 
@@ -27,10 +25,8 @@ pub struct Store {
 }
 
 struct Inner {
-    writer: Writer,
-    readers: Readers,
+    connections: Connections,
     clock: Arc<dyn Clock>,
-    path: Option<PathBuf>,
     // held, never read: the lock lasts as long as the handle
     _lock: Option<File>,
 }
@@ -42,32 +38,31 @@ impl Store {
             Some(path) if !settings.read_only => Some(lock(path)?),
             _ => None,
         };
-        let path = settings.path.clone();
-        tracing::info!(subsystem_name = "sql", db_type = "sqlite3", "Opening SQL database");
-        let opened = connect(&settings).await;
-        let (writer, readers) = opened.map_err(|e| StoreError::from(e).at(path.as_deref()))?;
-        let store =
-            Self { inner: Arc::new(Inner { writer, readers, clock, path, _lock: lock }), metrics: Metrics::disabled() };
-        let version = if settings.read_only {
+        let connections = connect(&settings).await?;
+        let dialect = connections.dialect();
+        let store = Self { inner: Arc::new(Inner { connections, clock, _lock: lock }), metrics: Metrics::disabled() };
+        if settings.read_only {
             let mut tx = store.read().await?;
-            store.seen(migrations::check(&mut tx).await)?;
-            store.seen(database_version(&mut tx).await)?
+            let checked = migrations::check(&mut tx).await;
+            store.finish_read(tx, checked).await?;
         } else {
-            let mut tx = store.begin().await?;
-            let version = store.seen(database_version(&mut tx).await)?;
-            let migrated = migrations::run(&mut tx, settings.disable_migration, &store.now_text()).await;
-            store.finish(tx, migrated).await?;
-            version
-        };
-        let read_only = settings.read_only;
-        tracing::info!(subsystem_name = "sql", read_only, r#type = "sqlite3", version, "Connected to SQL database");
+            migrations::run(&store, settings.disable_migration).await?;
+        }
+        let version = store.database_version().await?;
+        let (read_only, kind) = (settings.read_only, dialect.name());
+        tracing::info!(subsystem_name = "sql", read_only, r#type = kind, version, "Connected to SQL database");
         Ok(store)
+    }
+
+    async fn database_version(&self) -> Result<String, StoreError> {
+        let mut conn = self.connection().await?;
+        let version = conn.dialect().version();
+        conn.one(Query::new(version)).await?.text(0)
     }
 
     /// Waits for running work, folds the write-ahead log into the file, and lets the lock go with the last clone.
     pub async fn close(&self) {
-        self.inner.readers.close().await;
-        self.inner.writer.close().await;
+        self.inner.connections.close().await;
     }
 
     /// The same store, whose calls are counted under SPIRE's names (`datastore.node.create`); a batch is one call.
@@ -88,52 +83,100 @@ impl Store {
         result
     }
 
-    /// Begins a writing transaction. End it with [`Store::finish`]; dropped, it is rolled back.
-    pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.writer.begin(BEGIN_WRITE).await)
+    /// Which database it is.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.inner.connections.dialect()
     }
 
-    /// The writing connection for statements that begin a transaction themselves; ends like one of [`Store::begin`].
+    /// Begins a writing transaction. End it with [`Store::finish`]; dropped, it is rolled back.
+    pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
+        self.inner.connections.begin().await
+    }
+
+    /// A writing transaction whose beginning is left to the first statement on SQLite (see [`Dialect::begin_write`]);
+    /// ends like one of [`Store::begin`].
     pub(crate) async fn lend(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.writer.lend().await)
+        self.inner.connections.lend().await
     }
 
     /// Commits what went well (durable when this returns), rolls back what did not.
     pub(crate) async fn finish<T>(&self, tx: Tx, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match result {
-            Ok(value) => self.seen(tx.commit().await.map_err(StoreError::from)).map(|()| value),
+            Ok(value) => tx.commit().await.map(|()| value),
             Err(error) => {
                 tx.rollback().await;
-                self.seen(Err(error))
+                Err(error)
             }
         }
     }
 
-    /// A reading transaction: one consistent view, until it is dropped.
+    /// A reading transaction: one consistent view, until [`Store::finish_read`].
     pub(crate) async fn read(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.readers.begin(&self.inner.writer).await)
+        self.inner.connections.read().await
     }
 
-    /// The same for a start, when nobody writes yet: another connection would cost a thread and a page cache.
+    /// The same where a view of some moments ago is good enough, from a replica if there is one.
+    pub(crate) async fn read_stale(&self) -> Result<Tx, StoreError> {
+        self.inner.connections.read_stale().await
+    }
+
+    /// The same for a start, when nobody writes yet.
     pub(crate) async fn read_at_start(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.writer.begin(BEGIN_READ).await)
+        self.inner.connections.read_at_start().await
+    }
+
+    /// Ends a reading transaction.
+    pub(crate) async fn finish_read<T>(&self, tx: Tx, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        tx.end().await;
+        result
     }
 
     /// A connection for a single statement that reads a few rows, which needs no transaction to be of one moment.
     pub(crate) async fn connection(&self) -> Result<Tx, StoreError> {
-        self.seen(self.inner.readers.brief(&self.inner.writer).await)
+        self.inner.connections.brief().await
     }
 
-    /// Gives an error of the database its place and its advice.
-    pub(crate) fn seen<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        result.map_err(|e| e.at(self.inner.path.as_deref()))
-    }
-
-    /// Now, as the text of a time column.
-    pub(crate) fn now_text(&self) -> String {
-        time_text(self.inner.clock.now_ms())
+    /// Now, as a value of a time column.
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.inner.clock.now_ms())
     }
 }
+
+/// How often a change is tried before others that change the same rows win for good.
+pub(crate) const TRIES_MAX: u32 = 10;
+
+/// Waits a little, longer each time, if `error` says that another try may go well.
+pub(crate) async fn try_again(error: &StoreError, tries: u32) -> bool {
+    if !matches!(error, StoreError::Contended(_)) || tries >= TRIES_MAX {
+        return false;
+    }
+    // spread by what differs between the servers that met
+    let spread = u64::from(std::process::id()).wrapping_mul(2_654_435_761).wrapping_add(u64::from(tries)) % 16;
+    tokio::time::sleep(Duration::from_millis(u64::from(tries) * 4 + spread)).await;
+    true
+}
+
+/// Runs a block in a writing transaction, which is called `$tx` in it, and again where others changed the same rows at
+/// the same time. So the block leaves what it takes from outside as it is.
+macro_rules! transact {
+    ($store:expr, |$tx:ident| $work:expr) => {{
+        let mut tries = 0;
+        loop {
+            let mut $tx = $store.begin().await?;
+            let result: Result<_, StoreError> = async { $work }.await;
+            match $store.finish($tx, result).await {
+                Err(error) => {
+                    tries += 1;
+                    if !crate::store::try_again(&error, tries).await {
+                        break Err(error);
+                    }
+                }
+                done => break done,
+            }
+        }
+    }};
+}
+pub(crate) use transact;
 
 impl StoreSettings {
     fn connect_options(&self) -> SqliteConnectOptions {
@@ -149,7 +192,9 @@ impl StoreSettings {
     }
 }
 
-async fn connect(settings: &StoreSettings) -> Result<(Writer, Readers), sqlx::Error> {
+async fn connect(settings: &StoreSettings) -> Result<Connections, StoreError> {
+    let place = settings.path.clone().map_or(Place::Memory, Place::File);
+    tracing::info!(subsystem_name = "sql", db_type = "sqlite3", "Opening SQL database");
     let mut options = settings.connect_options();
     if !settings.read_only {
         options = options.create_if_missing(true);
@@ -158,17 +203,12 @@ async fn connect(settings: &StoreSettings) -> Result<(Writer, Readers), sqlx::Er
             options = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
         }
     }
-    let writer = Writer::open(options).await?;
-    if settings.path.is_none() {
-        return Ok((writer, Readers::Writer));
-    }
-    let pool = SqlitePoolOptions::new()
-        .acquire_timeout(ACQUIRE_MAX)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        .max_connections(settings.readers_max.max(1))
-        .idle_timeout(READER_IDLE_MAX);
-    Ok((writer, Readers::Pool(pool.connect_lazy_with(settings.connect_options().read_only(true)))))
+    let writer = Writer::open(Connector::sqlite(options, place.clone())).await?;
+    let readers = settings.path.as_ref().map(|_| {
+        let connector = Connector::sqlite(settings.connect_options().read_only(true), place);
+        Pool::new(connector, settings.readers_max, settings.readers_max, None)
+    });
+    Ok(Connections::File { writer, readers })
 }
 
 /// Makes sure that no second server works on the same file: the kernel drops the lock when the process ends.
@@ -203,13 +243,4 @@ fn lock(database: &Path) -> Result<File, StoreError> {
         tracing::debug!(error = %e, "lock file not written");
     }
     Ok(file)
-}
-
-async fn database_version(conn: &mut Conn) -> Result<String, StoreError> {
-    Columns(&sqlx::query(DB_VERSION).fetch_one(conn).await?).text(0)
-}
-
-/// Runs a statement without values; the text is ours, never a caller's.
-pub(crate) async fn run(conn: &mut Conn, statement: String) -> Result<u64, StoreError> {
-    Ok(sqlx::query(sqlx::AssertSqlSafe(statement)).persistent(false).execute(conn).await?.rows_affected())
 }

@@ -285,8 +285,8 @@ impl Api {
         let results = parsed.into_iter().map(|parsed| match parsed {
             Err(status) => (Some(status), None),
             Ok(entry) => match created.next() {
-                Some(Ok(CreatedEntry { entry, existing: false })) => (ok(), Some(entry)),
-                Some(Ok(CreatedEntry { entry, existing: true })) => {
+                Some(Ok(CreatedEntry { entry, existing: false, .. })) => (ok(), Some(entry)),
+                Some(Ok(CreatedEntry { entry, existing: true, .. })) => {
                     let message = "similar entry already exists".into();
                     (Some(types::Status { code: tonic::Code::AlreadyExists as i32, message }), Some(entry))
                 }

@@ -1,9 +1,8 @@
 //! Filters as SQL: a page is filled by the database itself, so none has to be topped up.
 
 use crate::StoreError;
-use crate::sql::Db;
+use crate::sql::{Dialect, Query};
 use finial_core::{MatchBehavior, Selector, SpiffeId, TrustDomain};
-use sqlx::QueryBuilder;
 
 /// Which entries are wanted; every part that is set must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,15 +51,15 @@ const FEDERATED: Parts = Parts {
 
 impl EntryFilter {
     /// Appends ` AND …` for each part; the entry's row is called `e`.
-    pub(crate) fn clauses(&self, query: &mut QueryBuilder<Db>) -> Result<(), StoreError> {
+    pub(crate) fn clauses<'q>(&'q self, query: &mut Query<'q>, dialect: Dialect) -> Result<(), StoreError> {
         if let Some(id) = &self.spiffe_id {
-            query.push(" AND e.spiffe_id = ").push_bind(id.as_str().to_owned());
+            query.and_equals(dialect, "e.spiffe_id", id.as_str());
         }
         if let Some(id) = &self.parent_id {
-            query.push(" AND e.parent_id = ").push_bind(id.as_str().to_owned());
+            query.and_equals(dialect, "e.parent_id", id.as_str());
         }
         if let Some(hint) = &self.hint {
-            query.push(" AND e.hint = ").push_bind(hint.clone());
+            query.and_equals(dialect, "e.hint", hint);
         }
         if self.downstream == Some(true) {
             query.push(" AND e.downstream = ").push_bind(true);
@@ -69,7 +68,7 @@ impl EntryFilter {
             if selectors.is_empty() {
                 return Err(StoreError::InvalidArgument("cannot list by empty selector set".into()));
             }
-            matching(query, &ENTRY_SELECTORS, *behavior, selectors, is_selector);
+            matching(query, &ENTRY_SELECTORS, *behavior, selectors, |query, s| is_selector(query, dialect, s));
         }
         if let Some((behavior, trust_domains)) = &self.federates_with {
             if trust_domains.is_empty() {
@@ -84,32 +83,33 @@ impl EntryFilter {
 }
 
 /// The same for the selectors of agents; the agent's row is called `e`.
-pub(crate) fn selector_clauses(
-    query: &mut QueryBuilder<Db>,
+pub(crate) fn selector_clauses<'q>(
+    query: &mut Query<'q>,
+    dialect: Dialect,
     behavior: MatchBehavior,
-    selectors: &[Selector],
+    selectors: &'q [Selector],
 ) -> Result<(), StoreError> {
     if selectors.is_empty() {
         return Err(StoreError::InvalidArgument("cannot list by empty selectors set".into()));
     }
-    matching(query, &NODE_SELECTORS, behavior, selectors, is_selector);
+    matching(query, &NODE_SELECTORS, behavior, selectors, |query, s| is_selector(query, dialect, s));
     Ok(())
 }
 
-fn is_selector(query: &mut QueryBuilder<Db>, selector: &Selector) {
-    query.push("(s.type = ").push_bind(selector.kind.clone());
-    query.push(" AND s.value = ").push_bind(selector.value.clone()).push(")");
+fn is_selector<'q>(query: &mut Query<'q>, dialect: Dialect, selector: &'q Selector) {
+    query.push("(").equals(dialect, "s.type", &selector.kind);
+    query.and_equals(dialect, "s.value", &selector.value).push(")");
 }
 
-fn matching<T>(
-    query: &mut QueryBuilder<Db>,
+fn matching<'q, T>(
+    query: &mut Query<'q>,
     parts: &Parts,
     behavior: MatchBehavior,
-    given: &[T],
-    is: impl Fn(&mut QueryBuilder<Db>, &T),
+    given: &'q [T],
+    is: impl Fn(&mut Query<'q>, &'q T),
 ) {
     let Parts { owner, from, correlated, key } = parts;
-    let any_of = |query: &mut QueryBuilder<Db>| {
+    let any_of = |query: &mut Query<'q>| {
         for (i, part) in given.iter().enumerate() {
             query.push(if i == 0 { "(" } else { " OR " });
             is(query, part);
@@ -118,20 +118,20 @@ fn matching<T>(
     };
     match behavior {
         MatchBehavior::Any | MatchBehavior::Subset => {
-            query.push(format!(" AND {key} IN (SELECT {owner} FROM {from} WHERE "));
+            query.push(&format!(" AND {key} IN (SELECT {owner} FROM {from} WHERE "));
             any_of(query);
             query.push(")");
         }
         MatchBehavior::Exact | MatchBehavior::Superset => {
             for part in given {
-                query.push(format!(" AND {key} IN (SELECT {owner} FROM {from} WHERE "));
+                query.push(&format!(" AND {key} IN (SELECT {owner} FROM {from} WHERE "));
                 is(query, part);
                 query.push(")");
             }
         }
     }
     if matches!(behavior, MatchBehavior::Exact | MatchBehavior::Subset) {
-        query.push(format!(" AND NOT EXISTS (SELECT 1 FROM {from} WHERE {correlated} AND NOT "));
+        query.push(&format!(" AND NOT EXISTS (SELECT 1 FROM {from} WHERE {correlated} AND NOT "));
         any_of(query);
         query.push(")");
     }

@@ -1,11 +1,14 @@
 //! Registration entries.
 
+mod create;
 mod filter;
 pub(crate) mod rows;
 
+pub(crate) use create::create_one;
 pub use filter::EntryFilter;
 pub(crate) use filter::selector_clauses;
 
+use crate::store::transact;
 use crate::{EventFeed, Listed, Page, Store, StoreError, events};
 use finial_core::{Entry, EntryId, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
 
@@ -17,6 +20,8 @@ const LOAD_PAGE: u32 = 1000;
 pub struct CreatedEntry {
     /// As stored.
     pub entry: Entry,
+    /// Row ID, by which pages are told apart.
+    pub row: i64,
     /// An entry with the same SPIFFE ID, parent and selectors was there before: this is that one, and nothing was stored.
     pub existing: bool,
 }
@@ -73,9 +78,8 @@ impl Store {
         entries: Vec<Entry>,
     ) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
         self.counted("datastore.registration_entry.create", async {
-            let mut tx = self.begin().await?;
-            let result = rows::create(&mut tx, entries, &self.now_text()).await;
-            self.finish(tx, result).await
+            let now = self.now();
+            transact!(self, |tx| create::create(&mut tx, &entries, now).await)
         })
         .await
     }
@@ -89,8 +93,9 @@ impl Store {
     pub async fn fetch_entries(&self, ids: &[EntryId]) -> Result<Vec<Entry>, StoreError> {
         self.counted("datastore.registration_entry.fetch", async {
             let mut tx = self.read().await?;
-            let found = rows::fetch(&mut tx, ids).await;
-            self.seen(found.map(|found| found.into_iter().map(|(_, entry)| entry).collect()))
+            let found = rows::fetch(&mut tx, ids, "").await;
+            let found = self.finish_read(tx, found).await?;
+            Ok(found.into_iter().map(|(_, entry)| entry).collect())
         })
         .await
     }
@@ -98,9 +103,9 @@ impl Store {
     /// The entries that match.
     pub async fn list_entries(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<Entry>, StoreError> {
         self.counted("datastore.registration_entry.list", async {
-            let mut tx = self.read().await?;
+            let mut tx = self.read_stale().await?;
             let listed = rows::list(&mut tx, filter, page).await;
-            self.seen(listed)
+            self.finish_read(tx, listed).await
         })
         .await
     }
@@ -108,9 +113,9 @@ impl Store {
     /// How many entries match.
     pub async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
         self.counted("datastore.registration_entry.count", async {
-            let mut tx = self.read().await?;
+            let mut tx = self.read_stale().await?;
             let count = rows::count(&mut tx, filter).await;
-            self.seen(count)
+            self.finish_read(tx, count).await
         })
         .await
     }
@@ -121,12 +126,11 @@ impl Store {
             let mut tx = self.read_at_start().await?;
             let mut page = Page { token: String::new(), size: LOAD_PAGE };
             loop {
-                let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await;
-                let listed = self.seen(listed)?;
+                let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await?;
                 listed.items.into_iter().for_each(&mut each);
                 page.token = listed.next_page_token;
                 if page.token.is_empty() {
-                    return Ok(());
+                    return self.finish_read(tx, Ok(())).await;
                 }
             }
         })
@@ -136,22 +140,19 @@ impl Store {
     /// Changes an entry; the revision grows even when nothing differs. `NotFound` when there is none.
     pub async fn update_entry(&self, id: &EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
         self.counted("datastore.registration_entry.update", async {
-            let now = self.now_text();
-            let mut tx = self.begin().await?;
-            let result = async {
+            let now = self.now();
+            transact!(self, |tx| {
                 let (row, mut entry) = rows::fetch_one(&mut tx, id).await?;
                 let (selectors, dns, bundles) =
                     (update.selectors.is_some(), update.dns_names.is_some(), update.federates_with.is_some());
-                update.apply(&mut entry);
+                update.clone().apply(&mut entry);
                 rows::validate(&entry)?;
                 entry.revision_number = entry.revision_number.saturating_add(1);
-                rows::update(&mut tx, row, &entry, &now).await?;
-                rows::replace_parts(&mut tx, row, &entry, (selectors, dns, bundles), &now).await?;
-                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
+                rows::update(&mut tx, row, &entry, now).await?;
+                rows::replace_parts(&mut tx, row, &entry, (selectors, dns, bundles), now).await?;
+                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], now).await?;
                 rows::fetch_one(&mut tx, id).await.map(|(_, entry)| entry)
-            }
-            .await;
-            self.finish(tx, result).await
+            })
         })
         .await
     }
@@ -159,16 +160,13 @@ impl Store {
     /// Deletes an entry with all that belongs to it, and returns it. `NotFound` when there is none.
     pub async fn delete_entry(&self, id: &EntryId) -> Result<Entry, StoreError> {
         self.counted("datastore.registration_entry.delete", async {
-            let now = self.now_text();
-            let mut tx = self.begin().await?;
-            let result = async {
+            let now = self.now();
+            transact!(self, |tx| {
                 let (row, entry) = rows::fetch_one(&mut tx, id).await?;
                 rows::delete(&mut tx, &[row]).await?;
-                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], &now).await?;
+                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], now).await?;
                 Ok(entry)
-            }
-            .await;
-            self.finish(tx, result).await
+            })
         })
         .await
     }
@@ -176,17 +174,14 @@ impl Store {
     /// Deletes the entries that expired before `expires_before`, and returns their IDs.
     pub async fn prune_entries(&self, expires_before: UnixSeconds) -> Result<Vec<EntryId>, StoreError> {
         self.counted("datastore.registration_entry.prune", async {
-            let now = self.now_text();
-            let mut tx = self.begin().await?;
-            let result = async {
+            let now = self.now();
+            transact!(self, |tx| {
                 let expired = rows::expired(&mut tx, expires_before).await?;
                 let (rows, ids): (Vec<i64>, Vec<String>) = expired.into_iter().unzip();
                 rows::delete(&mut tx, &rows).await?;
-                events::write(&mut tx, EventFeed::Entries, &ids, &now).await?;
+                events::write(&mut tx, EventFeed::Entries, &ids, now).await?;
                 Ok(ids.iter().filter_map(|id| EntryId::parse(id).ok()).collect())
-            }
-            .await;
-            self.finish(tx, result).await
+            })
         })
         .await
     }

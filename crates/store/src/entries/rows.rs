@@ -1,20 +1,15 @@
 //! Entries as rows: one in `registered_entries`, and one per selector, DNS name and federated trust domain beside it.
 
-use super::{CreatedEntry, EntryFilter};
-use crate::sql::{Columns, Conn, DbRow, LIST_MAX, parse_time};
-use crate::store::run;
-use crate::{EventFeed, Listed, Page, StoreError, events};
+use super::EntryFilter;
+use crate::sql::{Conn, Dialect, LIST_MAX, Moment, Query, Row, insert_rows};
+use crate::{Listed, Page, StoreError};
 use finial_core::{Entry, EntryId, Selector, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
 use finial_proto::common::registration_entry::AdditionalAttributes;
 use prost::Message;
-use sqlx::{AssertSqlSafe, QueryBuilder};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 const SELECT: &str = "SELECT e.id, e.entry_id, e.spiffe_id, e.parent_id, e.ttl, e.jwt_svid_ttl, e.admin, e.downstream, \
     e.expiry, e.revision_number, e.store_svid, e.hint, e.additional_attributes, e.created_at FROM registered_entries e";
-
-/// Row IDs of bundles by trust domain, so that a batch looks each up once.
-type BundleIds = HashMap<TrustDomain, i64>;
 
 /// The rules of the datastore, in SPIRE's words and order.
 pub(crate) fn validate(entry: &Entry) -> Result<(), StoreError> {
@@ -38,189 +33,17 @@ pub(crate) fn validate(entry: &Entry) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Creates each entry unless a similar one exists. A refused entry leaves the others alone; an error of the database
-/// ends the whole batch.
-pub(crate) async fn create(
-    conn: &mut Conn,
-    entries: Vec<Entry>,
-    now: &str,
-) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
-    let mut bundles = BundleIds::new();
-    let mut results = Vec::with_capacity(entries.len());
-    for entry in entries {
-        match create_row(conn, entry, &mut bundles, now).await {
-            Err(fatal @ (StoreError::Sql(_) | StoreError::BadRow { .. })) => return Err(fatal),
-            result => results.push(result),
-        }
-    }
-    let created = |result: &Result<CreatedEntry, _>| match result {
-        Ok(created) if !created.existing => Some(created.entry.id.clone()),
-        _ => None,
-    };
-    let ids: Vec<EntryId> = results.iter().filter_map(created).collect();
-    let ids: Vec<&str> = ids.iter().map(EntryId::as_str).collect();
-    events::write(conn, EventFeed::Entries, &ids, now).await?;
-    Ok(results)
-}
-
-/// A batch of one, whose refusal is the error of the whole.
-pub(crate) async fn create_one(conn: &mut Conn, entry: Entry, now: &str) -> Result<CreatedEntry, StoreError> {
-    create(conn, vec![entry], now).await?.pop().unwrap_or(Err(StoreError::NotFound))
-}
-
-async fn create_row(
-    conn: &mut Conn,
-    mut entry: Entry,
-    bundles: &mut BundleIds,
-    now: &str,
-) -> Result<CreatedEntry, StoreError> {
-    validate(&entry)?;
-    if let Some(similar) = similar(conn, &entry).await? {
-        return Ok(CreatedEntry { entry: similar, existing: true });
-    }
-    // before the first row is written, so that a refusal leaves nothing behind
-    let bundle_ids = bundle_ids(conn, &entry.federates_with, bundles).await?;
-    let row = sqlx::query(
-        "INSERT INTO registered_entries (created_at, updated_at, entry_id, spiffe_id, parent_id, ttl, admin, downstream, \
-         expiry, revision_number, store_svid, hint, jwt_svid_ttl, additional_attributes) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id",
-    )
-    .bind(now)
-    .bind(now)
-    .bind(entry.id.as_str())
-    .bind(entry.spiffe_id.as_str())
-    .bind(entry.parent_id.as_str())
-    .bind(entry.x509_svid_ttl)
-    .bind(entry.admin)
-    .bind(entry.downstream)
-    .bind(entry.expires_at)
-    .bind(entry.store_svid)
-    .bind(&entry.hint)
-    .bind(entry.jwt_svid_ttl)
-    .bind(attributes_blob(&entry))
-    .fetch_optional(&mut *conn)
-    .await?;
-    let Some(row) = row else {
-        return Err(StoreError::AlreadyExists("UNIQUE constraint failed: registered_entries.entry_id".into()));
-    };
-    let row = Columns(&row).int(0)?;
-    insert_selectors(conn, row, &entry.selectors, now).await?;
-    dedup_in_order(&mut entry.dns_names);
-    insert_dns_names(conn, row, &entry.dns_names, now).await?;
-    insert_bundles(conn, row, &bundle_ids).await?;
-    entry.revision_number = 0;
-    entry.created_at = parse_time(now).map_or(0, |t| t.unix_timestamp() + i64::from(t.nanosecond() >= 500_000_000));
-    Ok(CreatedEntry { entry, existing: false })
-}
-
-/// The entry with the same SPIFFE ID, the same parent and exactly the same selectors. Equal counts and every given
-/// selector present make the sets equal, for `(entry, type, value)` is unique.
-async fn similar(conn: &mut Conn, entry: &Entry) -> Result<Option<Entry>, StoreError> {
-    let candidate = sqlx::query("SELECT id FROM registered_entries WHERE spiffe_id = ? AND parent_id = ? LIMIT 1")
-        .bind(entry.spiffe_id.as_str())
-        .bind(entry.parent_id.as_str())
-        .fetch_optional(&mut *conn)
-        .await?;
-    if candidate.is_none() {
-        return Ok(None);
-    }
-    let mut query = QueryBuilder::new(SELECT);
-    query.push(" WHERE e.spiffe_id = ").push_bind(entry.spiffe_id.as_str());
-    query.push(" AND e.parent_id = ").push_bind(entry.parent_id.as_str());
-    for selector in &entry.selectors {
-        query.push(" AND EXISTS (SELECT 1 FROM selectors s WHERE s.registered_entry_id = e.id AND s.type = ");
-        query.push_bind(&selector.kind).push(" AND s.value = ").push_bind(&selector.value).push(")");
-    }
-    query.push(" AND (SELECT COUNT(*) FROM selectors s WHERE s.registered_entry_id = e.id) = ");
-    query.push_bind(i64::try_from(entry.selectors.len()).unwrap_or(i64::MAX)).push(" ORDER BY e.id LIMIT 1");
-    let found = query.build().persistent(entry.selectors.len() <= 8).fetch_all(&mut *conn).await?;
-    Ok(hydrate(conn, &found).await?.pop().map(|(_, entry)| entry))
-}
-
-async fn bundle_ids(
-    conn: &mut Conn,
-    trust_domains: &[TrustDomain],
-    known: &mut BundleIds,
-) -> Result<Vec<i64>, StoreError> {
-    let mut ids = Vec::with_capacity(trust_domains.len());
-    for trust_domain in trust_domains {
-        let id = match known.get(trust_domain) {
-            Some(id) => *id,
-            None => {
-                let row = sqlx::query("SELECT id FROM bundles WHERE trust_domain = ?")
-                    .bind(trust_domain.id_string())
-                    .fetch_optional(&mut *conn)
-                    .await?;
-                let Some(row) = row else { return Err(StoreError::NoFederatedBundle(trust_domain.id_string())) };
-                let id = Columns(&row).int(0)?;
-                known.insert(trust_domain.clone(), id);
-                id
-            }
-        };
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    Ok(ids)
-}
-
-async fn insert_selectors(conn: &mut Conn, row: i64, set: &SelectorSet, now: &str) -> Result<(), StoreError> {
-    for some in set.as_slice().chunks(LIST_MAX) {
-        let mut query =
-            QueryBuilder::new("INSERT INTO selectors (created_at, updated_at, registered_entry_id, type, value) ");
-        query.push_values(some, |mut values, selector| {
-            values.push_bind(now).push_bind(now).push_bind(row).push_bind(&selector.kind).push_bind(&selector.value);
-        });
-        query.build().persistent(some.len() <= 8).execute(&mut *conn).await?;
-    }
-    Ok(())
-}
-
-async fn insert_dns_names(conn: &mut Conn, row: i64, names: &[String], now: &str) -> Result<(), StoreError> {
-    for some in names.chunks(LIST_MAX) {
-        let mut query =
-            QueryBuilder::new("INSERT INTO dns_names (created_at, updated_at, registered_entry_id, value) ");
-        query.push_values(some, |mut values, name| {
-            values.push_bind(now).push_bind(now).push_bind(row).push_bind(name);
-        });
-        query.build().persistent(some.len() <= 8).execute(&mut *conn).await?;
-    }
-    Ok(())
-}
-
-async fn insert_bundles(conn: &mut Conn, row: i64, bundles: &[i64]) -> Result<(), StoreError> {
-    for bundle in bundles {
-        sqlx::query("INSERT INTO federated_registration_entries (bundle_id, registered_entry_id) VALUES (?, ?)")
-            .bind(bundle)
-            .bind(row)
-            .execute(&mut *conn)
-            .await?;
-    }
-    Ok(())
-}
-
 /// Writes the entry's own row.
-pub(crate) async fn update(conn: &mut Conn, row: i64, entry: &Entry, now: &str) -> Result<(), StoreError> {
-    sqlx::query(
+pub(crate) async fn update(conn: &mut Conn, row: i64, entry: &Entry, now: Moment) -> Result<(), StoreError> {
+    let query = Query::new(
         "UPDATE registered_entries SET updated_at = ?, spiffe_id = ?, parent_id = ?, ttl = ?, admin = ?, downstream = ?, \
          expiry = ?, revision_number = ?, store_svid = ?, hint = ?, jwt_svid_ttl = ?, additional_attributes = ? WHERE id = ?",
-    )
-    .bind(now)
-    .bind(entry.spiffe_id.as_str())
-    .bind(entry.parent_id.as_str())
-    .bind(entry.x509_svid_ttl)
-    .bind(entry.admin)
-    .bind(entry.downstream)
-    .bind(entry.expires_at)
-    .bind(entry.revision_number)
-    .bind(entry.store_svid)
-    .bind(&entry.hint)
-    .bind(entry.jwt_svid_ttl)
-    .bind(attributes_blob(entry))
-    .bind(row)
-    .execute(conn)
-    .await?;
-    Ok(())
+    );
+    let query = query.bind(now).bind(entry.spiffe_id.as_str()).bind(entry.parent_id.as_str());
+    let query = query.bind(entry.x509_svid_ttl).bind(entry.admin).bind(entry.downstream).bind(entry.expires_at);
+    let query = query.bind(entry.revision_number).bind(entry.store_svid).bind(&entry.hint);
+    let query = query.bind(entry.jwt_svid_ttl).bind(attributes_blob(entry)).bind(row);
+    conn.execute(query).await.map(drop)
 }
 
 /// Writes anew those of selectors, DNS names and federated trust domains that are asked for.
@@ -229,24 +52,88 @@ pub(crate) async fn replace_parts(
     row: i64,
     entry: &Entry,
     (selectors, dns_names, bundles): (bool, bool, bool),
-    now: &str,
+    now: Moment,
 ) -> Result<(), StoreError> {
+    let one = [(row, entry)];
     if selectors {
-        run(conn, format!("DELETE FROM selectors WHERE registered_entry_id = {row}")).await?;
-        insert_selectors(conn, row, &entry.selectors, now).await?;
+        conn.execute(Query::new("DELETE FROM selectors WHERE registered_entry_id = ?").bind(row)).await?;
+        insert_selectors(conn, &one, now).await?;
     }
     if dns_names {
-        run(conn, format!("DELETE FROM dns_names WHERE registered_entry_id = {row}")).await?;
-        let mut names = entry.dns_names.clone();
-        dedup_in_order(&mut names);
-        insert_dns_names(conn, row, &names, now).await?;
+        conn.execute(Query::new("DELETE FROM dns_names WHERE registered_entry_id = ?").bind(row)).await?;
+        insert_dns_names(conn, &one, now).await?;
     }
     if bundles {
-        let ids = bundle_ids(conn, &entry.federates_with, &mut BundleIds::new()).await?;
-        run(conn, format!("DELETE FROM federated_registration_entries WHERE registered_entry_id = {row}")).await?;
-        insert_bundles(conn, row, &ids).await?;
+        let ids = bundle_ids(conn, entry.federates_with.iter().collect()).await?;
+        if let Some(unknown) = entry.federates_with.iter().find(|td| !ids.contains_key(td)) {
+            return Err(StoreError::NoFederatedBundle(unknown.id_string()));
+        }
+        let query = Query::new("DELETE FROM federated_registration_entries WHERE registered_entry_id = ?");
+        conn.execute(query.bind(row)).await?;
+        insert_bundles(conn, &one, &ids).await?;
     }
     Ok(())
+}
+
+/// Row IDs of bundles by trust domain.
+pub(crate) type BundleIds<'e> = HashMap<&'e TrustDomain, i64>;
+
+/// The bundles of these trust domains, which stay until the transaction ends; what has none is left out.
+pub(crate) async fn bundle_ids<'e>(
+    conn: &mut Conn,
+    trust_domains: Vec<&'e TrustDomain>,
+) -> Result<BundleIds<'e>, StoreError> {
+    let mut by_name: HashMap<String, &TrustDomain> = HashMap::with_capacity(trust_domains.len());
+    by_name.extend(trust_domains.into_iter().map(|td| (td.id_string(), td)));
+    let names: Vec<String> = by_name.keys().cloned().collect();
+    let mut ids = BundleIds::with_capacity(names.len());
+    for some in names.chunks(LIST_MAX) {
+        let mut query = Query::new("SELECT id, trust_domain FROM bundles WHERE trust_domain IN ");
+        query.push_list(some).push(" ORDER BY id").push(conn.dialect().for_share());
+        for row in conn.all(query.keep(some.len() == 1)).await? {
+            if let Some(trust_domain) = by_name.remove(row.str(1)?) {
+                ids.insert(trust_domain, row.int(0)?);
+            }
+        }
+    }
+    Ok(ids)
+}
+
+pub(crate) async fn insert_selectors(
+    conn: &mut Conn,
+    entries: &[(i64, &Entry)],
+    now: Moment,
+) -> Result<(), StoreError> {
+    let rows = entries.iter().flat_map(|(row, entry)| {
+        entry.selectors.iter().map(move |selector| {
+            [now.into(), now.into(), (*row).into(), (&selector.kind).into(), (&selector.value).into()]
+        })
+    });
+    conn.execute_all(insert_rows("selectors (created_at, updated_at, registered_entry_id, type, value)", rows)).await
+}
+
+pub(crate) async fn insert_dns_names(
+    conn: &mut Conn,
+    entries: &[(i64, &Entry)],
+    now: Moment,
+) -> Result<(), StoreError> {
+    let rows = entries.iter().flat_map(|(row, entry)| {
+        let names = distinct(&entry.dns_names).into_iter();
+        names.map(move |name| [now.into(), now.into(), (*row).into(), name.into()])
+    });
+    conn.execute_all(insert_rows("dns_names (created_at, updated_at, registered_entry_id, value)", rows)).await
+}
+
+pub(crate) async fn insert_bundles(
+    conn: &mut Conn,
+    entries: &[(i64, &Entry)],
+    ids: &BundleIds<'_>,
+) -> Result<(), StoreError> {
+    let rows = entries.iter().flat_map(|(row, entry)| {
+        let bundles: BTreeSet<i64> = entry.federates_with.iter().filter_map(|td| ids.get(td).copied()).collect();
+        bundles.into_iter().map(move |bundle| [bundle.into(), (*row).into()])
+    });
+    conn.execute_all(insert_rows("federated_registration_entries (bundle_id, registered_entry_id)", rows)).await
 }
 
 /// Deletes entries by row ID, with all that belongs to them.
@@ -254,37 +141,50 @@ pub(crate) async fn delete(conn: &mut Conn, rows: &[i64]) -> Result<(), StoreErr
     for some in rows.chunks(LIST_MAX) {
         let list = id_list(some.iter().copied());
         for table in ["federated_registration_entries", "selectors", "dns_names"] {
-            run(conn, format!("DELETE FROM {table} WHERE registered_entry_id IN ({list})")).await?;
+            conn.run(format!("DELETE FROM {table} WHERE registered_entry_id IN ({list})")).await?;
         }
-        run(conn, format!("DELETE FROM registered_entries WHERE id IN ({list})")).await?;
+        conn.run(format!("DELETE FROM registered_entries WHERE id IN ({list})")).await?;
     }
     Ok(())
 }
 
 /// Row and entry IDs of what expired.
 pub(crate) async fn expired(conn: &mut Conn, before: UnixSeconds) -> Result<Vec<(i64, String)>, StoreError> {
-    let rows = sqlx::query("SELECT id, entry_id FROM registered_entries WHERE expiry <> 0 AND expiry < ? ORDER BY id")
-        .bind(before)
-        .fetch_all(conn)
-        .await?;
-    rows.iter().map(|row| Ok((Columns(row).int(0)?, Columns(row).text(1)?))).collect()
+    let mut query =
+        Query::new("SELECT id, entry_id FROM registered_entries WHERE expiry <> 0 AND expiry < ? ORDER BY id");
+    query.push(conn.dialect().for_update());
+    let rows = conn.all(query.bind(before)).await?;
+    rows.iter().map(|row| Ok((row.int(0)?, row.text(1)?))).collect()
 }
 
+/// The entry, which nobody else changes until the transaction ends.
 pub(crate) async fn fetch_one(conn: &mut Conn, id: &EntryId) -> Result<(i64, Entry), StoreError> {
-    fetch(conn, std::slice::from_ref(id)).await?.pop().ok_or(StoreError::NotFound)
+    let lock = conn.dialect().for_update();
+    fetch(conn, std::slice::from_ref(id), lock).await?.pop().ok_or(StoreError::NotFound)
 }
 
-pub(crate) async fn fetch(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<(i64, Entry)>, StoreError> {
+pub(crate) async fn fetch(conn: &mut Conn, ids: &[EntryId], lock: &str) -> Result<Vec<(i64, Entry)>, StoreError> {
     let mut entries = Vec::with_capacity(ids.len());
     for some in ids.chunks(LIST_MAX) {
-        let mut query = QueryBuilder::new(SELECT);
-        query.push(" WHERE e.entry_id IN (");
-        let mut list = query.separated(", ");
-        for id in some {
-            list.push_bind(id.as_str());
-        }
-        query.push(") ORDER BY e.id");
-        let rows = query.build().persistent(some.len() == 1).fetch_all(&mut *conn).await?;
+        let mut query = Query::new(format!("{SELECT} WHERE e.entry_id IN "));
+        query.push_list(some.iter().map(EntryId::as_str)).push(" ORDER BY e.id").push(lock);
+        let rows = conn.all(query.keep(some.len() == 1)).await?;
+        entries.extend(hydrate(conn, &rows).await?);
+    }
+    // MySQL finds rows whatever their case
+    if conn.dialect() == Dialect::MySql {
+        let wanted: HashSet<&EntryId> = ids.iter().collect();
+        entries.retain(|(_, entry)| wanted.contains(&entry.id));
+    }
+    Ok(entries)
+}
+
+/// Entries by row ID.
+pub(crate) async fn fetch_rows(conn: &mut Conn, rows: &[i64]) -> Result<Vec<(i64, Entry)>, StoreError> {
+    let mut entries = Vec::with_capacity(rows.len());
+    for some in rows.chunks(LIST_MAX) {
+        let list = id_list(some.iter().copied());
+        let rows = conn.all(Query::once(format!("{SELECT} WHERE e.id IN ({list}) ORDER BY e.id"))).await?;
         entries.extend(hydrate(conn, &rows).await?);
     }
     Ok(entries)
@@ -292,9 +192,9 @@ pub(crate) async fn fetch(conn: &mut Conn, ids: &[EntryId]) -> Result<Vec<(i64, 
 
 /// Entries below this parent, for the alias of a join token.
 pub(crate) async fn children(conn: &mut Conn, parent: &SpiffeId) -> Result<Vec<(i64, Entry)>, StoreError> {
-    let mut query = QueryBuilder::new(SELECT);
-    query.push(" WHERE e.parent_id = ").push_bind(parent.as_str()).push(" ORDER BY e.id");
-    let rows = query.build().fetch_all(&mut *conn).await?;
+    let mut query = Query::new(format!("{SELECT} WHERE "));
+    query.equals(conn.dialect(), "e.parent_id", parent.as_str()).push(" ORDER BY e.id");
+    let rows = conn.all(query).await?;
     hydrate(conn, &rows).await
 }
 
@@ -303,45 +203,43 @@ pub(crate) async fn list(
     filter: &EntryFilter,
     page: Option<&Page>,
 ) -> Result<Listed<Entry>, StoreError> {
-    let mut query = QueryBuilder::new(SELECT);
-    query.push(" WHERE e.id > ").push_bind(page.map_or(Ok(0), Page::after)?);
-    filter.clauses(&mut query)?;
+    let mut query = Query::once(format!("{SELECT} WHERE e.id > "));
+    query.push_bind(page.map_or(Ok(0), Page::after)?);
+    filter.clauses(&mut query, conn.dialect())?;
     query.push(" ORDER BY e.id");
     if let Some(page) = page {
         query.push(" LIMIT ").push_bind(page.size);
     }
-    let rows = query.build().persistent(false).fetch_all(&mut *conn).await?;
-    let last = rows.last().map(|row| Columns(row).int(0)).transpose()?;
+    let rows = conn.all(query).await?;
+    let last = rows.last().map(|row| row.int(0)).transpose()?;
     let entries = hydrate(conn, &rows).await?;
     Ok(Listed::new(entries.into_iter().map(|(_, entry)| entry).collect(), page, last))
 }
 
 pub(crate) async fn count(conn: &mut Conn, filter: &EntryFilter) -> Result<u64, StoreError> {
-    let mut query = QueryBuilder::new("SELECT COUNT(*) FROM registered_entries e WHERE 1 = 1");
-    filter.clauses(&mut query)?;
-    let row = query.build().persistent(false).fetch_one(conn).await?;
-    Ok(Columns(&row).int(0)?.unsigned_abs())
+    let mut query = Query::once("SELECT COUNT(*) FROM registered_entries e WHERE 1 = 1");
+    filter.clauses(&mut query, conn.dialect())?;
+    Ok(conn.one(query).await?.int(0)?.unsigned_abs())
 }
 
 /// Completes rows of [`SELECT`] with their selectors, DNS names and trust domains. A row that cannot be an entry is
 /// logged and left out, as one bad row must not take the others away.
-async fn hydrate(conn: &mut Conn, rows: &[DbRow]) -> Result<Vec<(i64, Entry)>, StoreError> {
+async fn hydrate(conn: &mut Conn, rows: &[Row]) -> Result<Vec<(i64, Entry)>, StoreError> {
     let mut entries = Vec::with_capacity(rows.len());
     for some in rows.chunks(LIST_MAX) {
-        let ids = some.iter().map(|row| Columns(row).int(0)).collect::<Result<Vec<_>, _>>()?;
+        let ids = some.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
         let mut selectors: HashMap<i64, Vec<Selector>> = HashMap::with_capacity(ids.len());
         for row in parts(conn, "type, value FROM selectors", &ids, "id").await? {
-            let row = Columns(&row);
             selectors.entry(row.int(0)?).or_default().push(Selector { kind: row.text(1)?, value: row.text(2)? });
         }
         let mut names: HashMap<i64, Vec<String>> = HashMap::new();
         for row in parts(conn, "value FROM dns_names", &ids, "id").await? {
-            names.entry(Columns(&row).int(0)?).or_default().push(Columns(&row).text(1)?);
+            names.entry(row.int(0)?).or_default().push(row.text(1)?);
         }
         let mut bundles: HashMap<i64, Vec<String>> = HashMap::new();
         let federated = "b.trust_domain FROM federated_registration_entries JOIN bundles b ON b.id = bundle_id";
         for row in parts(conn, federated, &ids, "bundle_id").await? {
-            bundles.entry(Columns(&row).int(0)?).or_default().push(Columns(&row).text(1)?);
+            bundles.entry(row.int(0)?).or_default().push(row.text(1)?);
         }
         for (id, row) in ids.iter().zip(some) {
             let take = |map: &mut HashMap<i64, Vec<String>>| map.remove(id).unwrap_or_default();
@@ -357,10 +255,10 @@ async fn hydrate(conn: &mut Conn, rows: &[DbRow]) -> Result<Vec<(i64, Entry)>, S
     Ok(entries)
 }
 
-async fn parts(conn: &mut Conn, what: &str, ids: &[i64], order: &str) -> Result<Vec<DbRow>, StoreError> {
+async fn parts(conn: &mut Conn, what: &str, ids: &[i64], order: &str) -> Result<Vec<Row>, StoreError> {
     let list = id_list(ids.iter().copied());
     let query = format!("SELECT registered_entry_id, {what} WHERE registered_entry_id IN ({list}) ORDER BY {order}");
-    Ok(sqlx::query(AssertSqlSafe(query)).persistent(false).fetch_all(conn).await?)
+    conn.all(Query::once(query)).await
 }
 
 fn id_list(ids: impl Iterator<Item = i64>) -> String {
@@ -368,26 +266,25 @@ fn id_list(ids: impl Iterator<Item = i64>) -> String {
 }
 
 fn from_row(
-    row: &DbRow,
+    row: &Row,
     selectors: SelectorSet,
     dns_names: Vec<String>,
     bundles: &[String],
 ) -> Result<Entry, StoreError> {
-    let row = Columns(row);
-    let name = row.text(1)?;
+    let name = row.str(1)?;
     let bad = |cause: &dyn std::fmt::Display| StoreError::BadRow {
         what: format!("registration entry {name:?}"),
         cause: cause.to_string(),
     };
-    let spiffe_id = |at: usize| SpiffeId::parse(&row.text(at)?).map_err(|e| bad(&e));
+    let spiffe_id = |at: usize| SpiffeId::parse(row.str(at)?).map_err(|e| bad(&e));
     let seconds = |at: usize| i32::try_from(row.int(at)?).map_err(|e| bad(&e));
-    let attributes = AdditionalAttributes::decode(row.blob(12)?.as_slice()).map_err(|e| bad(&e))?;
+    let attributes = AdditionalAttributes::decode(row.blob(12)?).map_err(|e| bad(&e))?;
     let mut federates_with = Vec::with_capacity(bundles.len());
     for text in bundles {
         federates_with.push(TrustDomain::parse(text).map_err(|e| bad(&e))?);
     }
     Ok(Entry {
-        id: EntryId::parse(&name).map_err(|e| bad(&e))?,
+        id: EntryId::parse(name).map_err(|e| bad(&e))?,
         spiffe_id: spiffe_id(2)?,
         parent_id: spiffe_id(3)?,
         selectors,
@@ -408,7 +305,7 @@ fn from_row(
 }
 
 /// NULL when there is nothing to say, as SPIRE stores it.
-fn attributes_blob(entry: &Entry) -> Option<Vec<u8>> {
+pub(super) fn attributes_blob(entry: &Entry) -> Option<Vec<u8>> {
     let attributes = AdditionalAttributes {
         disable_x509_svid_prefetch: entry.disable_x509_svid_prefetch,
         jwt_svid_include_jti: entry.jwt_svid_include_jti,
@@ -417,7 +314,7 @@ fn attributes_blob(entry: &Entry) -> Option<Vec<u8>> {
 }
 
 /// The order of DNS names has a meaning (the first is the common name), so they are no set.
-fn dedup_in_order(names: &mut Vec<String>) {
-    let mut seen = std::collections::HashSet::with_capacity(names.len());
-    names.retain(|name| seen.insert(name.clone()));
+pub(crate) fn distinct(names: &[String]) -> Vec<&str> {
+    let mut seen = HashSet::with_capacity(names.len());
+    names.iter().map(String::as_str).filter(|name| seen.insert(*name)).collect()
 }

@@ -1,6 +1,8 @@
 //! A world for tests: a datastore and a key manager in memory that can be made to fail at any call, and a clock.
 
-use crate::authority::{Authorities, AuthorityManager, AuthorityParts, AuthoritySettings, AuthorityStore};
+use crate::authority::{
+    Authorities, AuthorityKind, AuthorityManager, AuthorityParts, AuthoritySettings, AuthorityStore, TaintStep,
+};
 use crate::issue::{Issuer, IssuerSettings};
 use crate::publish::BundleFeed;
 use async_trait::async_trait;
@@ -75,6 +77,37 @@ impl Memory {
     }
 }
 
+/// As the datastore does it.
+fn mark(bundle: &mut Bundle, kind: AuthorityKind, step: TaintStep, id: &str) -> Result<(), StoreError> {
+    let refuse = |text: &str| Err(StoreError::InvalidArgument(text.into()));
+    bundle.sequence_number += 1;
+    if kind == AuthorityKind::X509 {
+        let is_it = |der: &Arc<[u8]>| {
+            let certificate = finial_crypto::Certificate::parse(der.clone()).unwrap();
+            certificate.subject_key_id().unwrap().iter().map(|b| format!("{b:02x}")).collect::<String>() == id
+        };
+        let tainted = bundle.x509_authorities.iter().any(|a| is_it(&a.der) && a.tainted);
+        match (step, tainted) {
+            (TaintStep::Taint, true) => return refuse("root CA is already tainted"),
+            (TaintStep::Revoke, false) => return refuse("it is not possible to revoke an untainted root CA"),
+            (TaintStep::Revoke, true) => bundle.x509_authorities.retain(|a| !is_it(&a.der)),
+            (TaintStep::Taint, false) => {
+                bundle.x509_authorities.iter_mut().filter(|a| is_it(&a.der)).for_each(|a| a.tainted = true);
+            }
+        }
+        return Ok(());
+    }
+    let keys = if kind == AuthorityKind::Jwt { &mut bundle.jwt_authorities } else { &mut bundle.wit_authorities };
+    let tainted = keys.iter().any(|k| k.key_id == id && k.tainted);
+    match (step, tainted) {
+        (TaintStep::Taint, true) => return refuse("key is already tainted"),
+        (TaintStep::Revoke, false) => return refuse("it is not possible to revoke an untainted key"),
+        (TaintStep::Revoke, true) => keys.retain(|k| k.key_id != id),
+        (TaintStep::Taint, false) => keys.iter_mut().filter(|k| k.key_id == id).for_each(|k| k.tainted = true),
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl AuthorityStore for Memory {
     async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<Bundle>, StoreError> {
@@ -95,6 +128,16 @@ impl AuthorityStore for Memory {
             known.sequence_number += 1;
             known.clone()
         })
+    }
+
+    async fn mark_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        kind: AuthorityKind,
+        step: TaintStep,
+        id: &str,
+    ) -> Result<(), StoreError> {
+        self.store(|d| mark(d.bundles.get_mut(trust_domain.as_str()).ok_or(StoreError::NotFound)?, kind, step, id))?
     }
 
     async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {

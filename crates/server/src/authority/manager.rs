@@ -2,6 +2,7 @@
 
 use super::journal::{Journal, hex};
 use super::make::make;
+use super::orders::{AuthorityControl, Waiting};
 use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, Slot, Sources, TokenKey};
 use super::tokens::TokenKind;
@@ -17,6 +18,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// How long a call of the key manager or the datastore may take.
 const CALL_SECONDS: u64 = 30;
@@ -108,6 +111,8 @@ pub struct AuthorityManager {
     pub(super) jwt: Pair<TokenKey>,
     pub(super) wit: Pair<TokenKey>,
     health: RotationHealth,
+    control: AuthorityControl,
+    orders: mpsc::Receiver<Waiting>,
 }
 
 /// Gives a call its deadline.
@@ -145,11 +150,18 @@ impl AuthorityManager {
         };
         let x509 = sources.x509(&entries.x509_c_as);
         let [jwt, wit] = TokenKind::ALL.map(|kind| sources.keys(kind, journal.keys(kind).iter()));
-        let manager = Self { settings, parts, journal, x509, jwt, wit, health: RotationHealth::default() };
+        let (control, orders) = AuthorityControl::new();
+        let health = RotationHealth::default();
+        let manager = Self { settings, parts, journal, x509, jwt, wit, health, control, orders };
         manager.publish_states();
         manager.publish_x509();
         TokenKind::ALL.into_iter().for_each(|kind| manager.publish_key(kind));
         Ok(manager)
+    }
+
+    /// Takes orders, which [`AuthorityManager::run`] carries out.
+    pub fn control(&self) -> AuthorityControl {
+        self.control.clone()
     }
 
     /// Whether rotation works, for a health check.
@@ -168,20 +180,28 @@ impl AuthorityManager {
         if complete { Ok(()) } else { result }
     }
 
-    /// Looks at the plan every 10 s, or sooner when something is due, until shutdown.
+    /// Looks at the plan every 10 s, or sooner when something is due, and carries out orders, until shutdown.
     pub async fn run(mut self, shutdown: Shutdown) {
-        let mut wait_ms = self.wait_ms();
+        let mut next_check = Instant::now() + self.wait();
         loop {
-            let wait = Duration::from_millis(u64::try_from(wait_ms).unwrap_or_default());
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
+                Some(order) = self.orders.recv() => {
+                    self.answer(order).await;
+                    next_check = next_check.min(Instant::now() + self.wait());
+                }
+                () = tokio::time::sleep_until(next_check) => {
+                    next_check = Instant::now() + match self.check().await {
+                        Ok(()) => self.wait(),
+                        Err(_) => Duration::from_millis(plan::CHECK_INTERVAL_MS.unsigned_abs()),
+                    };
+                }
             }
-            wait_ms = match self.check().await {
-                Ok(()) => self.wait_ms(),
-                Err(_) => plan::CHECK_INTERVAL_MS,
-            };
         }
+    }
+
+    fn wait(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.wait_ms()).unwrap_or_default())
     }
 
     fn wait_ms(&self) -> i64 {

@@ -9,13 +9,15 @@ mod make;
 mod manager;
 #[cfg(test)]
 mod manager_tests;
+mod orders;
 pub mod plan;
 mod slots;
 mod store;
 mod tokens;
 
 pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationHealth};
-pub use store::AuthorityStore;
+pub use orders::{AuthorityControl, Order, OrderError};
+pub use store::{AuthorityStore, TaintStep};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use finial_core::{ErrorKind, UnixSeconds};
@@ -71,6 +73,14 @@ pub enum AuthorityError {
 }
 
 impl AuthorityError {
+    /// The cause alone where the caller says itself what failed.
+    fn bare(&self) -> String {
+        match self {
+            Self::Bundle(error) => error.to_string(),
+            _ => self.to_string(),
+        }
+    }
+
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -80,6 +90,38 @@ impl AuthorityError {
             Self::Timeout(..) => ErrorKind::Timeout,
             Self::BadJournal(_) | Self::BadUpstream(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
         }
+    }
+}
+
+/// What an authority signs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthorityKind {
+    /// X.509-SVIDs.
+    X509,
+    /// JWT-SVIDs.
+    Jwt,
+    /// WIT-SVIDs.
+    Wit,
+}
+
+impl AuthorityKind {
+    /// Those that are bare keys.
+    fn tokens(self) -> Option<tokens::TokenKind> {
+        match self {
+            Self::X509 => None,
+            Self::Jwt => Some(tokens::TokenKind::Jwt),
+            Self::Wit => Some(tokens::TokenKind::Wit),
+        }
+    }
+}
+
+impl std::fmt::Display for AuthorityKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::X509 => "X.509",
+            Self::Jwt => "JWT",
+            Self::Wit => "WIT",
+        })
     }
 }
 

@@ -1,11 +1,21 @@
 //! What the authorities keep in the datastore, as a trait so that tests can make every call fail.
 
+use super::AuthorityKind;
 use async_trait::async_trait;
 use finial_core::{Bundle, TrustDomain};
 use finial_store::{CaJournal, Page, Store, StoreError};
 
 /// Bundles are read a page at a time, so that no transaction is long.
 const BUNDLES_PER_PAGE: u32 = 500;
+
+/// What befalls an authority in the bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaintStep {
+    /// It is marked.
+    Taint,
+    /// It goes; it must have been marked.
+    Revoke,
+}
 
 /// The datastore as the authorities and the bundle feed see it.
 #[async_trait]
@@ -18,6 +28,15 @@ pub trait AuthorityStore: Send + Sync {
 
     /// Adds the authorities that are not there yet. Returns the whole result.
     async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError>;
+
+    /// Taints or revokes an authority: by its subject key ID in lowercase hex, or the ID of the key.
+    async fn mark_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        kind: AuthorityKind,
+        step: TaintStep,
+        id: &str,
+    ) -> Result<(), StoreError>;
 
     /// The journal of the server whose active X.509 authority this is.
     async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError>;
@@ -47,6 +66,23 @@ impl AuthorityStore for Store {
 
     async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
         Store::append_bundle(self, bundle).await
+    }
+
+    async fn mark_authority(
+        &self,
+        trust_domain: &TrustDomain,
+        kind: AuthorityKind,
+        step: TaintStep,
+        id: &str,
+    ) -> Result<(), StoreError> {
+        match (kind, step) {
+            (AuthorityKind::X509, TaintStep::Taint) => self.taint_x509_authority(trust_domain, id).await.map(drop),
+            (AuthorityKind::X509, TaintStep::Revoke) => self.revoke_x509_authority(trust_domain, id).await.map(drop),
+            (AuthorityKind::Jwt, TaintStep::Taint) => self.taint_jwt_authority(trust_domain, id).await.map(drop),
+            (AuthorityKind::Jwt, TaintStep::Revoke) => self.revoke_jwt_authority(trust_domain, id).await.map(drop),
+            (AuthorityKind::Wit, TaintStep::Taint) => self.taint_wit_authority(trust_domain, id).await.map(drop),
+            (AuthorityKind::Wit, TaintStep::Revoke) => self.revoke_wit_authority(trust_domain, id).await.map(drop),
+        }
     }
 
     async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {

@@ -242,3 +242,8 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     }
     command
 }
+
+/// The user that the tests run as.
+pub fn uid() -> u32 {
+    rustix::process::getuid().as_raw()
+}

@@ -49,6 +49,8 @@ pub struct ServerOptions {
     pub server: String,
     /// More lines for the `plugins { }` block.
     pub plugins: String,
+    /// How far its clock is from everybody else's, seconds.
+    pub clock_ahead_seconds: i64,
 }
 
 impl Default for ServerOptions {
@@ -59,6 +61,7 @@ impl Default for ServerOptions {
             datastore: None,
             server: String::new(),
             plugins: String::new(),
+            clock_ahead_seconds: 0,
         }
     }
 }
@@ -70,6 +73,17 @@ pub fn datastore(database: &Database, port: u16) -> String {
 
 fn sqlite(file: &Path) -> String {
     format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display())
+}
+
+/// Gives a process a time of day of its own, with libfaketime; how fast time passes stays the same.
+fn other_clock(command: &mut std::process::Command, ahead_seconds: i64) {
+    let libraries = Path::new("/usr/lib");
+    let named = |dir: &Path| dir.join("faketime/libfaketimeMT.so.1");
+    let found =
+        std::fs::read_dir(libraries).into_iter().flatten().flatten().map(|e| named(&e.path())).find(|p| p.exists());
+    let library = found.expect("libfaketime is not installed (Debian: apt-get install libfaketime; ./test does it)");
+    command.env("LD_PRELOAD", library).env("FAKETIME", format!("{ahead_seconds:+}s"));
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
 }
 
 /// A running server with its data in a folder of its own.
@@ -84,6 +98,7 @@ pub struct Server {
     pub trust_domain: String,
     binary: PathBuf,
     config: PathBuf,
+    clock_ahead_seconds: i64,
 }
 
 impl Server {
@@ -126,24 +141,32 @@ plugins {{
             ),
         );
         let binary = flavor.binary(&dir, "spire-server");
-        let process = Self::launch(&binary, &config, &dir);
-        let mut server = Self { process, dir, port, trust_domain: options.trust_domain.clone(), binary, config };
+        let clock_ahead_seconds = options.clock_ahead_seconds;
+        let process = Self::launch(&binary, &config, &dir, clock_ahead_seconds);
+        let trust_domain = options.trust_domain.clone();
+        let mut server = Self { process, dir, port, trust_domain, binary, config, clock_ahead_seconds };
         server.wait_healthy();
         server
     }
 
-    fn launch(binary: &Path, config: &Path, dir: &Workdir) -> Process {
-        Process::start(
-            "server",
-            dir.path().join("server.log"),
-            process::command(binary).arg("run").arg("-config").arg(config),
-        )
+    fn launch(binary: &Path, config: &Path, dir: &Workdir, clock_ahead_seconds: i64) -> Process {
+        let mut command = process::command(binary);
+        command.arg("run").arg("-config").arg(config);
+        if clock_ahead_seconds != 0 {
+            other_clock(&mut command, clock_ahead_seconds);
+        }
+        Process::start("server", dir.path().join("server.log"), &mut command)
     }
 
     /// Starts it again on the same data after it has ended.
     pub fn restart(&mut self) {
-        self.process = Self::launch(&self.binary, &self.config, &self.dir);
+        self.begin();
         self.wait_healthy();
+    }
+
+    /// The same without waiting for it.
+    pub fn begin(&mut self) {
+        self.process = Self::launch(&self.binary, &self.config, &self.dir, self.clock_ahead_seconds);
     }
 
     /// Starts it again as the other's, on the same data, after it has ended.

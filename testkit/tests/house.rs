@@ -13,7 +13,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-runtime", 2),
     ("finial-net", 2),
     ("finial-config", 2),
-    ("finial-policy", 2),
+    ("finial-policy", 3),
     ("finial-plugin", 3),
     ("finial-store", 3),
     ("finial-plugins-base", 4),

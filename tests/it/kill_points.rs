@@ -10,12 +10,30 @@ use testkit::{Agent, AgentOptions, Database, Flavor, Output, Server, ServerOptio
 
 /// What must hold whatever was interrupted: queries that find nothing.
 const BROKEN: [(&str, &str); 6] = [
-    ("an entry without selectors", "select entry_id from registered_entries e where not exists (select 1 from selectors s where s.registered_entry_id = e.id)"),
-    ("selectors of no entry", "select value from selectors s where not exists (select 1 from registered_entries e where s.registered_entry_id = e.id)"),
-    ("DNS names of no entry", "select value from dns_names d where not exists (select 1 from registered_entries e where d.registered_entry_id = e.id)"),
-    ("a federation of no entry or with no bundle", "select bundle_id from federated_registration_entries f where not exists (select 1 from registered_entries e where f.registered_entry_id = e.id) or not exists (select 1 from bundles b where b.id = f.bundle_id)"),
-    ("selectors of no agent", "select value from node_resolver_map_entries n where not exists (select 1 from attested_node_entries a where a.spiffe_id = n.spiffe_id)"),
-    ("a token that is both used and unused", "select token from join_tokens t where exists (select 1 from attested_node_entries a where a.spiffe_id = 'spiffe://example.org/spire/agent/join_token/' || t.token)"),
+    (
+        "an entry without selectors",
+        "select entry_id from registered_entries e where not exists (select 1 from selectors s where s.registered_entry_id = e.id)",
+    ),
+    (
+        "selectors of no entry",
+        "select value from selectors s where not exists (select 1 from registered_entries e where s.registered_entry_id = e.id)",
+    ),
+    (
+        "DNS names of no entry",
+        "select value from dns_names d where not exists (select 1 from registered_entries e where d.registered_entry_id = e.id)",
+    ),
+    (
+        "a federation of no entry or with no bundle",
+        "select bundle_id from federated_registration_entries f where not exists (select 1 from registered_entries e where f.registered_entry_id = e.id) or not exists (select 1 from bundles b where b.id = f.bundle_id)",
+    ),
+    (
+        "selectors of no agent",
+        "select value from node_resolver_map_entries n where not exists (select 1 from attested_node_entries a where a.spiffe_id = n.spiffe_id)",
+    ),
+    (
+        "a token that is both used and unused",
+        "select token from join_tokens t where exists (select 1 from attested_node_entries a where a.spiffe_id = 'spiffe://example.org/spire/agent/join_token/' || t.token)",
+    ),
 ];
 
 /// A kind of write: what it needs beforehand, the command, the tables, and the query whose answer may only be the one
@@ -39,7 +57,13 @@ const WRITES: [Write; 7] = [
         name: "entry create",
         before: &[],
         command: ENTRY,
-        tables: &["registered_entries", "selectors", "dns_names", "federated_registration_entries", "registered_entries_events"],
+        tables: &[
+            "registered_entries",
+            "selectors",
+            "dns_names",
+            "federated_registration_entries",
+            "registered_entries_events",
+        ],
         seen_in: ENTRY_SEEN,
     },
     Write {
@@ -74,7 +98,12 @@ const WRITES: [Write; 7] = [
         name: "agent evict",
         before: &[],
         command: "agent evict -spiffeID AGENT",
-        tables: &["attested_node_entries", "node_resolver_map_entries", "registered_entries", "attested_node_entries_events"],
+        tables: &[
+            "attested_node_entries",
+            "node_resolver_map_entries",
+            "registered_entries",
+            "attested_node_entries_events",
+        ],
         seen_in: "select (select count(*) from attested_node_entries), (select count(*) from node_resolver_map_entries), (select count(*) from registered_entries where spiffe_id = 'spiffe://example.org/node')",
     },
     Write {
@@ -85,6 +114,13 @@ const WRITES: [Write; 7] = [
         seen_in: "select (select count(*) from bundles where trust_domain like '%other%'), (select count(*) from federated_registration_entries)",
     },
 ];
+
+/// Whether the work has ended; holds what does it.
+type Ended = Box<dyn FnMut() -> bool>;
+
+fn ended(mut command: Child) -> Ended {
+    Box::new(move || command.try_wait().expect("wait").is_some())
+}
 
 struct Rig {
     database: Database,
@@ -100,7 +136,7 @@ impl Rig {
     }
 
     /// Starts a command in the background.
-    fn begin(&self, command: &str) -> Child {
+    fn command(&self, command: &str) -> Child {
         Command::new(self.server.dir.path().join("bin/spire-server"))
             .args(command.split_whitespace())
             .arg("-socketPath")
@@ -122,28 +158,28 @@ impl Rig {
     }
 
     /// Runs `work` against the held table and kills the server when it waits there; gives whether it came to that.
-    fn kill_at(&mut self, table: &str, work: impl FnOnce(&Self) -> Child) -> bool {
+    fn kill_at(&mut self, table: &str, work: impl FnOnce(&mut Self) -> Ended) -> bool {
         let held = self.database.hold(&format!("LOCK TABLE {table} IN SHARE MODE"));
-        let mut work = work(self);
-        let mut done = false;
+        let mut ended = work(self);
         let database = &self.database;
-        let stopped = eventually("the write stops at the table or ends", || {
-            if database.waiting() > 0 {
-                return Ok(true);
-            }
-            // Looked at twice: between its end and the last look it may have waited for a moment.
-            if done { return Ok(false) }
-            done = work.try_wait().expect("wait").is_some();
-            Err(String::new())
+        let stopped = eventually("the write stops at the table or ends", || match (database.waiting(), ended()) {
+            (1.., _) => Ok(true),
+            (0, true) => Ok(false),
+            (0, false) => Err(String::new()),
         });
         self.server.process.kill();
         drop(held);
-        let _ = work.wait();
         eventually("the database is done with the dead server", || match self.sessions().as_str() {
             "0" => Ok(()),
             n => Err(format!("{n} sessions")),
         });
         stopped
+    }
+
+    /// The X.509 authorities of the own bundle, PEM.
+    fn authorities(&self) -> Vec<String> {
+        let shown = self.run("bundle show").ok().stdout;
+        shown.split_inclusive("-----END CERTIFICATE-----").map(|pem| pem.trim().to_owned()).collect()
     }
 
     fn sessions(&self) -> String {
@@ -177,7 +213,7 @@ fn a_write_that_is_killed_at_any_table_is_there_wholly_or_not_at_all() {
                 rig.run(command).ok();
             }
             let before = rig.database.sql(write.seen_in);
-            stopped_somewhere |= rig.kill_at(table, |rig| rig.begin(&command));
+            stopped_somewhere |= rig.kill_at(table, |rig| ended(rig.command(&command)));
             rig.assert_whole(&when);
             let after = rig.database.sql(write.seen_in);
             // The next server finishes what was asked for, and goes on with the same authorities.
@@ -221,21 +257,71 @@ fn foreign_bundle(dir: &Path) -> std::path::PathBuf {
 #[test]
 fn a_server_killed_while_an_agent_joins_spends_the_token_with_the_agent_or_not_at_all() {
     let Some(mut rig) = Rig::start() else { return };
+    let mut stopped = 0;
     for table in ["join_tokens", "attested_node_entries", "node_resolver_map_entries", "attested_node_entries_events"] {
-        let mut agent = None;
-        let held_at = rig.kill_at(table, |rig| {
-            // The token is made through another server's eyes: this table may be the held one.
-            let token = format!("token-{table}");
-            rig.database.try_sql("select 1").ok();
-            let _ = token;
-            agent = None;
-            rig.begin("healthcheck")
-        });
-        let _ = held_at;
+        let when = format!("joining, killed at {table}");
+        let token = rig.server.join_token();
+        let agent = format!("spiffe://example.org/spire/agent/join_token/{token}");
+        let options = AgentOptions { join: false, agent: format!("join_token = \"{token}\""), ..Default::default() };
+        let bundle = options.clone();
+        let mut joining = None;
+        stopped += u32::from(rig.kill_at(table, |rig| {
+            let mut agent = Agent::start(Flavor::Finial, &rig.server, &bundle);
+            Box::new(move || agent.process.ended().is_some())
+        }));
+        rig.assert_whole(&when);
+        let count = |table: &str, column: &str, value: &str| {
+            rig.database.sql(&format!("select count(*) from {table} where {column} = '{value}'")).trim().to_owned()
+        };
+        let (tokens, agents) =
+            (count("join_tokens", "token", &token), count("attested_node_entries", "spiffe_id", &agent));
+        assert_ne!(tokens, agents, "{when}: {tokens} tokens are left and {agents} agents are there");
         rig.server.restart();
-        rig.assert_whole(&format!("joining, killed at {table}"));
+        if tokens == "1" {
+            joining = Some(Agent::start(Flavor::Finial, &rig.server, &options));
+            eventually("the token still lets the agent in", || {
+                match rig
+                    .database
+                    .try_sql(&format!("select 1 from attested_node_entries where spiffe_id = '{agent}'"))
+                    .stdout
+                    .trim()
+                {
+                    "1" => Ok(()),
+                    _ => Err(joining.as_ref().map(|agent: &Agent| agent.process.log()).unwrap_or_default()),
+                }
+            });
+        }
+        drop(joining);
     }
-    drop(agent_and_authority(&mut rig));
+    assert!(stopped >= 2, "it stopped at {stopped} tables");
 }
 
-fn agent_and_authority(_rig: &mut Rig) {}
+/// Killed while it stores its first authority, and while it prepares the next: whatever the bundle said it still says, and
+/// the next start signs.
+#[test]
+fn a_server_killed_while_it_stores_an_authority_loses_none() {
+    let Some(mut rig) = Rig::start() else { return };
+    let keys = rig.server.dir.path().join("data/keys.json");
+    for (table, first) in [("ca_journals", true), ("bundles", true), ("ca_journals", false), ("bundles", false)] {
+        let when = format!("killed at {table}, first authority: {first}");
+        let before = if first { Vec::new() } else { rig.authorities() };
+        if first {
+            rig.server.process.kill();
+            rig.database.sql("delete from ca_journals; delete from bundles");
+            let _ = std::fs::remove_file(&keys);
+        }
+        let stopped = rig.kill_at(table, |rig| {
+            if first {
+                rig.server.begin();
+                return Box::new(|| false);
+            }
+            ended(rig.command("localauthority x509 prepare"))
+        });
+        assert!(stopped, "{when}: it did not stop there");
+        rig.server.restart();
+        let after = rig.authorities();
+        assert!(before.iter().all(|a| after.contains(a)), "{when}: {before:?} became {after:?}");
+        rig.run("x509 mint -spiffeID spiffe://example.org/minted").ok();
+        rig.run("jwt mint -spiffeID spiffe://example.org/minted -audience a").ok();
+    }
+}

@@ -32,7 +32,8 @@ impl Database {
 
     /// PostgreSQL: how many sessions wait for a lock in this database.
     pub fn waiting(&self) -> u32 {
-        let waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
+        let waiting =
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()";
         self.sql(waiting).trim().parse().expect("a number")
     }
 }

@@ -3,7 +3,7 @@
 use crate::process::{self, Output, Process, Workdir, eventually};
 use crate::spire::Agent;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One of the client programs: `go`, `python`, `java` or `rust`.
@@ -14,17 +14,17 @@ impl Client {
     /// All of them.
     pub const ALL: [Self; 4] = [Self("go"), Self("python"), Self("java"), Self("rust")];
 
-    fn command(self, agent: &Agent) -> Command {
+    fn command(self, socket: &Path) -> Command {
         let path: PathBuf = process::cache().join("clients").join(self.0);
         assert!(path.exists(), "{} is missing: run tests/clients/build.sh", path.display());
         let mut command = process::command(path);
-        command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", agent.socket().display()));
+        command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display()));
         command
     }
 
     /// Runs it to its end.
     pub fn run(self, agent: &Agent, args: &[&str]) -> Output {
-        Output::of(self.command(agent).args(args))
+        Output::of(self.command(&agent.socket()).args(args))
     }
 
     /// Runs it to its end, which must be a success, and gives the lines that it printed.
@@ -34,16 +34,16 @@ impl Client {
         out.stdout.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
 
-    /// Starts it as a service that lives on its SVIDs (`live`, in Go only), with a log at `log`.
-    pub fn live(self, agent: &Agent, audience: &str, expected: &[String], log: PathBuf) -> Process {
-        Process::start(self.0, log, self.command(agent).arg("live").arg(audience).args(expected))
+    /// Starts it as a service that lives on its SVIDs from an agent's socket (`live`, in Go only), with a log at `log`.
+    pub fn live(self, socket: &Path, audience: &str, expected: &[String], log: PathBuf) -> Process {
+        Process::start(self.0, log, self.command(socket).arg("live").arg(audience).args(expected))
     }
 
     /// Starts it as a server for callers with the ID `expected`.
     pub fn serve(self, agent: &Agent, expected: &str) -> Serving {
         let dir = Workdir::new();
         let log = dir.path().join("client.log");
-        let process = Process::start(self.0, log, self.command(agent).args(["serve", expected]));
+        let process = Process::start(self.0, log, self.command(&agent.socket()).args(["serve", expected]));
         let addr = eventually("the client listens", || {
             process
                 .log()

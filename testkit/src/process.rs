@@ -224,7 +224,7 @@ pub(crate) fn cache() -> PathBuf {
 }
 
 /// Finial's own binary: `FINIAL_BIN`, or the one beside this test in the target folder.
-pub(crate) fn finial() -> PathBuf {
+pub fn finial() -> PathBuf {
     if let Some(path) = std::env::var_os("FINIAL_BIN") {
         return path.into();
     }

@@ -4,6 +4,7 @@ mod answers;
 mod clients;
 mod documents;
 mod faults;
+mod guide;
 mod kill_points;
 mod outage;
 mod several;

@@ -42,6 +42,7 @@ type workload struct {
 	earlier  []*x509svid.SVID
 
 	serials, authorities, keys    map[string]bool
+	trusted                       map[string]bool // authorities (by subject key ID) and JWT keys, ever
 	failed, lapsed, interruptions int
 	tokens                        int
 }
@@ -57,6 +58,7 @@ func live(audience string, expected []string) error {
 	defer client.Close()
 	w := &workload{
 		inHand: map[string]*x509svid.SVID{}, serials: map[string]bool{}, authorities: map[string]bool{}, keys: map[string]bool{},
+		trusted: map[string]bool{},
 	}
 	for _, id := range expected {
 		if strings.Count(id, "/") == 2 {
@@ -94,6 +96,14 @@ func (w *workload) fail(what string, err error) {
 func (w *workload) interrupted(what string, err error) {
 	w.interruptions++
 	say(map[string]string{"event": "interrupted", "what": what, "error": fmt.Sprint(err)})
+}
+
+// trust tells of an authority that it hears of for the first time.
+func (w *workload) trust(id string) {
+	if !w.trusted[id] {
+		w.trusted[id] = true
+		say(map[string]string{"event": "trusted", "authority": id})
+	}
 }
 
 // look: is every identity held at this moment, by a certificate that is valid now?
@@ -158,6 +168,11 @@ func (w *workload) OnX509ContextUpdate(update *workloadapi.X509Context) {
 			w.fail("no bundle of "+id, err)
 		}
 	}
+	for _, authority := range update.Bundles.Bundles() {
+		for _, cert := range authority.X509Authorities() {
+			w.trust(hex.EncodeToString(cert.SubjectKeyId))
+		}
+	}
 	got := map[string]*x509svid.SVID{}
 	for _, svid := range update.SVIDs {
 		got[svid.ID.String()] = svid
@@ -205,6 +220,11 @@ func (w *workload) OnJWTBundlesUpdate(bundles *jwtbundle.Set) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.jwt = bundles
+	for _, bundle := range bundles.Bundles() {
+		for id := range bundle.JWTAuthorities() {
+			w.trust(id)
+		}
+	}
 }
 
 func (w *workload) OnJWTBundlesWatchError(err error) {

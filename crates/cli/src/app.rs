@@ -43,6 +43,8 @@ pub struct Command {
     flags: fn(&mut FlagSet),
     run: Run,
     style: Style,
+    /// Whether it is there at all.
+    enabled: fn(&Io) -> bool,
 }
 
 impl Command {
@@ -53,7 +55,7 @@ impl Command {
         flags: fn(&mut FlagSet),
         run: fn(Context) -> CommandFuture,
     ) -> Self {
-        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::Server }
+        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::Server, enabled: always }
     }
 
     /// A command that talks to the Workload API.
@@ -63,7 +65,7 @@ impl Command {
         flags: fn(&mut FlagSet),
         run: fn(Context) -> CommandFuture,
     ) -> Self {
-        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::Workload }
+        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::Workload, enabled: always }
     }
 
     /// A command that talks to the agent's admin socket.
@@ -73,7 +75,7 @@ impl Command {
         flags: fn(&mut FlagSet),
         run: fn(Context) -> CommandFuture,
     ) -> Self {
-        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::AgentAdmin }
+        Self { path, usage: path, synopsis, flags, run: Run::Async(run), style: Style::AgentAdmin, enabled: always }
     }
 
     /// A command with flags of its own only. Bad flags end with `flag_error` and the error, if there is one;
@@ -86,13 +88,20 @@ impl Command {
         flag_error: Option<&'static str>,
         help_line: bool,
     ) -> Self {
-        Self { path, usage: path, synopsis, flags, run, style: Style::Own { flag_error, help_line } }
+        Self { path, usage: path, synopsis, flags, run, style: Style::Own { flag_error, help_line }, enabled: always }
     }
 
     /// The name in `Usage of …:` if it is not the path.
     #[must_use]
     pub const fn usage(mut self, name: &'static str) -> Self {
         self.usage = name;
+        self
+    }
+
+    /// The command is there only if this says so.
+    #[must_use]
+    pub(crate) const fn only_if(mut self, enabled: fn(&Io) -> bool) -> Self {
+        self.enabled = enabled;
         self
     }
 
@@ -167,13 +176,30 @@ impl Command {
         if let Some(Exit(code)) = error.downcast_ref() {
             return *code;
         }
-        let before = if matches!(self.style, Style::Server | Style::AgentAdmin) { "Error: " } else { "" };
-        io.err(&format!("{before}{error:#}\n"));
-        if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::hint) {
-            io.err(&format!("hint: {hint}\n"));
+        if matches!(self.style, Style::Server | Style::AgentAdmin) {
+            io.err("Error: ");
         }
+        print_error(error, io);
         1
     }
+}
+
+/// Prints an error as commands that talk to the server do, for one that ends with an exit code of its own.
+pub(crate) fn report(error: &anyhow::Error, io: &Io) {
+    io.err("Error: ");
+    print_error(error, io);
+}
+
+/// The error, and what to do about it.
+fn print_error(error: &anyhow::Error, io: &Io) {
+    io.err(&format!("{error:#}\n"));
+    if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::hint) {
+        io.err(&format!("hint: {hint}\n"));
+    }
+}
+
+fn always(_: &Io) -> bool {
+    true
 }
 
 /// Where the agent's admin socket is by default.
@@ -211,7 +237,7 @@ const PARENT_HELP: &str = "This command is accessed by using one of the subcomma
 impl Program {
     /// Runs the command that the arguments name (without the program's own name); the exit code.
     pub fn main(&self, args: &[String], io: &Io) -> u8 {
-        let tree = self.tree();
+        let tree = self.tree(io);
         let flags_end = args.iter().position(|a| a == "--").unwrap_or(args.len());
         let before_end = args.get(..flags_end).unwrap_or_default();
         let is_help = before_end.iter().any(|a| matches!(a.as_str(), "-h" | "-help" | "--help"));
@@ -258,9 +284,9 @@ impl Program {
         }
     }
 
-    fn tree(&self) -> BTreeMap<String, Node> {
+    fn tree(&self, io: &Io) -> BTreeMap<String, Node> {
         let mut tree = BTreeMap::new();
-        for command in &self.commands {
+        for command in self.commands.iter().filter(|command| (command.enabled)(io)) {
             let mut path = command.path;
             while let Some((parent, _)) = path.rsplit_once(' ') {
                 tree.entry(parent.to_owned()).or_insert(Node::Parent);

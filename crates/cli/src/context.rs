@@ -4,7 +4,7 @@ use crate::goflag::{Flags, Output};
 use crate::rpc;
 use anyhow::Context as _;
 pub(crate) use finial_runtime::errno_text;
-use std::io::{Read, Write};
+use std::io::{IsTerminal as _, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tonic::transport::Channel;
@@ -19,6 +19,8 @@ pub struct Io {
     stdout: Arc<Mutex<dyn Write + Send>>,
     stderr: Arc<Mutex<dyn Write + Send>>,
     env: Arc<Lookup>,
+    /// Whether standard error is a person's terminal.
+    terminal: bool,
 }
 
 impl Io {
@@ -29,6 +31,7 @@ impl Io {
             stdout: Arc::new(Mutex::new(std::io::stdout())),
             stderr: Arc::new(Mutex::new(std::io::stderr())),
             env: Arc::new(|name| std::env::var(name).ok()),
+            terminal: std::io::stderr().is_terminal(),
         }
     }
 
@@ -43,6 +46,7 @@ impl Io {
             stdout: Arc::new(Mutex::new(stdout.clone())),
             stderr: Arc::new(Mutex::new(stderr.clone())),
             env: Arc::new(env),
+            terminal: false,
         };
         (io, stdout, stderr)
     }
@@ -55,6 +59,11 @@ impl Io {
     /// Writes to standard error.
     pub fn err(&self, text: &str) {
         write(&self.stderr, text);
+    }
+
+    /// Whether a person looks at standard error.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// A variable of the environment.

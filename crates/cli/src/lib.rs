@@ -32,6 +32,7 @@ mod app;
 mod context;
 mod debug;
 pub mod dev;
+mod entries;
 mod goflag;
 mod health;
 mod json;
@@ -66,12 +67,18 @@ pub fn spire_agent() -> Program {
     Program { name: "spire-agent", version: version(), commands: agent::commands(), not_yet: &[] }
 }
 
+/// The program `finial entries`.
+pub fn finial_entries() -> Program {
+    Program { name: "finial entries", version: version(), commands: entries::commands(), not_yet: &[] }
+}
+
 const FINIAL_HELP: &str = "\
 Usage: finial <command> [<args>]
 
 Commands:
     server    All commands of spire-server: `finial server run -config server.conf`
     agent     All commands of spire-agent: `finial agent api fetch x509`
+    entries   Registration entries as files under version control: export, diff, import, apply
     dev       A trust domain on this machine, to look at and to try things with
 
 Called as spire-server or spire-agent (links to this program), it is that program, flag for flag.
@@ -98,6 +105,7 @@ pub fn finial_main() -> ExitCode {
     match args.first().map(String::as_str) {
         Some("server") => Program { name: "finial server", ..spire_server() }.main(rest, &io).into(),
         Some("agent") => Program { name: "finial agent", ..spire_agent() }.main(rest, &io).into(),
+        Some("entries") => finial_entries().main(rest, &io).into(),
         Some("dev") => dev::main(rest),
         Some("-v" | "-version" | "--version") => {
             io.err(&format!("{}\n", version()));

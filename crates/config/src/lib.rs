@@ -9,6 +9,7 @@ mod agent_file;
 mod common;
 mod duration;
 mod expand;
+mod nearest;
 mod plugins;
 mod problem;
 mod raw;
@@ -27,6 +28,7 @@ pub use common::{
 };
 pub use duration::{format_go_duration, parse_go_duration};
 pub use expand::expand_env;
+pub use nearest::nearest;
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
 pub use problem::{ConfigError, Loaded, Notice, Problem};
 pub use server::{

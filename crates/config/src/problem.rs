@@ -17,7 +17,7 @@ pub struct Problem {
 }
 
 /// A file that cannot be used. Prints every problem.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ConfigError {
     /// The file.
     pub file: PathBuf,

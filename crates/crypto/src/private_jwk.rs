@@ -1,8 +1,8 @@
 //! A private key as a JWK, for those who are handed a key in that form.
 
+use crate::PrivateKey;
 use crate::bundle::public_key_to_jwk;
 use crate::der::{INTEGER, OCTET_STRING, Reader, SEQUENCE};
-use crate::{PrivateKey, Signer as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use finial_core::Secret;

@@ -27,6 +27,8 @@ pub(crate) fn spire() -> Option<PathBuf> {
     Some(server)
 }
 
+/// Without it there is no `wit mint`.
+const FLAGS: (&str, &str) = ("SPIRE_SERVER_FFLAGS", "other wit-svid");
 const CHILD_CONFIG: &str = "FINIAL_CLI_CHILD_CONFIG";
 
 /// Not a test of its own: our server, as the process that other tests start.
@@ -126,6 +128,7 @@ plugins {{
     pub(crate) fn theirs(&self, args: &[&str], stdin: &str) -> Outcome {
         let mut child = Command::new(&self.bin)
             .args(self.args(args))
+            .env(FLAGS.0, FLAGS.1)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -138,7 +141,8 @@ plugins {{
     }
 
     fn ours(&self, args: &[&str], stdin: &str) -> Outcome {
-        let (io, stdout, stderr) = Io::captured(stdin.as_bytes().to_vec(), |_| None);
+        let (io, stdout, stderr) =
+            Io::captured(stdin.as_bytes().to_vec(), |name| (name == FLAGS.0).then(|| FLAGS.1.into()));
         let code = finial_cli::spire_server().main(&self.args(args), &io);
         self.plain(i32::from(code), stdout.text().as_bytes(), stderr.text().as_bytes())
     }
@@ -288,7 +292,7 @@ fn shape(mut outcome: Outcome) -> Outcome {
 fn shape_line(line: &str) -> String {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "+/=._-:".contains(c);
     let words = line.split_inclusive(|c: char| !is_part(c)).map(|word| {
-        let bare = word.trim_end_matches(|c: char| !is_part(c)).trim_end_matches(':');
+        let bare = word.trim_end_matches(|c: char| !is_part(c)).trim_matches(':');
         let is_moment = (bare.len() == 10 && bare.starts_with("17")) || (bare.len() == 20 && bare.starts_with("202"));
         let is_code = !bare.contains(':') && !bare.starts_with('/');
         match bare.len() {

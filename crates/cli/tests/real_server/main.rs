@@ -57,7 +57,7 @@ fn our_server_answers_spires_commands_as_spires_own() {
     pair.finish();
 }
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "entry create",
     "entry update",
     "entry show",
@@ -77,6 +77,7 @@ const COMMANDS: [&str; 25] = [
     "bundle count",
     "x509 mint",
     "jwt mint",
+    "wit mint",
     "federation create",
     "federation update",
     "federation show",
@@ -405,6 +406,15 @@ fn minting(pair: &mut Pair) {
         &["x509", "mint", "-spiffeID", "w"],
         &["x509", "mint", "-spiffeID", "spiffe://other.org/w"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "/no/such/folder"],
+        &["wit", "mint"],
+        &["wit", "mint", "-spiffeID", "w"],
+        &["wit", "mint", "-spiffeID", "spiffe://other.org/w"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-keyType", "ec-p384"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-keyType", "EC-P256"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-signingAlgorithm", "ES384"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-signingAlgorithm", "PS256"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-signingAlgorithm", "ES512"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "/no/such/folder"],
         &["jwt", "mint"],
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w"],
         &["jwt", "mint", "-spiffeID", "w", "-audience", "a"],
@@ -419,6 +429,23 @@ fn minting(pair: &mut Pair) {
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "2000h"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-output", "json"],
         &["x509", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "{folder}"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-ttl", "2000h"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-output", "json"],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-keyType", "rsa-2048", "-signingAlgorithm", "PS512"],
+        &[
+            "wit",
+            "mint",
+            "-spiffeID",
+            "spiffe://example.org/w",
+            "-keyType",
+            "ec-p384",
+            "-signingAlgorithm",
+            "ES384",
+            "-output",
+            "json",
+        ],
+        &["wit", "mint", "-spiffeID", "spiffe://example.org/w", "-write", "{folder}"],
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-audience", "b"],
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-ttl", "2000h"],
         &["jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a", "-output", "json"],
@@ -430,7 +457,9 @@ fn minting(pair: &mut Pair) {
 
 fn minted_files(pair: &Pair) {
     let file = |name: &str| pair.first.folder.join(name);
-    for (name, mode) in [("svid.pem", 0o644), ("key.pem", 0o600), ("bundle.pem", 0o644), ("token", 0o600)] {
+    for (name, mode) in
+        [("svid.pem", 0o644), ("key.pem", 0o600), ("bundle.pem", 0o644), ("token", 0o600), ("key", 0o600)]
+    {
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(std::fs::metadata(file(name)).unwrap().permissions().mode() & 0o777, mode, "{name}");
     }

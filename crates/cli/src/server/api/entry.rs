@@ -1,5 +1,6 @@
 //! `entry create`, `update`, `show`, `count`, `delete`.
 
+use super::bulk::{Progress, batches};
 use super::{ANSWER_BYTES_MAX, entry_file, id, match_number, plural, print, selector, selectors, wire_int};
 use crate::app::Command;
 use crate::context::Context;
@@ -9,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use finial_proto::server::entry::entry_client::EntryClient;
 use finial_proto::server::entry::{self as pb, count_entries_request, list_entries_request};
 use finial_proto::types;
+use prost::Message;
 use std::cmp::Ordering;
 use tonic::transport::Channel;
 
@@ -30,7 +32,7 @@ pub(crate) fn commands() -> Vec<Command> {
     ]
 }
 
-fn client(cx: &Context) -> anyhow::Result<EntryClient<Channel>> {
+pub(crate) fn client(cx: &Context) -> anyhow::Result<EntryClient<Channel>> {
     Ok(EntryClient::new(cx.server()?).max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
@@ -101,18 +103,32 @@ async fn create(cx: Context) -> anyhow::Result<()> {
         }
         path => entry_file::entries(&cx, path)?,
     };
-    let request = pb::BatchCreateEntryRequest { entries: entries.clone(), output_mask: None };
-    let mut response = client(&cx)?.batch_create_entry(request).await.rpc()?;
-    for (result, entry) in response.results.iter_mut().zip(entries) {
-        if !print::is_ok(result.status.as_ref()) {
-            // the server does not repeat what it refused
-            result.entry = Some(entry);
+    let mut client = client(&cx)?;
+    let mut progress = Progress::new(&cx, "created", "entries", entries.len());
+    let mut response = pb::BatchCreateEntryResponse::default();
+    let mut all_succeeded = true;
+    for batch in batches(entries, Message::encoded_len) {
+        let request = pb::BatchCreateEntryRequest { entries: batch.clone(), output_mask: None };
+        let answer = client.batch_create_entry(request).await.rpc();
+        let results = answer.map_err(|error| progress.stopped(error))?.results;
+        let results = results.into_iter().zip(batch).map(|(mut result, entry)| {
+            if !print::is_ok(result.status.as_ref()) {
+                // the server does not repeat what it refused
+                result.entry = Some(entry);
+            }
+            result
+        });
+        let results: Vec<_> = results.collect();
+        let shown = results.iter().map(|r| (r.status.as_ref(), r.entry.as_ref()));
+        all_succeeded &= print_results(&cx, "create", &mut progress, shown);
+        if cx.json() {
+            response.results.extend(results);
         }
     }
-    if print::json_message(&cx, "spire.api.server.entry.v1.BatchCreateEntryResponse", &response)? {
-        return Ok(());
-    }
-    print_results(&cx, "create", response.results.iter().map(|r| (r.status.as_ref(), r.entry.as_ref())))
+    progress.end();
+    let is_json = print::json_message(&cx, "spire.api.server.entry.v1.BatchCreateEntryResponse", &response)?;
+    ensure!(is_json || all_succeeded, "failed to create one or more entries");
+    Ok(())
 }
 
 async fn update(cx: Context) -> anyhow::Result<()> {
@@ -130,17 +146,30 @@ async fn update(cx: Context) -> anyhow::Result<()> {
         }
         path => entry_file::entries(&cx, path)?,
     };
-    let request = pb::BatchUpdateEntryRequest { entries: entries.clone(), input_mask: None, output_mask: None };
-    let mut response = client.batch_update_entry(request).await.rpc()?;
-    for (result, entry) in response.results.iter_mut().zip(entries) {
-        if !print::is_ok(result.status.as_ref()) {
-            result.entry = Some(entry);
+    let mut progress = Progress::new(&cx, "updated", "entries", entries.len());
+    let mut response = pb::BatchUpdateEntryResponse::default();
+    let mut all_succeeded = true;
+    for batch in batches(entries, Message::encoded_len) {
+        let request = pb::BatchUpdateEntryRequest { entries: batch.clone(), input_mask: None, output_mask: None };
+        let answer = client.batch_update_entry(request).await.rpc();
+        let results = answer.map_err(|error| progress.stopped(error))?.results;
+        let results = results.into_iter().zip(batch).map(|(mut result, entry)| {
+            if !print::is_ok(result.status.as_ref()) {
+                result.entry = Some(entry);
+            }
+            result
+        });
+        let results: Vec<_> = results.collect();
+        let shown = results.iter().map(|r| (r.status.as_ref(), r.entry.as_ref()));
+        all_succeeded &= print_results(&cx, "update", &mut progress, shown);
+        if cx.json() {
+            response.results.extend(results);
         }
     }
-    if print::json_message(&cx, "spire.api.server.entry.v1.BatchUpdateEntryResponse", &response)? {
-        return Ok(());
-    }
-    print_results(&cx, "update", response.results.iter().map(|r| (r.status.as_ref(), r.entry.as_ref())))
+    progress.end();
+    let is_json = print::json_message(&cx, "spire.api.server.entry.v1.BatchUpdateEntryResponse", &response)?;
+    ensure!(is_json || all_succeeded, "failed to update one or more entries");
+    Ok(())
 }
 
 /// The switches only ever turn on, and leave what the entry has besides them.
@@ -196,25 +225,27 @@ fn written(flags: &Flags, node: bool) -> anyhow::Result<types::Entry> {
     })
 }
 
-/// First what went well, on standard output; then what did not, on standard error.
+/// First what went well, on standard output; then what did not, on standard error. Whether all went well. JSON has its
+/// results in one piece at the end instead.
 fn print_results<'a>(
     cx: &Context,
     verb: &str,
+    progress: &mut Progress,
     results: impl Iterator<Item = (Option<&'a types::Status>, Option<&'a types::Entry>)>,
-) -> anyhow::Result<()> {
+) -> bool {
     let (succeeded, failed): (Vec<_>, Vec<_>) = results.partition(|(status, _)| print::is_ok(*status));
-    let shown = |entry: Option<&types::Entry>| print::entry(entry.unwrap_or(&types::Entry::default()));
-    for (_, entry) in succeeded {
-        cx.print(shown(entry));
+    progress.add(succeeded.len(), failed.len());
+    if !cx.json() {
+        progress.clear();
+        let shown = |entry: Option<&types::Entry>| print::entry(entry.unwrap_or(&types::Entry::default()));
+        cx.print(succeeded.iter().map(|(_, entry)| shown(*entry)).collect::<String>());
+        for (status, entry) in &failed {
+            cx.eprintln(format!("Failed to {verb} the following entry ({}):", print::status(*status)));
+            cx.io.err(&shown(*entry));
+        }
     }
-    if failed.is_empty() {
-        return Ok(());
-    }
-    for (status, entry) in failed {
-        cx.eprintln(format!("Failed to {verb} the following entry ({}):", print::status(status)));
-        cx.io.err(&shown(entry));
-    }
-    bail!("failed to {verb} one or more entries")
+    progress.say();
+    failed.is_empty()
 }
 
 fn show_flags(f: &mut FlagSet) {
@@ -303,12 +334,18 @@ async fn fetch(cx: &Context) -> anyhow::Result<pb::ListEntriesResponse> {
         return Ok(pb::ListEntriesResponse { entries: vec![entry], next_page_token: String::new() });
     }
     let filter = filter(flags)?;
-    let mut client = client(cx)?;
+    list(&mut client(cx)?, Some(filter)).await
+}
+
+/// All entries that fit, page by page.
+pub(crate) async fn list(
+    client: &mut EntryClient<Channel>,
+    filter: Option<list_entries_request::Filter>,
+) -> anyhow::Result<pb::ListEntriesResponse> {
     let mut all = pb::ListEntriesResponse::default();
     let mut page_token = String::new();
     loop {
-        let request =
-            pb::ListEntriesRequest { filter: Some(filter.clone()), output_mask: None, page_size: PAGE, page_token };
+        let request = pb::ListEntriesRequest { filter: filter.clone(), output_mask: None, page_size: PAGE, page_token };
         let page = client.list_entries(request).await.rpc().context("error fetching entries")?;
         all.entries.extend(page.entries);
         page_token = page.next_page_token;
@@ -318,7 +355,7 @@ async fn fetch(cx: &Context) -> anyhow::Result<pb::ListEntriesResponse> {
     }
 }
 
-fn compare_entries(a: &types::Entry, b: &types::Entry) -> Ordering {
+pub(crate) fn compare_entries(a: &types::Entry, b: &types::Entry) -> Ordering {
     let names = |id: &Option<types::Spiffeid>| id.clone().map(|id| (id.trust_domain, id.path));
     names(&a.spiffe_id)
         .cmp(&names(&b.spiffe_id))
@@ -331,7 +368,7 @@ fn compare_entries(a: &types::Entry, b: &types::Entry) -> Ordering {
         })
 }
 
-fn compare_selectors(a: &types::Selector, b: &types::Selector) -> Ordering {
+pub(crate) fn compare_selectors(a: &types::Selector, b: &types::Selector) -> Ordering {
     (&a.r#type, &a.value).cmp(&(&b.r#type, &b.value))
 }
 
@@ -369,7 +406,18 @@ async fn delete(cx: Context) -> anyhow::Result<()> {
         ("", id) => vec![id.to_owned()],
         (path, _) => entry_file::ids(&cx, path)?,
     };
-    let response = client(&cx)?.batch_delete_entry(pb::BatchDeleteEntryRequest { ids }).await.rpc()?;
+    let mut client = client(&cx)?;
+    let mut progress = Progress::new(&cx, "deleted", "entries", ids.len());
+    let mut response = pb::BatchDeleteEntryResponse::default();
+    for ids in batches(ids, String::len) {
+        let answer = client.batch_delete_entry(pb::BatchDeleteEntryRequest { ids }).await.rpc();
+        let results = answer.map_err(|error| progress.stopped(error))?.results;
+        let succeeded = results.iter().filter(|r| print::is_ok(r.status.as_ref())).count();
+        progress.add(succeeded, results.len() - succeeded);
+        progress.say();
+        response.results.extend(results);
+    }
+    progress.end();
     if print::json_message(&cx, "spire.api.server.entry.v1.BatchDeleteEntryResponse", &response)? {
         return Ok(());
     }

@@ -2,14 +2,17 @@
 //! and exit codes are SPIRE's; `crates/cli/tests/real_server` compares them with SPIRE's own, command by command.
 
 mod agent;
+pub(crate) mod bulk;
 mod bundle;
-mod entry;
+pub(crate) mod entry;
 mod entry_file;
 mod federation;
 mod gotime;
 mod jwt;
-mod print;
+mod localauthority;
+pub(crate) mod print;
 mod token;
+mod wit;
 mod x509;
 
 use crate::app::Command;
@@ -19,9 +22,9 @@ use finial_core::{SpiffeId, UnixSeconds};
 use finial_proto::types::{self, selector_match};
 
 /// The most that a file given to a command may hold.
-const FILE_BYTES_MAX: u64 = 256 << 20;
+pub(crate) const FILE_BYTES_MAX: u64 = 256 << 20;
 /// The most that one answer may hold. SPIRE's lists come in pages far below it; bundles come as one.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+pub(crate) const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// All of them.
 pub(crate) fn commands() -> Vec<Command> {
@@ -29,7 +32,8 @@ pub(crate) fn commands() -> Vec<Command> {
     all.extend(agent::commands());
     all.extend(bundle::commands());
     all.extend(federation::commands());
-    all.extend([token::GENERATE, x509::MINT, jwt::MINT]);
+    all.extend(localauthority::commands());
+    all.extend([token::GENERATE, x509::MINT, jwt::MINT, wit::MINT]);
     all
 }
 
@@ -39,7 +43,7 @@ fn id(text: &str) -> anyhow::Result<types::Spiffeid> {
 }
 
 /// `type:value`, split at the first colon; what each half may be is for the server to say.
-fn selector(text: &str) -> anyhow::Result<types::Selector> {
+pub(crate) fn selector(text: &str) -> anyhow::Result<types::Selector> {
     let halves =
         text.split_once(':').with_context(|| format!("selector \"{text}\" must be formatted as type:value"))?;
     Ok(types::Selector { r#type: halves.0.into(), value: halves.1.into() })
@@ -88,6 +92,6 @@ fn is_capped(flags: &Flags, ends_at: UnixSeconds) -> bool {
     left_ms < flags.duration_nanos("ttl") / 1_000_000
 }
 
-fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
+pub(crate) fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
     if count == 1 { one } else { many }
 }

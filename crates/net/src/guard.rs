@@ -90,9 +90,18 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Admission<K> {
 
     /// Counts one more, unless a limit is reached.
     pub(crate) fn admit(self: &Arc<Self>, peer: K) -> Option<Admitted> {
+        self.count(peer, self.limits.connections_per_peer)
+    }
+
+    /// Counts one more of a peer that may have as many as there are: it speaks for others.
+    pub(crate) fn admit_proxy(self: &Arc<Self>, peer: K) -> Option<Admitted> {
+        self.count(peer, usize::MAX)
+    }
+
+    fn count(self: &Arc<Self>, peer: K, each: usize) -> Option<Admitted> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let of_peer = open.by_peer.get(&peer).copied().unwrap_or_default();
-        if open.total >= self.limits.connections || of_peer >= self.limits.connections_per_peer {
+        if open.total >= self.limits.connections || of_peer >= each {
             return None;
         }
         open.total += 1;
@@ -254,8 +263,10 @@ mod tests {
     fn places_are_counted_in_all_and_per_peer_and_given_back() {
         let admission = Admission::new(limits(3, 2));
         let first = admission.admit(1).unwrap();
-        let _second = admission.admit(1).unwrap();
+        let second = admission.admit(1).unwrap();
         assert!(admission.admit(1).is_none(), "one peer cannot take all");
+        drop((second, admission.admit_proxy(1).expect("but a proxy can")));
+        let _second = admission.admit(1).unwrap();
         let other = admission.admit(2).unwrap();
         assert!(admission.admit(3).is_none(), "full");
         drop(other);

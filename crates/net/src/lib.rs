@@ -1,7 +1,7 @@
 //! Sockets: listeners that survive whatever connects to them, the identity of local peers, and channels for clients.
 //!
 //! [`unix`] knows which process is at the other end ([`PeerInfo`]) and notices when its pid is reused; [`tls`] runs
-//! handshakes side by side, each with a deadline; [`client`] builds the channels that the agent and the commands use, and [`https`] fetches a document.
+//! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, and [`https`] fetches a document.
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
 //! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer.
@@ -12,6 +12,7 @@ pub mod client;
 mod guard;
 pub mod https;
 mod peer;
+pub mod proxy;
 pub mod tls;
 pub mod unix;
 

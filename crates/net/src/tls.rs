@@ -1,7 +1,8 @@
 //! Listening on TCP with TLS.
 
 use crate::accept::AcceptBackoff;
-use crate::guard::{Admission, Guarded, Limits, delegate_io};
+use crate::guard::{Admission, Admitted, Guarded, Limits, delegate_io};
+use crate::proxy::{TrustedProxies, read_header};
 use finial_runtime::Spawner;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use rustls_pki_types::CertificateDer;
@@ -26,7 +27,7 @@ const FINISHED_MAX: usize = 64;
 /// Who is at the other end of a TLS connection.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {
-    /// Where it connects from.
+    /// Where it connects from; behind a trusted proxy, where the proxy says.
     pub address: SocketAddr,
     /// What it presented, leaf first; empty if nothing. The TLS configuration's verifier has accepted it.
     pub certificates: Arc<[CertificateDer<'static>]>,
@@ -55,6 +56,18 @@ impl TlsIncoming {
         limits: Limits,
         spawner: Spawner,
     ) -> io::Result<Self> {
+        Self::behind(TrustedProxies::default(), listener, config, limits, spawner)
+    }
+
+    /// The same, with clients that may come through `proxies` which say whose connections they pass on. A proxy may have as
+    /// many connections as there are; who stands behind it is counted by its own address.
+    pub fn behind(
+        proxies: TrustedProxies,
+        listener: TcpListener,
+        config: Arc<rustls::ServerConfig>,
+        limits: Limits,
+        spawner: Spawner,
+    ) -> io::Result<Self> {
         let local = listener.local_addr()?;
         let limits = limits.within_files(1);
         let (sender, finished) = mpsc::channel(FINISHED_MAX);
@@ -63,6 +76,7 @@ impl TlsIncoming {
             acceptor: TlsAcceptor::from(config),
             limits,
             admission: Admission::new(limits),
+            proxies,
             spawner,
             sender,
             backoff: AcceptBackoff::default(),
@@ -90,6 +104,7 @@ struct Accept {
     acceptor: TlsAcceptor,
     limits: Limits,
     admission: Arc<Admission<IpAddr>>,
+    proxies: TrustedProxies,
     spawner: Spawner,
     sender: mpsc::Sender<TlsConnection>,
     backoff: AcceptBackoff,
@@ -100,25 +115,30 @@ struct Accept {
 impl Accept {
     async fn take(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         let Some((tcp, address)) = self.backoff.note(accepted).await else { return };
-        let Some(admitted) = self.admission.admit(address.ip()) else {
-            tracing::warn!(%address, "Too many connections; this one was closed");
-            return;
-        };
+        let proxied = self.proxies.includes(address.ip());
+        let admitted =
+            if proxied { self.admission.admit_proxy(address.ip()) } else { self.admission.admit(address.ip()) };
+        let Some(admitted) = admitted else { return warn_full(address) };
         // An agent's calls are small and it waits for each.
         let _ = tcp.set_nodelay(true);
         self.make_room();
         let (acceptor, sender, limits) = (self.acceptor.clone(), self.sender.clone(), self.limits);
+        let admission = proxied.then(|| self.admission.clone());
         let task = self.spawner.spawn("tls-handshake", async move {
-            match tokio::time::timeout(limits.silence, acceptor.accept(tcp)).await {
-                Ok(Ok(tls)) => {
-                    let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
-                    let peer = TlsPeer {
-                        address,
-                        certificates: certificates.iter().map(|c| c.clone().into_owned()).collect(),
-                    };
-                    let stream = Guarded::new(tls, &limits, admitted);
-                    let _ = sender.send(TlsConnection { stream, peer }).await;
-                }
+            let handshake = async {
+                let mut tcp = tcp;
+                let Some((address, admitted)) = look_behind(&mut tcp, address, admitted, admission).await? else {
+                    return Ok(None);
+                };
+                let tls = acceptor.accept(tcp).await?;
+                let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
+                let peer =
+                    TlsPeer { address, certificates: certificates.iter().map(|c| c.clone().into_owned()).collect() };
+                io::Result::Ok(Some(TlsConnection { stream: Guarded::new(tls, &limits, admitted), peer }))
+            };
+            match tokio::time::timeout(limits.silence, handshake).await {
+                Ok(Ok(Some(connection))) => drop(sender.send(connection).await),
+                Ok(Ok(None)) => {}
                 Ok(Err(error)) => tracing::debug!(%address, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%address, "TLS handshake took too long"),
             }
@@ -143,6 +163,28 @@ impl Accept {
             oldest.abort();
         }
     }
+}
+
+/// Who stands behind a trusted proxy (`admission` is there for those), and is counted from now on. Nobody if that one has
+/// enough connections.
+async fn look_behind(
+    tcp: &mut TcpStream,
+    address: SocketAddr,
+    admitted: Admitted,
+    admission: Option<Arc<Admission<IpAddr>>>,
+) -> io::Result<Option<(SocketAddr, Admitted)>> {
+    let Some(admission) = admission else { return Ok(Some((address, admitted))) };
+    let Some(behind) = read_header(tcp).await? else { return Ok(Some((address, admitted))) };
+    drop(admitted);
+    let admitted = admission.admit(behind.ip());
+    if admitted.is_none() {
+        warn_full(behind);
+    }
+    Ok(admitted.map(|admitted| (behind, admitted)))
+}
+
+fn warn_full(address: SocketAddr) {
+    tracing::warn!(%address, "Too many connections; this one was closed");
 }
 
 impl Drop for Accept {

@@ -11,6 +11,7 @@
 mod common;
 
 use common::{Recorder, service, soon};
+use finial_net::proxy::TrustedProxies;
 use finial_net::tls::{self, TlsIncoming};
 use finial_net::{Limits, client};
 use finial_proto::health::HealthCheckRequest;
@@ -66,9 +67,13 @@ struct TestServer {
 }
 
 fn serve(limits: Limits) -> TestServer {
+    serve_behind(TrustedProxies::default(), limits)
+}
+
+fn serve_behind(proxies: TrustedProxies, limits: Limits) -> TestServer {
     let supervisor = Supervisor::default();
     let listener = tls::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let incoming = TlsIncoming::new(listener, server_config(), limits, supervisor.spawner()).unwrap();
+    let incoming = TlsIncoming::behind(proxies, listener, server_config(), limits, supervisor.spawner()).unwrap();
     let address = incoming.local_addr();
     let recorder = Recorder::default();
     let serving = Server::builder().serve_with_incoming(service(&recorder), incoming);
@@ -178,4 +183,60 @@ async fn a_client_tries_the_addresses_of_a_name_and_names_the_failure() {
     let channel = client::tls_channel(&unused.to_string(), client_config(false));
     let status = soon(HealthClient::new(channel).check(HealthCheckRequest::default())).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+}
+
+/// Greets with `header`, then speaks TLS on the same connection and asks for the server's health.
+async fn asks_after(address: SocketAddr, header: Vec<u8>) -> Result<(), tonic::Code> {
+    let connect = move |_: tonic::codegen::http::Uri| {
+        let header = header.clone();
+        async move {
+            let mut tcp = TcpStream::connect(address).await?;
+            tcp.write_all(&header).await?;
+            let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+            let tls = tokio_rustls::TlsConnector::from(client_config(false)).connect(name, tcp).await?;
+            std::io::Result::Ok(hyper_util::rt::TokioIo::new(tls))
+        }
+    };
+    let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+    let Ok(channel) = soon(endpoint.connect_with_connector(tower::service_fn(connect))).await else {
+        return Err(tonic::Code::Unavailable);
+    };
+    soon(HealthClient::new(channel).check(HealthCheckRequest::default())).await.map(drop).map_err(|s| s.code())
+}
+
+#[tokio::test]
+async fn who_stands_behind_a_trusted_proxy_is_known_by_its_own_address() {
+    let limits = Limits { connections_per_peer: 2, ..Limits::default() };
+    let server = serve_behind(TrustedProxies::parse(&["127.0.0.0/8"]).unwrap(), limits);
+    let mut v2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    v2.extend([10, 0, 0, 2, 127, 0, 0, 1, 0, 7, 31, 145]);
+    asks_after(server.address, v2).await.unwrap();
+    for port in 1..4 {
+        let header = format!("PROXY TCP4 10.0.0.{port} 127.0.0.1 {port} 8081\r\n");
+        asks_after(server.address, header.into_bytes()).await.unwrap();
+    }
+    asks_after(server.address, b"PROXY UNKNOWN\r\n".to_vec()).await.unwrap();
+    asks_after(server.address, Vec::new()).await.expect("a proxy's own health check says nothing");
+    let seen: Vec<String> = server.recorder.0.lock().unwrap().tls.iter().map(|p| p.address.to_string()).collect();
+    assert_eq!(seen[..4], ["10.0.0.2:7", "10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"]);
+    assert!(seen[4..].iter().all(|address| address.starts_with("127.0.0.1:")), "{seen:?}");
+
+    for bad in
+        [&b"PROXY TCP4 10.0.0.1 127.0.0.1 1\r\n"[..], b"PROXY nonsense that never ends", b"\r\n\r\n\0\r\nQUIT\nxxxxx"]
+    {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&[bad, &[b'x'; 107]].concat()).await.unwrap();
+        hung_up(stream).await;
+    }
+    server.is_well().await;
+}
+
+/// Else anybody could take any address, and with it another's place under the limits.
+#[tokio::test]
+async fn nobody_else_is_believed() {
+    let server = serve_behind(TrustedProxies::parse(&["10.0.0.0/8"]).unwrap(), Limits::default());
+    let header = b"PROXY TCP4 10.0.0.1 127.0.0.1 1 8081\r\n".to_vec();
+    assert!(asks_after(server.address, header).await.is_err());
+    assert!(server.recorder.0.lock().unwrap().tls.is_empty());
+    server.is_well().await;
 }

@@ -29,7 +29,7 @@ pub use error::AgentError;
 
 use finial_config::{AgentSettings, RebootstrapMode};
 use finial_core::Clock;
-use finial_crypto::tls::{PeerPolicy, ServerAuth, TlsIdentity, client_config};
+use finial_crypto::tls::{KeyExchange, PeerPolicy, ServerAuth, TlsIdentity, client_config_with};
 use finial_net::client::tls_channel;
 use finial_plugin::{AgentNodeAttestor, AgentPlugins};
 use finial_runtime::log::LogHandle;
@@ -81,6 +81,11 @@ impl Context {
     pub(crate) fn server_address(&self) -> String {
         let (host, port) = (&self.settings.server_address, self.settings.server_port);
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// What TLS to the server may agree on.
+    pub(crate) fn key_exchange(&self) -> KeyExchange {
+        KeyExchange::post_quantum(self.settings.require_pq_kem)
     }
 
     fn new(agent: Agent, metrics: Metrics, shutdown: Shutdown) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
@@ -218,7 +223,12 @@ fn server_link(
     identity: Arc<TlsIdentity>,
 ) -> Result<ServerLink, AgentError> {
     let policy = PeerPolicy::Exact(context.settings.trust_domain.server_id());
-    let config = client_config(Some(identity), ServerAuth::Spiffe { bundles: cache, policy }, context.clock.clone());
+    let config = client_config_with(
+        context.key_exchange(),
+        Some(identity),
+        ServerAuth::Spiffe { bundles: cache, policy },
+        context.clock.clone(),
+    );
     let config = Arc::new(config.map_err(|e| AgentError::internal(format!("create server client: {e}")).because(e))?);
     let address = context.server_address();
     Ok(ServerLink::new(move || tls_channel(&address, config.clone())))

@@ -128,6 +128,9 @@ fn an_agent_that_could_not_start_is_not_called_valid() {
     let start = "SPIRE agent configuration file is invalid: no built-in plugin \"docker\" for type \"WorkloadAttestor\" (there is unix; ";
     assert!(stderr.starts_with(start), "{stderr}");
     assert!(stderr.contains(&format!("\n  at {}:12:", file.display())), "{stderr}");
-    let (exit, _, stderr) = config("unix", "experimental { require_pq_kem = true }");
-    assert!(exit == 1 && stderr.contains("require_pq_kem is not supported yet"), "{stderr}");
+    let (exit, _, stderr) = config("unix", "disable_workload_api = true");
+    assert!(
+        exit == 1 && stderr.contains("disable_workload_api without disable_sds_api is not supported yet"),
+        "{stderr}"
+    );
 }

@@ -7,6 +7,7 @@ use arc_swap::ArcSwapOption;
 use finial_core::{Clock, SpiffeId, TrustDomain, UnixSeconds};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -14,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
-    SignatureScheme,
+    SignatureScheme, SupportedProtocolVersion,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::sync::{Arc, OnceLock};
@@ -175,6 +176,43 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
 }
 
+/// Which key exchanges a connection may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyExchange {
+    /// The usual ones, post-quantum first.
+    #[default]
+    Any,
+    /// Only those that withstand a quantum computer, in TLS 1.3: X25519MLKEM768 and SecP256r1MLKEM768 (`require_pq_kem`).
+    PostQuantum,
+}
+
+impl KeyExchange {
+    /// As the setting `require_pq_kem` has it.
+    pub fn post_quantum(required: bool) -> Self {
+        if required { Self::PostQuantum } else { Self::Any }
+    }
+
+    pub(crate) fn provider(self) -> Arc<CryptoProvider> {
+        static POST_QUANTUM: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+        let post_quantum = || {
+            let kx_groups = vec![kx_group::X25519MLKEM768, kx_group::SECP256R1MLKEM768];
+            Arc::new(CryptoProvider { kx_groups, ..rustls::crypto::aws_lc_rs::default_provider() })
+        };
+        match self {
+            Self::Any => provider(),
+            Self::PostQuantum => POST_QUANTUM.get_or_init(post_quantum).clone(),
+        }
+    }
+
+    pub(crate) fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        static ALL: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS13, &rustls::version::TLS12];
+        match self {
+            Self::Any => &ALL,
+            Self::PostQuantum => ALL.split_at(1).0,
+        }
+    }
+}
+
 /// rustls asks for the time through this.
 pub(crate) struct Time(pub(crate) Arc<dyn Clock>);
 
@@ -203,8 +241,18 @@ pub fn server_config(
     clients: Option<ClientAuth>,
     clock: Arc<dyn Clock>,
 ) -> Result<ServerConfig, Error> {
-    let builder = ServerConfig::builder_with_details(provider(), Arc::new(Time(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    server_config_with(KeyExchange::Any, identity, clients, clock)
+}
+
+/// As [`server_config`], with a choice of key exchanges.
+pub fn server_config_with(
+    exchange: KeyExchange,
+    identity: Arc<dyn ResolvesServerCert>,
+    clients: Option<ClientAuth>,
+    clock: Arc<dyn Clock>,
+) -> Result<ServerConfig, Error> {
+    let builder = ServerConfig::builder_with_details(exchange.provider(), Arc::new(Time(clock)))
+        .with_protocol_versions(exchange.versions())?;
     let builder = match clients {
         Some(auth) => builder.with_client_cert_verifier(Arc::new(ClientVerifier(auth))),
         None => builder.with_no_client_auth(),
@@ -223,8 +271,18 @@ pub fn client_config(
     server: ServerAuth,
     clock: Arc<dyn Clock>,
 ) -> Result<ClientConfig, Error> {
-    let builder = ClientConfig::builder_with_details(provider(), Arc::new(Time(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+    client_config_with(KeyExchange::Any, identity, server, clock)
+}
+
+/// As [`client_config`], with a choice of key exchanges.
+pub fn client_config_with(
+    exchange: KeyExchange,
+    identity: Option<Arc<dyn ResolvesClientCert>>,
+    server: ServerAuth,
+    clock: Arc<dyn Clock>,
+) -> Result<ClientConfig, Error> {
+    let builder = ClientConfig::builder_with_details(exchange.provider(), Arc::new(Time(clock)))
+        .with_protocol_versions(exchange.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ServerVerifier(server)));
     let mut config = match identity {

@@ -1,6 +1,6 @@
 //! TLS to servers of the web: verified by roots of the web and by name.
 
-use crate::tls::{Time, provider};
+use crate::tls::{KeyExchange, Time};
 use crate::x509::Certificate;
 use finial_core::{Clock, SpiffeId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -33,11 +33,20 @@ impl NotWebButSpiffe {
 
 /// A client's configuration for the web: TLS 1.2 and 1.3, no client certificate, no resumption, and no ALPN.
 pub fn web_client_config(roots: RootCertStore, clock: Arc<dyn Clock>) -> Result<ClientConfig, Error> {
-    let provider = provider();
+    web_client_config_with(KeyExchange::Any, roots, clock)
+}
+
+/// As [`web_client_config`], with a choice of key exchanges.
+pub fn web_client_config_with(
+    exchange: KeyExchange,
+    roots: RootCertStore,
+    clock: Arc<dyn Clock>,
+) -> Result<ClientConfig, Error> {
+    let provider = exchange.provider();
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
     let inner = inner.map_err(|e| Error::General(format!("this machine has no usable web roots: {e}")))?;
     let mut config = ClientConfig::builder_with_details(provider, Arc::new(Time(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_protocol_versions(exchange.versions())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(WebVerifier(inner)))
         .with_no_client_auth();

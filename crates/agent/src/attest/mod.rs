@@ -6,7 +6,7 @@ use crate::Context;
 use crate::error::{AgentError, ServerError, Verdict};
 use crate::svid::{AgentKey, AgentSvid};
 use finial_core::{Bundle, ErrorKind, X509Authority};
-use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, client_config};
+use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, client_config_with};
 use finial_crypto::{Certificate, TrustRoots};
 use finial_net::client::tls_channel;
 use finial_plugin::{AgentNodeAttestor, AttestSession, PluginError, PluginKind};
@@ -222,7 +222,7 @@ fn bootstrap_channel(context: &Context, roots: Option<&[Arc<[u8]>]>) -> Result<C
             ServerAuth::Spiffe { bundles, policy: PeerPolicy::Exact(expected) }
         }
     };
-    let config = client_config(None, server, context.clock.clone());
+    let config = client_config_with(context.key_exchange(), None, server, context.clock.clone());
     let config = config.map_err(|e| AgentError::internal(format!("create attestation client: {e}")).because(e))?;
     Ok(tls_channel(&context.server_address(), Arc::new(config)))
 }
@@ -235,7 +235,8 @@ pub(crate) async fn reattest(
 ) -> Result<AgentSvid, AgentError> {
     tracing::debug!(subsystem_name = SUBSYSTEM, "Reattesting node");
     let policy = PeerPolicy::Exact(context.settings.trust_domain.server_id());
-    let config = client_config(None, ServerAuth::Spiffe { bundles, policy }, context.clock.clone());
+    let config =
+        client_config_with(context.key_exchange(), None, ServerAuth::Spiffe { bundles, policy }, context.clock.clone());
     let config = config.map_err(|e| AgentError::internal(format!("create attestation client: {e}")).because(e))?;
     let channel = tls_channel(&context.server_address(), Arc::new(config));
     let key = AgentKey::generate(context.plugins.key_manager.as_ref(), Some(&current.key)).await?;

@@ -164,7 +164,6 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
 /// would leave nothing to do, and else said.
 fn check_supported(settings: &AgentSettings) -> Result<(), String> {
     let refused = [
-        ("experimental.require_pq_kem", settings.require_pq_kem),
         ("experimental.broker", settings.broker.is_some()),
         ("disable_workload_api without disable_sds_api", settings.disable_workload_api && !settings.disable_sds_api),
     ];

@@ -504,10 +504,14 @@ async fn delete(
 }
 
 fn from_row(row: &Row) -> Result<(i64, Bundle), StoreError> {
-    let (id, name) = (row.int(0)?, row.text(1)?);
+    Ok((row.int(0)?, from_blob(row.str(1)?, row.blob(2)?)?))
+}
+
+/// A bundle from its trust domain's ID and its data.
+pub(crate) fn from_blob(name: &str, data: &[u8]) -> Result<Bundle, StoreError> {
     let bad = |cause: String| StoreError::BadRow { what: format!("bundle of {name:?}"), cause };
-    let blob = pb::Bundle::decode(row.blob(2)?).map_err(|e| bad(e.to_string()))?;
-    let trust_domain = TrustDomain::parse(&name).map_err(|e| bad(e.to_string()))?;
+    let blob = pb::Bundle::decode(data).map_err(|e| bad(e.to_string()))?;
+    let trust_domain = TrustDomain::parse(name).map_err(|e| bad(e.to_string()))?;
     let keys = |keys: Vec<pb::PublicKey>| -> Vec<JwtAuthority> {
         let key = |key: pb::PublicKey| JwtAuthority {
             key_id: key.kid,
@@ -518,15 +522,14 @@ fn from_row(row: &Row) -> Result<(i64, Bundle), StoreError> {
         keys.into_iter().map(key).collect()
     };
     let root = |root: pb::Certificate| X509Authority { der: root.der_bytes.as_ref().into(), tainted: root.tainted_key };
-    let bundle = Bundle {
+    Ok(Bundle {
         trust_domain,
         x509_authorities: blob.root_cas.into_iter().map(root).collect(),
         jwt_authorities: keys(blob.jwt_signing_keys),
         wit_authorities: keys(blob.wit_signing_keys),
         refresh_hint: blob.refresh_hint,
         sequence_number: blob.sequence_number,
-    };
-    Ok((id, bundle))
+    })
 }
 
 fn to_blob(bundle: &Bundle) -> Vec<u8> {

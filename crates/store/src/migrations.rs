@@ -44,7 +44,7 @@ pub(crate) async fn run(store: &Store, disabled: bool) -> Result<(), StoreError>
 
 /// Whether our own index is to be looked for.
 async fn bring_up(conn: &mut Conn, disabled: bool, now: Moment) -> Result<bool, StoreError> {
-    let Some(found) = stated(conn).await? else { return create(conn, now).await.map(|()| false) };
+    let Some(found) = stated(conn).await? else { return create(conn, now).await };
     if found.version == VERSION {
         let (major, minor, patch) = found.code;
         tracing::debug!(
@@ -95,7 +95,7 @@ async fn unlock(conn: &mut Conn) {
     }
 }
 
-async fn create(conn: &mut Conn, now: Moment) -> Result<(), StoreError> {
+async fn create(conn: &mut Conn, now: Moment) -> Result<bool, StoreError> {
     tracing::info!(subsystem_name = "sql", "Initializing new database");
     let mut all = statements(conn.dialect());
     if conn.dialect() != Dialect::MySql {
@@ -105,7 +105,7 @@ async fn create(conn: &mut Conn, now: Moment) -> Result<(), StoreError> {
     conn.run(all.join(";")).await?;
     let row = Query::new("INSERT INTO migrations (created_at, updated_at, version, code_version) VALUES (?, ?, ?, ?)");
     conn.execute(row.bind(now).bind(now).bind(VERSION).bind(CODE_VERSION)).await?;
-    Ok(())
+    Ok(conn.dialect() == Dialect::MySql)
 }
 
 async fn migrate(conn: &mut Conn, from: i64, now: Moment) -> Result<(), StoreError> {

@@ -31,6 +31,12 @@ struct Inner {
     _lock: Option<File>,
 }
 
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("dialect", &self.dialect()).finish_non_exhaustive()
+    }
+}
+
 impl Store {
     /// Opens (and, if new, creates) the database, takes its lock for the life of this handle, and migrates the schema.
     pub async fn open(settings: StoreSettings, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
@@ -86,6 +92,11 @@ impl Store {
     /// Which database it is.
     pub(crate) fn dialect(&self) -> Dialect {
         self.inner.connections.dialect()
+    }
+
+    /// How connections are made, and what their errors mean.
+    pub(crate) fn connector(&self) -> &Connector {
+        self.inner.connections.connector()
     }
 
     /// Begins a writing transaction. End it with [`Store::finish`]; dropped, it is rolled back.

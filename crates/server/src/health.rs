@@ -1,6 +1,7 @@
 //! What the server says of its parts on `/live` and `/ready`, under SPIRE's names and with SPIRE's details.
 
 use crate::authority::RotationHealth;
+use crate::follow::Link;
 use crate::issue::Issuer;
 use crate::publish::BundleFeed;
 use finial_runtime::BoxError;
@@ -50,13 +51,19 @@ impl Check for RotatorCheck {
     }
 }
 
-/// `catalog.datastore`: the datastore answers.
-struct DatastoreCheck(Store);
+/// `catalog.datastore`: the datastore answers. One that is followed is no reason to stop a server or to send nobody to it:
+/// it goes on without, so that only the details tell.
+struct DatastoreCheck(Store, Arc<Link>);
 
 #[async_trait::async_trait]
 impl Check for DatastoreCheck {
     async fn check(&self) -> State {
-        state("list_bundle_err", self.0.count_bundles().await.err().map(|e| e.to_string()))
+        const KEY: &str = "list_bundle_err";
+        if self.1.is_followed() {
+            let told = state(KEY, self.1.refusal().map(|e| e.to_string()));
+            return State { live: true, ready: true, ..told };
+        }
+        state(KEY, self.0.count_bundles().await.err().map(|e| e.to_string()))
     }
 }
 
@@ -67,11 +74,12 @@ pub fn register(
     issuer: Arc<Issuer>,
     rotation: RotationHealth,
     store: Store,
+    link: Arc<Link>,
 ) -> Result<(), BoxError> {
     health.add("server", Arc::new(ServerCheck(feed)))?;
     health.add("server.ca", Arc::new(CaCheck(issuer)))?;
     health.add("server.ca.rotator", Arc::new(RotatorCheck(rotation)))?;
-    health.add("catalog.datastore", Arc::new(DatastoreCheck(store)))
+    health.add("catalog.datastore", Arc::new(DatastoreCheck(store, link)))
 }
 
 #[cfg(test)]
@@ -101,7 +109,7 @@ mod tests {
             ServerCheck(process.feed).check().await,
             ca.check().await,
             rotator.check().await,
-            DatastoreCheck(store).check().await,
+            DatastoreCheck(store, Arc::default()).check().await,
         ] {
             assert_eq!((well.live, well.ready, well.live_details), (true, true, serde_json::json!({})));
         }

@@ -5,7 +5,7 @@ use finial_core::{AgentRecord, Entry, EntryId, ManualClock, Selector, SelectorSe
 use finial_runtime::Supervisor;
 use finial_server::entries::{Entries, Turn};
 use finial_server::nodes::Nodes;
-use finial_store::{AgentUpdate, EntryUpdate, Store, StoreSettings};
+use finial_store::{EntryUpdate, Store, StoreSettings};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,11 +91,6 @@ fn record(n: u8, serial: u8) -> AgentRecord {
 
 /// Failures are fine here (no such entry, banned); being out of step is not.
 async fn apply(change: Change, entries: Arc<Entries>, nodes: Arc<Nodes>) {
-    let renewed = |serial: u8| AgentUpdate {
-        new_serial_number: Some(format!("{}", 200 + serial)),
-        new_expires_at: Some(2_000_000_000),
-        ..AgentUpdate::default()
-    };
     match change {
         Change::Create(n, agent, selector) => drop(entries.create(vec![entry(n, agent, selector)]).await),
         Change::Reparent(n, agent) => {
@@ -104,7 +99,7 @@ async fn apply(change: Change, entries: Arc<Entries>, nodes: Arc<Nodes>) {
         }
         Change::Delete(n) => drop(entries.delete(vec![EntryId::parse(&format!("e{n}")).unwrap()]).await),
         Change::Attest(n, serial) => drop(nodes.attest(record(n, serial)).await),
-        Change::Renew(n, serial) => drop(nodes.update(agent_id(n), renewed(serial)).await),
+        Change::Renew(n, serial) => drop(nodes.renew(&agent_id(n), format!("{}", 200 + serial), 2_000_000_000).await),
         Change::Promote(n, serial) => drop(nodes.promote(&agent_id(n), &format!("{}", 200 + serial)).await),
         Change::Ban(n) => drop(nodes.ban(agent_id(n)).await),
         Change::Evict(n) => drop(nodes.delete(agent_id(n)).await),
@@ -121,7 +116,7 @@ fn view(entries: &Entries, nodes: &Nodes) -> Vec<String> {
         found.sort();
         seen.append(&mut found);
         for serial in (100..104).chain(200..204) {
-            seen.push(format!("{agent} {serial} {:?}", nodes.standing(&agent, &serial.to_string())));
+            seen.push(format!("{agent} {serial} {:?}", nodes.standing(&agent, &serial.to_string(), &[])));
         }
         seen.push(format!("{agent} {:?} {have:?}", nodes.can_reattest(&agent)));
     }

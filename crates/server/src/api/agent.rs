@@ -6,6 +6,7 @@ use super::{
 };
 use crate::authz::{Call, Permit, method};
 use crate::issue::IssuedX509;
+use crate::nodes::Renewal;
 use finial_core::{AgentRecord, Entry, ErrorKind, JoinToken, Selector, SelectorSet, SpiffeId, UnixSeconds};
 use finial_crypto::{Csr, PublicKey, sha256_hex};
 use finial_proto::convert::{agent_to_proto, id_to_proto, mask_agent, match_behavior, permission_denied};
@@ -151,8 +152,23 @@ impl Api {
     fn changed(&self, call: &Call, result: Result<(), StoreError>, message: &str) -> Result<(), Status> {
         result.map_err(|error| match error {
             StoreError::NotFound => call.fail(ErrorKind::NotFound, "agent not found"),
-            error => call.fail_with(ErrorKind::Internal, message, error),
+            error => store_failed(call, message, &error),
         })
+    }
+
+    /// While the datastore is away, an SVID is given out that says itself which one it follows.
+    async fn renew_without_datastore(
+        &self,
+        call: &Call,
+        id: &SpiffeId,
+        key: &PublicKey,
+    ) -> Result<Option<IssuedX509>, Status> {
+        let Some(follows) = self.nodes.serials(id) else { return Ok(None) };
+        let Some(current) = follows.first() else { return Ok(None) };
+        let signed = self.issuer.agent_x509_svid_following(id, key, current).await;
+        let svid = signed.map_err(|e| call.fail_with(ErrorKind::Internal, "failed to sign X509 SVID", e))?;
+        let noted = self.nodes.renew_without_datastore(id, follows, &svid.serial.to_string(), svid.not_after);
+        Ok(noted.then_some(svid))
     }
 
     /// The key of an agent's CSR. SPIRE only parses such CSRs; we verify the signature too, as agents of SPIRE do sign them.
@@ -193,13 +209,13 @@ impl Api {
         }
         let key = self.agent_key(&permit, csr)?;
         let svid = self.sign_agent(&permit, id, &key).await?;
-        let update = AgentUpdate {
-            new_serial_number: Some(svid.serial.to_string()),
-            new_expires_at: Some(svid.not_after),
-            ..AgentUpdate::default()
+        let svid = match self.nodes.renew(id, svid.serial.to_string(), svid.not_after).await {
+            Ok(Renewal::Stored) => Some(svid),
+            Ok(Renewal::Superseded) => None,
+            Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, &key).await?,
+            Err(error) => return Err(store_failed(&permit, "failed to update agent", &error)),
         };
-        let updated = self.nodes.update(id.clone(), update).await;
-        self.changed(&permit, updated, "failed to update agent")?;
+        let svid = svid.ok_or_else(|| permit.fail(ErrorKind::NotFound, "agent not found"))?;
         permit.audit();
         Ok(pb::RenewAgentResponse { svid: Some(svid_to_proto(id, &svid)) })
     }
@@ -260,8 +276,10 @@ impl Api {
         let token = JoinToken { token, expires_at: self.clock.now() + i64::from(request.ttl) };
         let created = self.entries.create_join_token(token.clone(), alias).await;
         created.map_err(|e| {
-            let kind =
-                if e.kind() == ErrorKind::AlreadyExists { ErrorKind::AlreadyExists } else { ErrorKind::Internal };
+            let kind = match e.kind() {
+                kind @ (ErrorKind::AlreadyExists | ErrorKind::Unavailable) => kind,
+                _ => ErrorKind::Internal,
+            };
             permit.fail_with(kind, "failed to create token", e)
         })?;
         permit.audit();

@@ -7,7 +7,6 @@ use crate::authz::{Permit, method};
 use crate::entries::Indexed;
 use finial_proto::server::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
 use finial_proto::types;
-use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
 
@@ -71,16 +70,16 @@ impl Api {
     }
 }
 
-fn full(page: &[Arc<Indexed>], mask: Option<&types::EntryMask>, more: bool) -> SyncAuthorizedEntriesResponse {
+fn full(page: &[Indexed], mask: Option<&types::EntryMask>, more: bool) -> SyncAuthorizedEntriesResponse {
     let entries = page.iter().map(|entry| masked(entry.to_proto(), mask)).collect();
     SyncAuthorizedEntriesResponse { entries, more, ..Default::default() }
 }
 
-fn sparse(page: &[Arc<Indexed>], more: bool) -> SyncAuthorizedEntriesResponse {
-    let revision = |entry: &Arc<Indexed>| EntryRevision {
+fn sparse(page: &[Indexed], more: bool) -> SyncAuthorizedEntriesResponse {
+    let revision = |entry: &Indexed| EntryRevision {
         id: entry.id().to_owned(),
-        revision_number: entry.revision_number,
-        created_at: entry.created_at,
+        revision_number: entry.revision_number(),
+        created_at: entry.created_at(),
     };
     SyncAuthorizedEntriesResponse { entry_revisions: page.iter().map(revision).collect(), more, ..Default::default() }
 }

@@ -1,159 +1,148 @@
 //! The in-memory index of registration entries: what each agent may have, and who is an admin, without a query.
 //!
-//! Each entry is kept once, in its protobuf form (about 150 bytes), with the three texts that lookups need found by their
-//! position in it: 100,000 entries stay below 30 MB. The maps hold shared pointers only.
+//! An entry lies once in memory, in its protobuf form; all else is a number of four bytes: its slot. Tables find the slot
+//! by ID, and the first slot of those that share a path or a parent; slots of one path, or of one parent, are linked.
+//! A million entries of usual size take about 300 MB.
 
+use super::Indexed;
 use finial_core::{Entry, EntryId, Selector, SelectorSet, SpiffeId, TrustDomain};
-use finial_proto::types;
-use prost::Message;
-use std::borrow::Borrow;
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
-use std::ops::Range;
-use std::sync::Arc;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Bound;
 
-/// Children of the server are node aliases: they name groups of agents and are never handed out themselves.
-const SERVER_PATH: &str = "/spire/server";
+/// Where an entry is.
+type SlotId = u32;
+const NONE: SlotId = SlotId::MAX;
 
-/// One entry, immutable; an update makes a new one.
-pub struct Indexed {
-    /// `spire.api.types.Entry`.
-    encoded: Box<[u8]>,
-    id: Range<u16>,
-    path: Range<u16>,
-    parent: Range<u16>,
-    /// As in the entry.
-    pub admin: bool,
-    /// As in the entry.
-    pub downstream: bool,
-    /// As in the entry.
-    pub revision_number: i64,
-    /// As in the entry, unix seconds.
-    pub created_at: i64,
+/// Neighbours in a chain.
+#[derive(Clone, Copy)]
+struct Link {
+    before: SlotId,
+    after: SlotId,
 }
 
-impl Indexed {
-    fn new(entry: &Entry) -> Self {
-        let encoded = finial_proto::convert::entry_to_proto(entry).encode_to_vec().into_boxed_slice();
-        let (id, path, parent) = spans(&encoded).unwrap_or_default();
-        Self {
-            encoded,
-            id,
-            path,
-            parent,
-            admin: entry.admin,
-            downstream: entry.downstream,
-            revision_number: entry.revision_number,
-            created_at: entry.created_at,
-        }
+const ALONE: Link = Link { before: NONE, after: NONE };
+
+struct Slot {
+    /// Empty in slots that are free.
+    entry: Option<Indexed>,
+    /// Those that give the same path.
+    same_path: Link,
+    /// Those below the same parent.
+    same_parent: Link,
+}
+
+/// What slots are found by.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    Id,
+    Path,
+    Parent,
+}
+
+/// The entries, by slot.
+#[derive(Default)]
+struct Slots(Vec<Slot>);
+
+impl Slots {
+    fn entry(&self, slot: SlotId) -> Option<&Indexed> {
+        self.0.get(slot as usize).and_then(|s| s.entry.as_ref())
     }
 
-    fn text(&self, span: &Range<u16>) -> &str {
-        let bytes = self.encoded.get(usize::from(span.start)..usize::from(span.end));
-        bytes.and_then(|b| std::str::from_utf8(b).ok()).unwrap_or_default()
+    fn key(&self, by: By, slot: SlotId) -> &str {
+        self.entry(slot).map_or("", |entry| match by {
+            By::Id => entry.id(),
+            By::Path => entry.path(),
+            By::Parent => entry.parent_path(),
+        })
     }
 
-    /// The entry's ID.
-    pub fn id(&self) -> &str {
-        self.text(&self.id)
+    fn link(&self, by: By, slot: SlotId) -> Link {
+        self.0.get(slot as usize).map_or(ALONE, |s| if by == By::Path { s.same_path } else { s.same_parent })
     }
 
-    /// The path of its SPIFFE ID.
-    pub fn path(&self) -> &str {
-        self.text(&self.path)
-    }
-
-    /// The path of its parent's ID.
-    pub fn parent_path(&self) -> &str {
-        self.text(&self.parent)
-    }
-
-    /// The whole entry as the API has it.
-    pub fn to_proto(&self) -> types::Entry {
-        types::Entry::decode(&*self.encoded).unwrap_or_default()
+    fn link_mut(&mut self, by: By, slot: SlotId) -> Option<&mut Link> {
+        let slot = self.0.get_mut(slot as usize)?;
+        Some(if by == By::Path { &mut slot.same_path } else { &mut slot.same_parent })
     }
 }
 
-/// Where ID, path and parent path lie in an encoded entry: fields 1, 2.2 and 3.2, which come first and in order. IDs are at
-/// most 255 bytes and SPIFFE IDs 2048, so that all of it lies below 64 KiB.
-fn spans(encoded: &[u8]) -> Option<(Range<u16>, Range<u16>, Range<u16>)> {
-    let mut at = 0;
-    let id = field(encoded, &mut at, 1)?;
-    let mut spiffe_id = field(encoded, &mut at, 2)?;
-    let mut parent_id = field(encoded, &mut at, 3)?;
-    let path = |outer: &mut Range<usize>| {
-        field(encoded, &mut outer.start, 1)?;
-        field(encoded, &mut outer.start, 2)
-    };
-    let (path, parent) = (path(&mut spiffe_id)?, path(&mut parent_id)?);
-    let narrow = |r: Range<usize>| Some(u16::try_from(r.start).ok()?..u16::try_from(r.end).ok()?);
-    Some((narrow(id)?, narrow(path)?, narrow(parent)?))
+/// Chains of slots that share a key; the table knows the first of each.
+struct Chains {
+    by: By,
+    first: HashTable<SlotId>,
 }
 
-/// The content of the length-delimited field `number` that begins at `at`, which then points behind it.
-fn field(bytes: &[u8], at: &mut usize, number: u8) -> Option<Range<usize>> {
-    if *bytes.get(*at)? != number << 3 | 2 {
-        return None;
+impl Chains {
+    fn new(by: By) -> Self {
+        Self { by, first: HashTable::new() }
     }
-    let mut rest = bytes.get(*at + 1..)?;
-    let before = rest.len();
-    let len = usize::try_from(prost::encoding::decode_varint(&mut rest).ok()?).ok()?;
-    let start = *at + 1 + (before - rest.len());
-    *at = start.checked_add(len)?;
-    Some(start..*at)
-}
 
-/// Orders and hashes an entry as its ID.
-struct ById(Arc<Indexed>);
-/// Hashes an entry as its path.
-struct ByPath(Arc<Indexed>);
+    fn head(&self, slots: &Slots, hasher: &RandomState, key: &str) -> SlotId {
+        let found = self.first.find(hasher.hash_one(key), |slot| slots.key(self.by, *slot) == key);
+        found.copied().unwrap_or(NONE)
+    }
 
-macro_rules! keyed {
-    ($type:ident by $key:ident) => {
-        impl Borrow<str> for $type {
-            fn borrow(&self) -> &str {
-                self.0.$key()
+    /// Puts the slot at the head of its chain.
+    fn insert(&mut self, slots: &mut Slots, hasher: &RandomState, slot: SlotId) {
+        let by = self.by;
+        let key = slots.key(by, slot);
+        let rehash = |slot: &SlotId| hasher.hash_one(slots.key(by, *slot));
+        let place = self.first.entry(hasher.hash_one(key), |other| slots.key(by, *other) == key, rehash);
+        let after = match place {
+            Place::Occupied(mut head) => std::mem::replace(head.get_mut(), slot),
+            Place::Vacant(place) => {
+                place.insert(slot);
+                NONE
+            }
+        };
+        if let Some(link) = slots.link_mut(by, slot) {
+            *link = Link { before: NONE, after };
+        }
+        if let Some(link) = slots.link_mut(by, after) {
+            link.before = slot;
+        }
+    }
+
+    fn remove(&mut self, slots: &mut Slots, hasher: &RandomState, slot: SlotId) {
+        let Link { before, after } = slots.link(self.by, slot);
+        if let Some(link) = slots.link_mut(self.by, after) {
+            link.before = before;
+        }
+        if let Some(link) = slots.link_mut(self.by, before) {
+            link.after = after;
+            return;
+        }
+        let hash = hasher.hash_one(slots.key(self.by, slot));
+        if let Ok(mut head) = self.first.find_entry(hash, |other| *other == slot) {
+            if after == NONE {
+                head.remove();
+            } else {
+                *head.get_mut() = after;
             }
         }
-        impl PartialEq for $type {
-            fn eq(&self, other: &Self) -> bool {
-                self.0.$key() == other.0.$key()
-            }
-        }
-        impl Eq for $type {}
-        impl PartialOrd for $type {
-            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-                Some(self.cmp(other))
-            }
-        }
-        impl Ord for $type {
-            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-                self.0.$key().cmp(other.0.$key())
-            }
-        }
-        impl Hash for $type {
-            fn hash<H: Hasher>(&self, state: &mut H) {
-                self.0.$key().hash(state);
-            }
-        }
-    };
+    }
 }
-keyed!(ById by id);
-keyed!(ByPath by path);
 
 struct Alias {
-    entry: Arc<Indexed>,
+    slot: SlotId,
     selectors: SelectorSet,
 }
 
-/// The maps. Only entries whose parent and ID lie in the own trust domain are kept: others can reach nobody.
+/// The tables. Of entries in other trust domains only ID and row are known: they are listed, and reach nobody.
 pub struct Index {
     trust_domain: TrustDomain,
-    by_id: HashSet<ById>,
-    /// All entries that give a path; the first is the key, so that the usual single one costs no vector.
-    by_path: HashMap<ByPath, Vec<Arc<Indexed>>>,
+    hasher: RandomState,
+    slots: Slots,
+    free: Vec<SlotId>,
+    by_id: HashTable<SlotId>,
+    by_path: Chains,
     /// By parent path; without the children of the server.
-    children: HashMap<Box<str>, BTreeSet<ById>>,
+    children: Chains,
+    /// By row ID, which is the order of lists.
+    by_row: BTreeMap<i64, SlotId>,
     /// Each alias once, under that of its selectors which the fewest share: an agent with all of them has that one.
     aliases: HashMap<Selector, Vec<Alias>>,
 }
@@ -163,9 +152,13 @@ impl Index {
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
-            by_id: HashSet::new(),
-            by_path: HashMap::new(),
-            children: HashMap::new(),
+            hasher: RandomState::new(),
+            slots: Slots::default(),
+            free: Vec::new(),
+            by_id: HashTable::new(),
+            by_path: Chains::new(By::Path),
+            children: Chains::new(By::Parent),
+            by_row: BTreeMap::new(),
             aliases: HashMap::new(),
         }
     }
@@ -180,94 +173,160 @@ impl Index {
         self.by_id.is_empty()
     }
 
-    /// Adds an entry, or replaces the one with its ID.
-    pub fn put(&mut self, entry: &Entry) {
-        self.remove(entry.id.as_str());
-        if !entry.spiffe_id.is_member_of(&self.trust_domain) || !entry.parent_id.is_member_of(&self.trust_domain) {
+    /// The trust domain whose entries these are.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    fn slot(&self, id: &str) -> Option<SlotId> {
+        self.by_id.find(self.hasher.hash_one(id), |slot| self.slots.key(By::Id, *slot) == id).copied()
+    }
+
+    /// The entry with this ID.
+    pub fn get(&self, id: &str) -> Option<&Indexed> {
+        self.slots.entry(self.slot(id)?)
+    }
+
+    /// Whether an entry with this ID is known.
+    pub fn contains(&self, id: &EntryId) -> bool {
+        self.slot(id.as_str()).is_some()
+    }
+
+    /// Adds an entry, or replaces the one with its ID. `row` is its row ID; 0 when not known, and then that of the entry
+    /// it replaces holds.
+    pub fn put(&mut self, entry: &Entry, row: i64) {
+        let known = if row == 0 { self.get(entry.id.as_str()).map_or(0, Indexed::row) } else { row };
+        self.insert(Indexed::new(entry, known, &self.trust_domain));
+    }
+
+    /// The same for an entry in its form for memory.
+    pub(crate) fn insert(&mut self, entry: Indexed) {
+        self.remove(entry.id());
+        let (row, is_foreign) = (entry.row(), entry.is_foreign());
+        let alias = entry.is_alias().then(|| selectors_of(&entry));
+        let filled = Slot { entry: Some(entry), same_path: ALONE, same_parent: ALONE };
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                if let Some(place) = self.slots.0.get_mut(slot as usize) {
+                    *place = filled;
+                }
+                slot
+            }
+            None => {
+                self.slots.0.push(filled);
+                // Four billion entries do not fit into memory.
+                SlotId::try_from(self.slots.0.len() - 1).unwrap_or(NONE)
+            }
+        };
+        let hash = |slot: &SlotId| self.hasher.hash_one(self.slots.key(By::Id, *slot));
+        self.by_id.insert_unique(hash(&slot), slot, hash);
+        if row != 0 {
+            self.by_row.insert(row, slot);
+        }
+        if is_foreign {
             return;
         }
-        let indexed = Arc::new(Indexed::new(entry));
-        if indexed.parent_path() == SERVER_PATH {
-            let rarest = entry.selectors.iter().min_by_key(|s| self.aliases.get(s).map_or(0, Vec::len));
-            if let Some(selector) = rarest {
-                let alias = Alias { entry: indexed.clone(), selectors: entry.selectors.clone() };
-                self.aliases.entry(selector.clone()).or_default().push(alias);
+        self.by_path.insert(&mut self.slots, &self.hasher, slot);
+        match alias {
+            None => self.children.insert(&mut self.slots, &self.hasher, slot),
+            Some(selectors) => {
+                let rarest = selectors.iter().min_by_key(|s| self.aliases.get(s).map_or(0, Vec::len)).cloned();
+                if let Some(selector) = rarest {
+                    self.aliases.entry(selector).or_default().push(Alias { slot, selectors });
+                }
             }
-        } else if let Some(siblings) = self.children.get_mut(indexed.parent_path()) {
-            siblings.insert(ById(indexed.clone()));
-        } else {
-            let parent = indexed.parent_path().into();
-            self.children.insert(parent, BTreeSet::from([ById(indexed.clone())]));
         }
-        if let Some(more) = self.by_path.get_mut(indexed.path()) {
-            more.push(indexed.clone());
-        } else {
-            self.by_path.insert(ByPath(indexed.clone()), Vec::new());
-        }
-        self.by_id.insert(ById(indexed));
     }
 
     /// Removes the entry with this ID, if there is one.
     pub fn remove(&mut self, id: &str) {
-        let Some(ById(gone)) = self.by_id.take(id) else { return };
-        if gone.parent_path() == SERVER_PATH {
-            // It is under one of its own selectors.
-            for wire in gone.to_proto().selectors {
-                let selector = Selector { kind: wire.r#type, value: wire.value };
-                let Some(list) = self.aliases.get_mut(&selector) else { continue };
-                list.retain(|alias| !Arc::ptr_eq(&alias.entry, &gone));
-                if list.is_empty() {
-                    self.aliases.remove(&selector);
+        let Some(slot) = self.slot(id) else { return };
+        let Some(gone) = self.slots.entry(slot).cloned() else { return };
+        if !gone.is_foreign() {
+            self.by_path.remove(&mut self.slots, &self.hasher, slot);
+            if gone.is_alias() {
+                // It is under one of its own selectors.
+                for selector in selectors_of(&gone).into_vec() {
+                    let Some(list) = self.aliases.get_mut(&selector) else { continue };
+                    list.retain(|alias| alias.slot != slot);
+                    if list.is_empty() {
+                        self.aliases.remove(&selector);
+                    }
                 }
-            }
-        } else if let Some(siblings) = self.children.get_mut(gone.parent_path()) {
-            siblings.remove(id);
-            if siblings.is_empty() {
-                self.children.remove(gone.parent_path());
+            } else {
+                self.children.remove(&mut self.slots, &self.hasher, slot);
             }
         }
-        if let Some((ByPath(first), mut more)) = self.by_path.remove_entry(gone.path()) {
-            more.push(first);
-            more.retain(|e| !Arc::ptr_eq(e, &gone));
-            if let Some(first) = more.pop() {
-                more.shrink_to_fit();
-                self.by_path.insert(ByPath(first), more);
-            }
+        if self.by_row.get(&gone.row()) == Some(&slot) {
+            self.by_row.remove(&gone.row());
         }
+        if let Ok(place) = self.by_id.find_entry(self.hasher.hash_one(id), |other| *other == slot) {
+            place.remove();
+        }
+        if let Some(place) = self.slots.0.get_mut(slot as usize) {
+            *place = Slot { entry: None, same_path: ALONE, same_parent: ALONE };
+        }
+        self.free.push(slot);
     }
 
-    /// The entries that give this ID.
-    fn named<'a>(&'a self, path: &str) -> impl Iterator<Item = &'a Arc<Indexed>> {
-        let found = self.by_path.get_key_value(path);
-        found.into_iter().flat_map(|(ByPath(first), more)| std::iter::once(first).chain(more))
+    fn chain<'a>(&'a self, chains: &'a Chains, key: &str) -> impl Iterator<Item = &'a Indexed> + use<'a> {
+        let mut slot = chains.head(&self.slots, &self.hasher, key);
+        std::iter::from_fn(move || {
+            let entry = self.slots.entry(slot)?;
+            slot = self.slots.link(chains.by, slot).after;
+            Some(entry)
+        })
+    }
+
+    /// The entries that give the path, in no particular order.
+    pub fn named(&self, path: &str) -> impl Iterator<Item = &Indexed> {
+        self.chain(&self.by_path, path)
+    }
+
+    /// The entries right below the path, in no particular order; none for the server's own.
+    pub fn below(&self, path: &str) -> impl Iterator<Item = &Indexed> {
+        self.chain(&self.children, path)
+    }
+
+    /// At most `count` entries whose row IDs come after `after`, in their order.
+    pub fn after(&self, after: i64, count: usize) -> impl Iterator<Item = &Indexed> {
+        let rows = self.by_row.range((Bound::Excluded(after), Bound::Unbounded)).take(count);
+        rows.filter_map(|(_, slot)| self.slots.entry(*slot))
+    }
+
+    /// All entries, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = &Indexed> {
+        self.slots.0.iter().filter_map(|slot| slot.entry.as_ref())
     }
 
     /// Whether an entry makes the holder of `id` an admin.
     pub fn is_admin(&self, id: &SpiffeId) -> bool {
-        id.is_member_of(&self.trust_domain) && self.named(id.path()).any(|e| e.admin)
+        id.is_member_of(&self.trust_domain) && self.named(id.path()).any(Indexed::is_admin)
     }
 
     /// Whether an entry makes the holder of `id` a downstream server.
     pub fn is_downstream(&self, id: &SpiffeId) -> bool {
-        id.is_member_of(&self.trust_domain) && self.named(id.path()).any(|e| e.downstream)
+        id.is_member_of(&self.trust_domain) && self.named(id.path()).any(Indexed::is_downstream)
     }
 
     /// The paths under which an agent's entries hang: its own, and those of the aliases whose selectors it has.
     fn roots<'a>(&'a self, agent: &'a SpiffeId, selectors: &SelectorSet) -> HashSet<&'a str> {
         let aliases = selectors.iter().filter_map(|s| self.aliases.get(s)).flatten();
         let matching = aliases.filter(|alias| alias.selectors.is_subset_of(selectors));
-        std::iter::once(agent.path()).chain(matching.map(|alias| alias.entry.path())).collect()
+        let paths = matching.filter_map(|alias| self.slots.entry(alias.slot)).map(Indexed::path);
+        std::iter::once(agent.path()).chain(paths).collect()
     }
 
     /// All entries that the agent may have: what hangs below its roots, at any depth. In no particular order.
-    pub fn authorized(&self, agent: &SpiffeId, selectors: &SelectorSet) -> Vec<Arc<Indexed>> {
+    pub fn authorized(&self, agent: &SpiffeId, selectors: &SelectorSet) -> Vec<Indexed> {
         let mut found = Vec::new();
         let mut seen = self.roots(agent, selectors);
         let mut open: Vec<&str> = seen.iter().copied().collect();
         while let Some(path) = open.pop() {
-            for ById(entry) in self.children.get(path).into_iter().flatten() {
+            for entry in self.below(path) {
                 found.push(entry.clone());
-                if self.children.contains_key(entry.path()) && seen.insert(entry.path()) {
+                let parent = self.children.head(&self.slots, &self.hasher, entry.path()) != NONE;
+                if parent && seen.insert(entry.path()) {
                     open.push(entry.path());
                 }
             }
@@ -282,16 +341,15 @@ impl Index {
         agent: &SpiffeId,
         selectors: &SelectorSet,
         ids: impl Iterator<Item = &'i str>,
-    ) -> Vec<Option<Arc<Indexed>>> {
+    ) -> Vec<Option<Indexed>> {
         let roots = self.roots(agent, selectors);
-        ids.map(|id| {
-            let ById(entry) = self.by_id.get(id)?;
-            self.hangs_below(entry, &roots).then(|| entry.clone())
-        })
-        .collect()
+        ids.map(|id| self.get(id).filter(|entry| self.hangs_below(entry, &roots)).cloned()).collect()
     }
 
-    fn hangs_below(&self, entry: &Arc<Indexed>, roots: &HashSet<&str>) -> bool {
+    fn hangs_below(&self, entry: &Indexed, roots: &HashSet<&str>) -> bool {
+        if entry.is_foreign() {
+            return false;
+        }
         if roots.contains(entry.parent_path()) {
             return true;
         }
@@ -309,11 +367,10 @@ impl Index {
         }
         false
     }
+}
 
-    /// Whether an entry with this ID is known.
-    pub fn contains(&self, id: &EntryId) -> bool {
-        self.by_id.contains(id.as_str())
-    }
+fn selectors_of(entry: &Indexed) -> SelectorSet {
+    entry.to_proto().selectors.into_iter().map(|s| Selector { kind: s.r#type, value: s.value }).collect()
 }
 
 #[cfg(test)]

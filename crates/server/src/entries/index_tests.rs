@@ -1,5 +1,6 @@
 //! The index against a model that is slow and obviously right.
 
+use super::super::indexed::SERVER_PATH;
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -86,7 +87,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Put(entry) => {
-                    index.put(&entry);
+                    index.put(&entry, 0);
                     model.insert(entry.id.as_str().to_owned(), entry);
                 }
                 Step::Remove(id) => {
@@ -116,8 +117,7 @@ proptest! {
             prop_assert_eq!(index.is_downstream(&id(&path)), any(|e| e.downstream));
         }
         for (id, entry) in &model {
-            let kept = &index.by_id.get(id.as_str()).unwrap().0;
-            prop_assert_eq!(kept.to_proto(), finial_proto::convert::entry_to_proto(entry));
+            prop_assert_eq!(index.get(id).unwrap().to_proto(), finial_proto::convert::entry_to_proto(entry));
         }
     }
 
@@ -127,8 +127,10 @@ proptest! {
         path in "(/[a-z]{1,120}){1,7}",
         parent in "(/[a-z]{1,120}){1,7}",
     ) {
-        let kept = Indexed::new(&entry(&entry_id, &path, &parent, &[1]));
+        let kept = Indexed::new(&entry(&entry_id, &path, &parent, &[1]), 5, &trust_domain());
         prop_assert_eq!((kept.id(), kept.path(), kept.parent_path()), (&*entry_id, &*path, &*parent));
+        prop_assert_eq!((kept.row(), kept.revision_number(), kept.created_at()), (5, 7, 9));
+        prop_assert!(kept.is_admin() && !kept.is_downstream() && !kept.is_foreign());
     }
 }
 
@@ -137,7 +139,29 @@ fn foreign_entries_reach_nobody() {
     let mut index = Index::new(trust_domain());
     let mut foreign = entry("e", "/w", "/spire/agent/a", &[1]);
     foreign.spiffe_id = SpiffeId::parse("spiffe://other.test/w").unwrap();
-    index.put(&foreign);
-    assert!(index.is_empty());
+    index.put(&foreign, 3);
+    let roots = SelectorSet::default();
+    assert!(index.authorized(&id("/spire/agent/a"), &roots).is_empty());
+    assert_eq!(index.authorized_among(&id("/spire/agent/a"), &roots, ["e"].into_iter()).iter().flatten().count(), 0);
+    assert_eq!(index.after(0, 10).count(), 1, "it is listed");
     assert!(!index.is_admin(&foreign.spiffe_id) && !index.is_admin(&id("/w")));
+}
+
+#[test]
+fn lists_are_in_the_order_of_rows_and_go_on_after_one() {
+    let mut index = Index::new(trust_domain());
+    for (name, row) in [("c", 30), ("a", 10), ("b", 20)] {
+        index.put(&entry(name, "/w", "/spire/agent/a", &[1]), row);
+    }
+    let names = |index: &Index, after, count| index.after(after, count).map(|e| e.id().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(&index, 0, 2), ["a", "b"]);
+    assert_eq!(names(&index, 20, 2), ["c"]);
+    // An update whose row is not told keeps its place; a new entry in a freed slot does not take another's.
+    index.put(&entry("a", "/w2", "/spire/agent/a", &[1]), 0);
+    index.remove("b");
+    index.put(&entry("d", "/w", "/spire/agent/a", &[1]), 40);
+    assert_eq!(names(&index, 0, 9), ["a", "c", "d"]);
+    // Created again under the same ID, it is another row.
+    index.put(&entry("a", "/w", "/spire/agent/a", &[1]), 50);
+    assert_eq!(names(&index, 0, 9), ["c", "d", "a"]);
 }

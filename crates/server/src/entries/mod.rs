@@ -5,16 +5,19 @@
 //! of one lookup and never while waiting for anything.
 
 mod index;
+mod indexed;
 
-pub use index::{Index, Indexed};
+pub use index::Index;
+pub use indexed::Indexed;
 
+use crate::follow::Link;
 use crate::publish::BundleFeed;
 use finial_core::{Entry, EntryId, JoinToken, SelectorSet, SpiffeId, TrustDomain};
 use finial_runtime::Spawner;
 use finial_store::{CreatedEntry, DeleteMode, EntryUpdate, Store, StoreError};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 /// Lets one change after the other through, each in a task of its own. Shared by all that is indexed.
 #[derive(Clone)]
@@ -22,23 +25,53 @@ pub struct Turn {
     order: Arc<tokio::sync::Mutex<()>>,
     /// Whether a change may have been stored of which memory does not know.
     in_doubt: Arc<AtomicBool>,
+    link: Arc<Link>,
     spawner: Spawner,
 }
 
 impl Turn {
     /// A new line.
     pub fn new(spawner: Spawner) -> Self {
-        Self { order: Arc::default(), in_doubt: Arc::default(), spawner }
+        Self { order: Arc::default(), in_doubt: Arc::default(), link: Arc::default(), spawner }
     }
 
-    /// Runs `work` when its turn comes, to its end even if the caller goes away.
+    /// Whether the datastore can be reached, as those know who follow it.
+    pub fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Runs `work` when its turn comes, to its end even if the caller goes away. While the datastore is away this fails
+    /// at once, for those in the line, too: nobody waits for what cannot be.
     pub(crate) async fn take<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
+        match self.link.refusal() {
+            Some(refusal) => Err(refusal),
+            None => self.run(false, work).await,
+        }
+    }
+
+    /// The same for those who find out that the datastore is back.
+    pub(crate) async fn take_always<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.run(true, work).await
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        patient: bool,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let this = self.clone();
         let task = self.spawner.spawn("write", async move {
-            let _turn = this.order.lock().await;
+            let _turn = tokio::select! {
+                biased;
+                turn = this.order.lock() => turn,
+                refusal = this.link.lost(), if !patient => return Err(refusal),
+            };
             work.await.inspect_err(|error| this.doubt(error))
         });
         match task.await {
@@ -47,9 +80,15 @@ impl Turn {
         }
     }
 
-    /// After a failure of the database itself, a COMMIT among them, nobody knows what was stored: it has to be read.
+    /// After a failure of the database itself, a COMMIT among them, nobody knows what was stored: it has to be read. Who
+    /// follows the database finds it there.
     fn doubt(&self, error: &StoreError) {
-        if matches!(error, StoreError::Io { .. } | StoreError::Corrupt { .. } | StoreError::Sql(_)) {
+        if !error.leaves_doubt() {
+            return;
+        }
+        if self.link.is_followed() {
+            self.link.wake();
+        } else {
             self.in_doubt.store(true, Ordering::Relaxed);
         }
     }
@@ -65,12 +104,51 @@ impl Turn {
     }
 }
 
+/// One change of the index.
+pub(crate) enum Change<'a> {
+    /// The entry is there, with its row ID (0 when not known).
+    Put(&'a Entry, i64),
+    /// No entry has this ID.
+    Remove(&'a str),
+}
+
+/// Who hears of every change of the index, under the lock that makes it: looks at what it needs, and returns at once.
+pub trait IndexObserver: Send + Sync {
+    /// Whether it wants to hear of nothing now, which saves the two calls.
+    fn is_idle(&self) -> bool {
+        false
+    }
+    /// The entries with these IDs are about to change, come or go.
+    fn before(&self, index: &Index, ids: &[&str]);
+    /// They have.
+    fn after(&self, index: &Index, ids: &[&str]);
+    /// Everything may have changed.
+    fn replaced(&self, index: &Index);
+}
+
+/// How many entries are read at once.
+const PAGE: u32 = 5000;
+/// How many entries are read by their IDs at once.
+const READ_SOME: usize = 500;
+
+async fn read_all(store: &Store, trust_domain: &TrustDomain) -> Result<Index, StoreError> {
+    let mut index = Index::new(trust_domain.clone());
+    let mut after = Some(0);
+    while let Some(row) = after {
+        let (entries, next) = store.entries_after(row, PAGE).await?;
+        entries.iter().for_each(|(row, entry)| index.put(entry, *row));
+        after = next;
+    }
+    Ok(index)
+}
+
 /// All registration entries, and the join tokens that came lately.
 pub struct Entries {
     trust_domain: TrustDomain,
     store: Store,
     turn: Turn,
     index: RwLock<Index>,
+    observer: OnceLock<Arc<dyn IndexObserver>>,
     /// Tokens that this server made and that nobody has used yet: a hint that saves a look into the datastore, which
     /// alone decides. At most [`RECENT_TOKENS_MAX`].
     recent_tokens: Mutex<HashSet<Box<str>>>,
@@ -81,26 +159,102 @@ const RECENT_TOKENS_MAX: usize = 4096;
 impl Entries {
     /// Reads all entries into the index.
     pub async fn load(store: Store, turn: Turn, trust_domain: TrustDomain) -> Result<Arc<Self>, StoreError> {
-        let mut index = Index::new(trust_domain.clone());
-        store.load_entries(|entry| index.put(&entry)).await?;
-        let index = RwLock::new(index);
-        Ok(Arc::new(Self { trust_domain, store, turn, index, recent_tokens: Mutex::default() }))
+        let (index, observer) = (RwLock::new(read_all(&store, &trust_domain).await?), OnceLock::new());
+        Ok(Arc::new(Self { trust_domain, store, turn, index, observer, recent_tokens: Mutex::default() }))
+    }
+
+    /// Names the one who hears of every change from now on; only the first call counts.
+    pub fn observe(&self, observer: Arc<dyn IndexObserver>) {
+        let _ = self.observer.set(observer);
     }
 
     /// Reads all entries again, from within a turn.
     pub(crate) async fn read_again(&self) -> Result<(), StoreError> {
-        let mut fresh = Index::new(self.trust_domain.clone());
-        self.store.load_entries(|entry| fresh.put(&entry)).await?;
-        drop(self.change(|index| std::mem::replace(index, fresh)));
+        let fresh = read_all(&self.store, &self.trust_domain).await?;
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *index, fresh);
+        if let Some(observer) = self.observer.get() {
+            observer.replaced(&index);
+        }
+        drop(index);
+        drop(old);
         Ok(())
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Index> {
+    /// Reads these entries again, whatever is known of them.
+    pub(crate) async fn read_some(self: &Arc<Self>, ids: Vec<EntryId>) -> Result<(), StoreError> {
+        let this = self.clone();
+        let work = async move {
+            for some in ids.chunks(READ_SOME) {
+                let found = this.store.entry_rows(some).await?;
+                let there: HashSet<&str> = found.iter().map(|(_, entry)| entry.id.as_str()).collect();
+                let gone = some.iter().map(EntryId::as_str).filter(|id| !there.contains(id)).map(Change::Remove);
+                this.apply(&found.iter().map(|(row, entry)| Change::Put(entry, *row)).chain(gone).collect::<Vec<_>>());
+            }
+            Ok(())
+        };
+        self.turn.take_always(work).await
+    }
+
+    /// Reads everything again, a page at a time, and changes what differs; others go on meanwhile.
+    pub(crate) async fn compare_all(self: &Arc<Self>) -> Result<(), StoreError> {
+        let mut missing: HashSet<Box<str>> = self.read().iter().map(|entry| entry.id().into()).collect();
+        let mut after = Some(0);
+        while let Some(row) = after {
+            let this = self.clone();
+            let page = async move {
+                let (entries, next) = this.store.entries_after(row, PAGE).await?;
+                this.apply(&entries.iter().map(|(row, entry)| Change::Put(entry, *row)).collect::<Vec<_>>());
+                Ok((entries, next))
+            };
+            let (entries, next) = self.turn.take_always(page).await?;
+            for (_, entry) in &entries {
+                missing.remove(entry.id.as_str());
+            }
+            after = next;
+        }
+        self.read_some(missing.iter().filter_map(|id| EntryId::parse(id).ok()).collect()).await
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change<T>(&self, act: impl FnOnce(&mut Index) -> T) -> T {
-        act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
+    /// The one place where the index changes. What is the same as before is no change.
+    pub(crate) fn apply(&self, changes: &[Change<'_>]) {
+        let changes = changes.iter().map(|change| match change {
+            Change::Put(entry, row) => (entry.id.as_str(), Some(Indexed::new(entry, *row, &self.trust_domain))),
+            Change::Remove(id) => (*id, None),
+        });
+        let mut changes: Vec<_> = changes.collect();
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        changes.retain_mut(|(id, new)| match (index.get(id), new) {
+            (None, None) => false,
+            (Some(old), Some(new)) => {
+                if new.row() == 0 {
+                    *new = new.with_row(old.row());
+                }
+                old != new
+            }
+            _ => true,
+        });
+        let ids: Vec<&str> = changes.iter().map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            return;
+        }
+        let observer = self.observer.get().filter(|observer| !observer.is_idle());
+        if let Some(observer) = observer {
+            observer.before(&index, &ids);
+        }
+        for (id, new) in &changes {
+            match new {
+                Some(entry) => index.insert(entry.clone()),
+                None => index.remove(id),
+            }
+        }
+        if let Some(observer) = observer {
+            observer.after(&index, &ids);
+        }
     }
 
     /// How many entries are indexed.
@@ -119,7 +273,7 @@ impl Entries {
     }
 
     /// All entries that an agent with these node selectors may have.
-    pub fn authorized(&self, agent: &SpiffeId, selectors: &SelectorSet) -> Vec<Arc<Indexed>> {
+    pub fn authorized(&self, agent: &SpiffeId, selectors: &SelectorSet) -> Vec<Indexed> {
         self.read().authorized(agent, selectors)
     }
 
@@ -129,7 +283,7 @@ impl Entries {
         agent: &SpiffeId,
         selectors: &SelectorSet,
         ids: impl Iterator<Item = &'i str>,
-    ) -> Vec<Option<Arc<Indexed>>> {
+    ) -> Vec<Option<Indexed>> {
         self.read().authorized_among(agent, selectors, ids)
     }
 
@@ -146,11 +300,8 @@ impl Entries {
         let this = self.clone();
         let work = async move {
             let created = this.store.create_entries(entries).await?;
-            this.change(|index| {
-                for new in created.iter().flatten().filter(|c| !c.existing) {
-                    index.put(&new.entry);
-                }
-            });
+            let new = created.iter().flatten().filter(|c| !c.existing);
+            this.apply(&new.map(|c| Change::Put(&c.entry, c.row)).collect::<Vec<_>>());
             Ok(created)
         };
         self.turn.take(work).await
@@ -161,7 +312,7 @@ impl Entries {
         let this = self.clone();
         let work = async move {
             let entry = this.store.update_entry(&id, update).await?;
-            this.change(|index| index.put(&entry));
+            this.apply(&[Change::Put(&entry, 0)]);
             Ok(entry)
         };
         self.turn.take(work).await
@@ -194,7 +345,7 @@ impl Entries {
         let work = async move {
             let created = this.store.create_join_token(&token, alias).await?;
             if let Some(new) = created.as_ref().filter(|c| !c.existing) {
-                this.change(|index| index.put(&new.entry));
+                this.apply(&[Change::Put(&new.entry, new.row)]);
             }
             let mut recent = this.recent_tokens.lock().unwrap_or_else(PoisonError::into_inner);
             if recent.len() >= RECENT_TOKENS_MAX {
@@ -233,9 +384,11 @@ impl Entries {
                 DeleteMode::Dissociate | DeleteMode::Restrict => {
                     // The bundle is gone, whether or not this works.
                     match this.store.fetch_entries(&touched).await {
-                        Ok(changed) => this.change(|index| changed.iter().for_each(|entry| index.put(entry))),
+                        Ok(changed) => {
+                            this.apply(&changed.iter().map(|entry| Change::Put(entry, 0)).collect::<Vec<_>>())
+                        }
                         Err(error) => {
-                            this.turn.in_doubt.store(true, Ordering::Relaxed);
+                            this.turn.doubt(&error);
                             tracing::warn!(%error, "Entries will be read again");
                         }
                     }
@@ -248,6 +401,6 @@ impl Entries {
 
     /// Takes entries out of the index that are gone from the store.
     pub(crate) fn forget(&self, ids: &[EntryId]) {
-        self.change(|index| ids.iter().for_each(|id| index.remove(id.as_str())));
+        self.apply(&ids.iter().map(|id| Change::Remove(id.as_str())).collect::<Vec<_>>());
     }
 }

@@ -3,51 +3,21 @@
 //! As with entries, one writer changes the store first and then the map, so that a ban or an eviction holds for the next
 //! call of a connection that is open already.
 
+mod list;
+mod node;
+mod renewal;
+
+pub use node::Standing;
+pub use renewal::Renewal;
+
 use crate::entries::{Entries, Turn};
 use finial_core::{AgentRecord, JoinToken, SelectorSet, SpiffeId, UnixSeconds};
 use finial_runtime::Shutdown;
 use finial_store::{AgentUpdate, Store, StoreError};
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use node::Node;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
-
-/// What the server thinks of an agent that shows an SVID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It is the agent's current SVID.
-    Current,
-    /// It is the renewed one, used for the first time: [`Nodes::promote`] it.
-    Renewed,
-    /// There is no such agent.
-    Unknown,
-    /// The agent is banned.
-    Banned,
-    /// The agent has another SVID by now.
-    Superseded,
-}
-
-/// What calls need to know of an agent.
-struct Node {
-    serial: Box<str>,
-    new_serial: Box<str>,
-    can_reattest: bool,
-    selectors: Arc<SelectorSet>,
-}
-
-impl Node {
-    fn of(record: &AgentRecord, shared: Arc<SelectorSet>) -> Self {
-        Self {
-            serial: record.serial_number.as_str().into(),
-            new_serial: record.new_serial_number.as_str().into(),
-            can_reattest: record.can_reattest,
-            selectors: shared,
-        }
-    }
-
-    fn is_banned(&self) -> bool {
-        self.serial.is_empty()
-    }
-}
 
 /// What became of an attestation.
 #[derive(Debug)]
@@ -62,8 +32,20 @@ pub enum Attested {
     Expired,
 }
 
+/// How many agents are read at once.
+const PAGE: u32 = 2000;
+/// How many agents are read by their IDs at once.
+const READ_SOME: usize = 500;
 /// How long after a failure agents and entries are read again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Who hears of every change of an agent, right after it; it returns at once and asks nothing back.
+pub trait NodesObserver: Send + Sync {
+    /// This agent changed, came or went.
+    fn agent_changed(&self, id: &SpiffeId);
+    /// Every agent may have changed.
+    fn agents_replaced(&self);
+}
 
 /// All attested agents.
 pub struct Nodes {
@@ -72,23 +54,30 @@ pub struct Nodes {
     entries: Arc<Entries>,
     map: RwLock<HashMap<SpiffeId, Node>>,
     none: Arc<SelectorSet>,
+    observer: OnceLock<Arc<dyn NodesObserver>>,
 }
 
 impl Nodes {
     /// Reads all agents into memory.
     pub async fn load(store: Store, turn: Turn, entries: Arc<Entries>) -> Result<Arc<Self>, StoreError> {
         let map = RwLock::new(Self::read(&store).await?);
-        Ok(Arc::new(Self { store, turn, entries, map, none: Arc::default() }))
+        Ok(Arc::new(Self { store, turn, entries, map, none: Arc::default(), observer: OnceLock::new() }))
     }
 
     async fn read(store: &Store) -> Result<HashMap<SpiffeId, Node>, StoreError> {
         let mut map = HashMap::new();
-        let keep = |record: AgentRecord| {
-            let node = Node::of(&record, Arc::new(record.selectors.clone()));
-            map.insert(record.id, node);
-        };
-        store.load_nodes(keep).await?;
+        let mut after = Some(0);
+        while let Some(row) = after {
+            let (agents, next) = store.agents_after(row, PAGE).await?;
+            map.extend(agents.into_iter().map(|(row, record)| (record.id.clone(), Node::of(&record, row))));
+            after = next;
+        }
         Ok(map)
+    }
+
+    /// Names the one who hears of every change from now on; only the first call counts.
+    pub fn observe(&self, observer: Arc<dyn NodesObserver>) {
+        let _ = self.observer.set(observer);
     }
 
     /// After a change of which nobody knows whether it was stored, reads agents and entries again, until shutdown.
@@ -116,6 +105,9 @@ impl Nodes {
             this.entries.read_again().await?;
             let fresh = Self::read(&this.store).await?;
             drop(this.change(|map| std::mem::replace(map, fresh)));
+            if let Some(observer) = this.observer.get() {
+                observer.agents_replaced();
+            }
             this.turn.settle();
             Ok(())
         };
@@ -131,8 +123,70 @@ impl Nodes {
     }
 
     fn put(&self, record: &AgentRecord) {
-        let node = Node::of(record, Arc::new(record.selectors.clone()));
-        self.change(|map| map.insert(record.id.clone(), node));
+        self.put_row(record, 0);
+    }
+
+    /// Row 0 is one that is not known. What is the same as before is no change.
+    fn put_row(&self, record: &AgentRecord, row: i64) {
+        let mut node = Node::of(record, row);
+        let changed = self.change(|map| match map.get_mut(&record.id) {
+            Some(known) => {
+                node.inherit(known);
+                let changed = *known != node;
+                *known = node;
+                changed
+            }
+            None => {
+                map.insert(record.id.clone(), node);
+                true
+            }
+        });
+        if changed {
+            self.tell(&record.id);
+        }
+    }
+
+    /// Reads these agents again, whatever is known of them.
+    pub(crate) async fn read_some(self: &Arc<Self>, ids: Vec<SpiffeId>) -> Result<(), StoreError> {
+        let this = self.clone();
+        let work = async move {
+            for some in ids.chunks(READ_SOME) {
+                let found = this.store.agent_rows(some).await?;
+                found.iter().for_each(|(row, record)| this.put_row(record, *row));
+                let there: HashSet<&SpiffeId> = found.iter().map(|(_, record)| &record.id).collect();
+                let gone: Vec<_> = some.iter().filter(|id| !there.contains(id)).cloned().collect();
+                this.forget(&gone);
+            }
+            Ok(())
+        };
+        self.turn.take_always(work).await
+    }
+
+    /// Reads everything again, a page at a time, and changes what differs; others go on meanwhile.
+    pub(crate) async fn compare_all(self: &Arc<Self>) -> Result<(), StoreError> {
+        let known = |map: &mut HashMap<SpiffeId, Node>| map.keys().cloned().collect::<HashSet<_>>();
+        let mut missing = self.change(known);
+        let mut after = Some(0);
+        while let Some(row) = after {
+            let this = self.clone();
+            let page = async move {
+                let (agents, next) = this.store.agents_after(row, PAGE).await?;
+                agents.iter().for_each(|(row, record)| this.put_row(record, *row));
+                Ok((agents, next))
+            };
+            let (agents, next) = self.turn.take_always(page).await?;
+            for (_, record) in &agents {
+                missing.remove(&record.id);
+            }
+            after = next;
+        }
+        self.read_some(missing.into_iter().collect()).await
+    }
+
+    fn tell(&self, id: &SpiffeId) {
+        if let Some(observer) = self.observer.get() {
+            observer.agent_changed(id);
+        }
     }
 
     /// The store, for what reads it: lists, counts and single agents.
@@ -145,15 +199,10 @@ impl Nodes {
         self.map.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// What to think of an agent with this SVID; `serial` in decimal.
-    pub fn standing(&self, id: &SpiffeId, serial: &str) -> Standing {
-        self.with(id, |node| match node {
-            None => Standing::Unknown,
-            Some(node) if node.is_banned() => Standing::Banned,
-            Some(node) if &*node.serial == serial => Standing::Current,
-            Some(node) if &*node.new_serial == serial => Standing::Renewed,
-            Some(_) => Standing::Superseded,
-        })
+    /// What to think of an agent with this SVID; `serial` in decimal. `follows` are the serial numbers that the SVID itself
+    /// says it follows, if it was given out while the datastore was away.
+    pub fn standing(&self, id: &SpiffeId, serial: &str, follows: &[Box<str>]) -> Standing {
+        self.with(id, |node| node.map_or(Standing::Unknown, |node| node.standing(serial, follows)))
     }
 
     /// Whether the agent exists and is banned.
@@ -169,20 +218,6 @@ impl Nodes {
     /// The agent's node selectors.
     pub fn selectors(&self, id: &SpiffeId) -> Arc<SelectorSet> {
         self.with(id, |node| node.map_or_else(|| self.none.clone(), |n| n.selectors.clone()))
-    }
-
-    /// The renewed SVID was used: makes it the current one.
-    pub async fn promote(self: &Arc<Self>, id: &SpiffeId, serial: &str) -> Result<(), StoreError> {
-        let (this, id, serial) = (self.clone(), id.clone(), serial.to_owned());
-        let work = async move {
-            if this.standing(&id, &serial) != Standing::Renewed {
-                return Ok(()); // another call of the same agent was first; or it was banned, which the next call sees
-            }
-            let record = this.store.promote_serial(&id, &serial).await?;
-            this.put(&record);
-            Ok(())
-        };
-        self.turn.take(work).await
     }
 
     /// Stores an agent that has attested, unless it was banned since it was last asked.
@@ -223,13 +258,10 @@ impl Nodes {
         self.turn.take(work).await
     }
 
-    /// Changes an agent's row: a renewed SVID, or its version.
+    /// Changes an agent's row: its version. An SVID is renewed by [`Nodes::renew`].
     pub async fn update(self: &Arc<Self>, id: SpiffeId, update: AgentUpdate) -> Result<(), StoreError> {
         let this = self.clone();
         let work = async move {
-            if this.is_banned(&id) && update.new_serial_number.is_some() {
-                return Err(StoreError::NotFound);
-            }
             let record = this.store.update_node(&id, update).await?;
             this.put(&record);
             Ok(())
@@ -253,7 +285,7 @@ impl Nodes {
         let this = self.clone();
         let work = async move {
             let (_, aliases) = this.store.delete_node(&id).await?;
-            this.change(|map| map.remove(&id));
+            this.forget(std::slice::from_ref(&id));
             let ids: Vec<_> = aliases.into_iter().map(|entry| entry.id).collect();
             this.entries.forget(&ids);
             Ok(())
@@ -263,7 +295,9 @@ impl Nodes {
 
     /// Takes agents out of memory that are gone from the store.
     pub(crate) fn forget(&self, ids: &[SpiffeId]) {
-        self.change(|map| ids.iter().for_each(|id| drop(map.remove(id))));
+        let gone =
+            |map: &mut HashMap<SpiffeId, Node>| ids.iter().filter(|id| map.remove(*id).is_some()).collect::<Vec<_>>();
+        self.change(gone).into_iter().for_each(|id| self.tell(id));
     }
 }
 
@@ -305,9 +339,9 @@ mod tests {
         };
         // A refusal says that nothing was stored, and is no reason to read anything.
         fail(StoreError::NotFound).await;
-        assert_eq!(nodes.standing(&id, "1"), Standing::Current);
+        assert_eq!(nodes.standing(&id, "1", &[]), Standing::Current);
         fail(StoreError::Io { path: "db".into(), detail: "fsync".into() }).await;
-        assert_eq!(nodes.standing(&id, "1"), Standing::Banned);
+        assert_eq!(nodes.standing(&id, "1", &[]), Standing::Banned);
         assert!(!turn.is_in_doubt());
     }
 }

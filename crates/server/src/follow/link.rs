@@ -1,0 +1,100 @@
+//! Whether the datastore can be reached, as the last look at it told; asked before anybody waits for it.
+
+use finial_store::StoreError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::{Notify, watch};
+
+/// Why the datastore is away.
+#[derive(Clone, Debug)]
+struct Away {
+    what: String,
+    detail: String,
+    advice: &'static str,
+}
+
+/// The way to the datastore. One that nobody watches counts as open.
+#[derive(Debug)]
+pub struct Link {
+    away: watch::Sender<Option<Away>>,
+    followed: AtomicBool,
+    look: Notify,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { away: watch::Sender::new(None), followed: AtomicBool::new(false), look: Notify::new() }
+    }
+}
+
+impl Link {
+    /// Whether the datastore did not answer the last time.
+    pub fn is_away(&self) -> bool {
+        self.away.borrow().is_some()
+    }
+
+    /// What to tell who wants to write now; nothing while the datastore answers.
+    pub fn refusal(&self) -> Option<StoreError> {
+        self.away.borrow().as_ref().map(|away| StoreError::Unavailable {
+            what: away.what.clone(),
+            detail: away.detail.clone(),
+            advice: away.advice,
+        })
+    }
+
+    /// Waits until the datastore is away, and says why.
+    pub async fn lost(&self) -> StoreError {
+        let mut away = self.away.subscribe();
+        loop {
+            if let Some(refusal) = self.refusal() {
+                return refusal;
+            }
+            if away.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether what others write, and what was written with an uncertain end, is found out by following.
+    pub fn is_followed(&self) -> bool {
+        self.followed.load(Ordering::Relaxed)
+    }
+
+    /// Somebody follows from now on.
+    pub(crate) fn set_followed(&self) {
+        self.followed.store(true, Ordering::Relaxed);
+    }
+
+    /// Asks for a look at the datastore soon.
+    pub fn wake(&self) {
+        self.look.notify_one();
+    }
+
+    /// Waits until somebody asks for a look.
+    pub(crate) async fn woken(&self) {
+        self.look.notified().await;
+    }
+
+    /// The last look failed. Returns whether that is new.
+    pub(crate) fn set_away(&self, error: &StoreError) -> bool {
+        let away = match error {
+            StoreError::Unavailable { what, detail, advice } => {
+                Away { what: what.clone(), detail: detail.clone(), advice }
+            }
+            error => {
+                let text = error.to_string();
+                let detail = text.strip_prefix("datastore-sql: ").unwrap_or(&text).to_owned();
+                Away {
+                    what: "the database".into(),
+                    detail: format!("does not serve ({detail})"),
+                    advice: "see its log",
+                }
+            }
+        };
+        self.away.send_replace(Some(away)).is_none()
+    }
+
+    /// The last look went well. Returns whether the datastore was away before.
+    pub(crate) fn set_back(&self) -> bool {
+        self.is_away() && self.away.send_replace(None).is_some()
+    }
+}

@@ -1,0 +1,45 @@
+//! What is kept current: entries, agents and bundles in memory.
+
+use super::Memory;
+use crate::entries::Entries;
+use crate::nodes::Nodes;
+use crate::publish::BundleFeed;
+use async_trait::async_trait;
+use finial_core::{EntryId, SpiffeId};
+use finial_store::StoreError;
+use std::sync::Arc;
+
+/// Everything that the server knows of the datastore.
+pub struct Known {
+    /// Registration entries.
+    pub entries: Arc<Entries>,
+    /// Attested agents.
+    pub nodes: Arc<Nodes>,
+    /// Bundles.
+    pub bundles: Arc<BundleFeed>,
+}
+
+#[async_trait]
+impl Memory for Known {
+    async fn entries_changed(&self, ids: Vec<EntryId>) -> Result<(), StoreError> {
+        self.entries.read_some(ids).await
+    }
+
+    async fn agents_changed(&self, ids: Vec<SpiffeId>) -> Result<(), StoreError> {
+        self.nodes.read_some(ids).await
+    }
+
+    async fn bundles_changed(&self) -> Result<(), StoreError> {
+        self.bundles.reload().await
+    }
+
+    async fn compare_all(&self) -> Result<(), StoreError> {
+        // Agents first: a ban must not wait for the entries.
+        self.nodes.compare_all().await?;
+        self.entries.compare_all().await
+    }
+
+    async fn datastore_is_back(&self) {
+        self.nodes.store_pending().await;
+    }
+}

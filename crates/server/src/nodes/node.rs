@@ -1,0 +1,134 @@
+//! One agent as it lies in memory.
+
+use finial_core::{AgentRecord, SelectorSet, SpiffeId, UnixSeconds};
+use std::sync::Arc;
+
+/// What the server thinks of an agent that shows an SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the agent's current SVID, or one that was given out while the datastore was away.
+    Current,
+    /// It is the renewed one, used for the first time: [`super::Nodes::promote`] it.
+    Renewed,
+    /// Another server gave it out while the datastore was away, to the agent that is known here: [`super::Nodes::adopt`]
+    /// it.
+    Ahead,
+    /// There is no such agent.
+    Unknown,
+    /// The agent is banned.
+    Banned,
+    /// The agent has another SVID by now.
+    Superseded,
+}
+
+/// An SVID that was given out and is not in the datastore yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pending {
+    pub(super) serial: Box<str>,
+    pub(super) expires_at: UnixSeconds,
+    /// The serial numbers of the agent to whom it was given.
+    pub(super) follows: Box<[Box<str>]>,
+}
+
+/// The agent may still use the one before the last, if it never got the last.
+const PENDING_MAX: usize = 2;
+
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Node {
+    /// Row ID, by which lists are ordered; 0 while it is not known.
+    pub(super) row: i64,
+    pub(super) serial: Box<str>,
+    pub(super) new_serial: Box<str>,
+    pub(super) expires_at: UnixSeconds,
+    pub(super) new_expires_at: UnixSeconds,
+    pub(super) can_reattest: bool,
+    pub(super) kind: Box<str>,
+    pub(super) version: Box<str>,
+    pub(super) selectors: Arc<SelectorSet>,
+    /// Oldest first, at most [`PENDING_MAX`].
+    pub(super) pending: Vec<Pending>,
+}
+
+impl Node {
+    pub(super) fn of(record: &AgentRecord, row: i64) -> Self {
+        Self {
+            row,
+            serial: record.serial_number.as_str().into(),
+            new_serial: record.new_serial_number.as_str().into(),
+            expires_at: record.expires_at,
+            new_expires_at: record.new_expires_at,
+            can_reattest: record.can_reattest,
+            kind: record.attestation_type.as_str().into(),
+            version: record.agent_version.as_str().into(),
+            selectors: Arc::new(record.selectors.clone()),
+            pending: Vec::new(),
+        }
+    }
+
+    pub(super) fn to_record(&self, id: &SpiffeId) -> AgentRecord {
+        AgentRecord {
+            id: id.clone(),
+            attestation_type: self.kind.to_string(),
+            serial_number: self.serial.to_string(),
+            expires_at: self.expires_at,
+            new_serial_number: self.new_serial.to_string(),
+            new_expires_at: self.new_expires_at,
+            can_reattest: self.can_reattest,
+            agent_version: self.version.to_string(),
+            selectors: SelectorSet::clone(&self.selectors),
+        }
+    }
+
+    pub(super) fn is_banned(&self) -> bool {
+        self.serial.is_empty()
+    }
+
+    /// Takes over from what was known before what the datastore does not tell.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        if self.row == 0 {
+            self.row = before.row;
+        }
+        if before.selectors == self.selectors {
+            self.selectors = before.selectors.clone();
+        }
+        // What followed an agent that is another by now is void.
+        let waits = |pending: &&Pending| {
+            !self.is_banned()
+                && pending.follows.contains(&self.serial)
+                && pending.serial != self.serial
+                && pending.serial != self.new_serial
+        };
+        self.pending = before.pending.iter().filter(waits).cloned().collect();
+    }
+
+    /// All serial numbers that are this agent's.
+    pub(super) fn serials(&self) -> Box<[Box<str>]> {
+        let recorded = [&self.serial, &self.new_serial].into_iter().filter(|serial| !serial.is_empty());
+        recorded.chain(self.pending.iter().map(|pending| &pending.serial)).cloned().collect()
+    }
+
+    pub(super) fn standing(&self, serial: &str, follows: &[Box<str>]) -> Standing {
+        if self.is_banned() {
+            Standing::Banned
+        } else if *self.serial == *serial || self.pending.iter().any(|pending| *pending.serial == *serial) {
+            Standing::Current
+        } else if *self.new_serial == *serial {
+            Standing::Renewed
+        } else if follows.contains(&self.serial) {
+            Standing::Ahead
+        } else {
+            Standing::Superseded
+        }
+    }
+
+    pub(super) fn add_pending(&mut self, pending: Pending) {
+        if self.pending.iter().any(|known| known.serial == pending.serial) {
+            return;
+        }
+        if self.pending.len() >= PENDING_MAX {
+            self.pending.remove(0);
+        }
+        self.pending.push(pending);
+    }
+}

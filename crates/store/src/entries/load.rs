@@ -1,0 +1,86 @@
+//! Reading many entries at once: a page of rows, and what belongs to all of them by ranges of their row IDs.
+
+use super::rows::{SELECT, from_row};
+use crate::sql::{Conn, Query, Row};
+use crate::{Store, StoreError};
+use finial_core::{Entry, EntryId, Selector, SelectorSet};
+
+/// An entry and its row ID.
+pub type EntryRow = (i64, Entry);
+
+impl Store {
+    /// At most `count` entries after a row ID, in order of their row IDs, and the row ID to go on from; `None` when there
+    /// are no more. All of one page are of one moment.
+    pub async fn entries_after(&self, after: i64, count: u32) -> Result<(Vec<EntryRow>, Option<i64>), StoreError> {
+        self.counted("datastore.registration_entry.list", async {
+            let mut tx = self.read_at_start().await?;
+            let page = page(&mut tx, after, count).await;
+            self.finish_read(tx, page).await
+        })
+        .await
+    }
+
+    /// The entries with these IDs, with their row IDs; missing ones are left out.
+    pub async fn entry_rows(&self, ids: &[EntryId]) -> Result<Vec<EntryRow>, StoreError> {
+        self.counted("datastore.registration_entry.fetch", async {
+            let mut tx = self.read().await?;
+            let found = super::rows::fetch(&mut tx, ids, "").await;
+            self.finish_read(tx, found).await
+        })
+        .await
+    }
+}
+
+async fn page(conn: &mut Conn, after: i64, count: u32) -> Result<(Vec<EntryRow>, Option<i64>), StoreError> {
+    let query = Query::new(format!("{SELECT} WHERE e.id > ? ORDER BY e.id LIMIT ?"));
+    let rows = conn.all(query.bind(after).bind(count)).await?;
+    let Some(last) = rows.last() else { return Ok((Vec::new(), None)) };
+    let last = last.int(0)?;
+    let range = (after, last);
+    let mut selectors = Parts::read(conn, "type, value FROM selectors", "id", range).await?;
+    let mut names = Parts::read(conn, "value FROM dns_names", "id", range).await?;
+    let bundles = "b.trust_domain FROM federated_registration_entries JOIN bundles b ON b.id = bundle_id";
+    let mut bundles = Parts::read(conn, bundles, "bundle_id", range).await?;
+    let mut entries = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let id = row.int(0)?;
+        let selector = |row: &Row| Ok(Selector { kind: row.text(1)?, value: row.text(2)? });
+        let set = SelectorSet::new(selectors.of(id, selector)?);
+        let text = |row: &Row| row.text(1);
+        match from_row(row, set, names.of(id, text)?, &bundles.of(id, text)?) {
+            Ok(entry) => entries.push((id, entry)),
+            Err(error) => tracing::error!(row = id, %error, "Invalid registration entry in the datastore; left out"),
+        }
+    }
+    Ok((entries, (rows.len() >= usize::try_from(count).unwrap_or(usize::MAX)).then_some(last)))
+}
+
+/// What belongs to the entries of a page, in their order.
+struct Parts(std::iter::Peekable<std::vec::IntoIter<Row>>);
+
+impl Parts {
+    async fn read(conn: &mut Conn, what: &str, order: &str, (after, last): (i64, i64)) -> Result<Self, StoreError> {
+        let query = format!(
+            "SELECT registered_entry_id, {what} WHERE registered_entry_id > ? AND registered_entry_id <= ? \
+             ORDER BY registered_entry_id, {order}"
+        );
+        Ok(Self(conn.all(Query::new(query).bind(after).bind(last)).await?.into_iter().peekable()))
+    }
+
+    /// Those of one entry; entries are asked for in order.
+    fn of<T>(&mut self, id: i64, read: impl Fn(&Row) -> Result<T, StoreError>) -> Result<Vec<T>, StoreError> {
+        let mut parts = Vec::new();
+        while let Some(row) = self.0.peek() {
+            let owner = row.int(0)?;
+            if owner > id {
+                break;
+            }
+            // rows without an entry are of no use
+            if owner == id {
+                parts.push(read(row)?);
+            }
+            self.0.next();
+        }
+        Ok(parts)
+    }
+}

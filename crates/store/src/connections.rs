@@ -52,6 +52,14 @@ impl Connections {
         }
     }
 
+    /// How the connections that write are made.
+    pub(crate) fn connector(&self) -> &Connector {
+        match self {
+            Self::File { writer, .. } => &writer.connector,
+            Self::Server { primary, .. } => primary.connector(),
+        }
+    }
+
     /// Begins a transaction that writes.
     pub(crate) async fn begin(&self) -> Result<Tx, StoreError> {
         match self {

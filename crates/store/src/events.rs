@@ -25,7 +25,7 @@ pub struct Event {
 
 impl EventFeed {
     /// Table and subject column.
-    fn table(self) -> (&'static str, &'static str) {
+    pub(crate) fn table(self) -> (&'static str, &'static str) {
         match self {
             Self::Entries => ("registered_entries_events", "entry_id"),
             Self::Nodes => ("attested_node_entries_events", "spiffe_id"),

@@ -6,9 +6,12 @@
 
 mod bundles;
 mod connections;
+mod dsn;
 mod entries;
 mod error;
 mod events;
+mod federation;
+mod feed;
 mod join_tokens;
 mod journals;
 mod migrations;
@@ -20,11 +23,13 @@ mod sql;
 mod store;
 
 pub use bundles::{BundleMask, DeleteMode};
-pub use entries::{CreatedEntry, EntryFilter, EntryUpdate};
+pub use entries::{CreatedEntry, EntryFilter, EntryRow, EntryUpdate};
 pub use error::StoreError;
 pub use events::{Event, EventFeed};
+pub use federation::{BundleEndpointProfile, FederationMask, FederationRelationship};
+pub use feed::{Beat, EventsSeen, Feed, Listener, Span, Standpoint};
 pub use journals::CaJournal;
-pub use nodes::{AgentFilter, AgentUpdate};
+pub use nodes::{AgentFilter, AgentRow, AgentUpdate};
 pub use page::{Listed, Page};
-pub use settings::{SqlConfig, StoreSettings};
+pub use settings::{ServerSettings, SqlConfig, StoreSettings};
 pub use store::Store;

@@ -154,7 +154,7 @@ async fn own(store: &Store) -> Result<(), StoreError> {
     if present.int(0)? > 0 {
         return Ok(());
     }
-    transact!(store, |tx| { tx.run(format!("CREATE INDEX {name} ON {table}({columns})")).await.map(drop) })
+    transact!(store, |tx| tx.run(format!("CREATE INDEX {name} ON {table}({columns})")).await.map(drop))
 }
 
 async fn note(conn: &mut Conn, version: i64, now: Moment) -> Result<(), StoreError> {

@@ -7,13 +7,16 @@ use crate::{EventFeed, Listed, Page, Store, StoreError, events, join_tokens};
 use finial_core::{
     AgentRecord, Entry, EntryId, JoinToken, MatchBehavior, Selector, SelectorSet, SpiffeId, UnixSeconds,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Agents per page when all of them are read.
 const LOAD_PAGE: u32 = 1000;
 
 const SELECT: &str = "SELECT e.id, e.spiffe_id, e.data_type, e.serial_number, e.expires_at, e.new_serial_number, \
     e.new_expires_at, e.can_reattest, e.agent_version FROM attested_node_entries e";
+
+/// An agent and its row ID.
+pub type AgentRow = (i64, AgentRecord);
 
 /// Which agents are wanted; every part that is set must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -162,6 +165,45 @@ impl Store {
         .await
     }
 
+    /// At most `count` agents after a row ID, in order of their row IDs, and the row ID to go on from; `None` when there
+    /// are no more. All of one page are of one moment.
+    pub async fn agents_after(&self, after: i64, count: u32) -> Result<(Vec<AgentRow>, Option<i64>), StoreError> {
+        self.counted("datastore.node.list", async {
+            let mut tx = self.read_at_start().await?;
+            let query = Query::new(format!("{SELECT} WHERE e.id > ? ORDER BY e.id LIMIT ?"));
+            let page = rows(&mut tx, query.bind(after).bind(count)).await;
+            let (read, agents) = self.finish_read(tx, page).await?;
+            let full = read.len() >= usize::try_from(count).unwrap_or(usize::MAX);
+            Ok((agents, read.last().copied().filter(|_| full)))
+        })
+        .await
+    }
+
+    /// The agents with these IDs, with their row IDs; missing ones are left out.
+    pub async fn agent_rows(&self, ids: &[SpiffeId]) -> Result<Vec<AgentRow>, StoreError> {
+        self.counted("datastore.node.fetch", async {
+            let mut tx = self.read().await?;
+            let work = async {
+                let mut agents = Vec::with_capacity(ids.len());
+                for some in ids.chunks(LIST_MAX) {
+                    let mut query = Query::new(format!("{SELECT} WHERE e.spiffe_id IN "));
+                    query.push_list(some.iter().map(SpiffeId::as_str));
+                    agents.extend(rows(&mut tx, query.keep(some.len() == 1)).await?.1);
+                }
+                Ok(agents)
+            };
+            let mut found = {
+                let found = work.await;
+                self.finish_read(tx, found).await?
+            };
+            // MySQL finds rows whatever their case
+            let wanted: HashSet<&SpiffeId> = ids.iter().collect();
+            found.retain(|(_, agent)| wanted.contains(&agent.id));
+            Ok(found)
+        })
+        .await
+    }
+
     /// Changes an agent. `NotFound` when there is none.
     pub async fn update_node(&self, id: &SpiffeId, update: AgentUpdate) -> Result<AgentRecord, StoreError> {
         self.counted("datastore.node.update", async {
@@ -198,6 +240,31 @@ impl Store {
                     agent.expires_at = std::mem::take(&mut agent.new_expires_at);
                 }
                 current
+            })
+            .await
+        })
+        .await
+    }
+
+    /// A renewed SVID was given out to the agent that had one of the serial numbers in `follows`; nothing changes if it is
+    /// another agent by now (evicted and attested again, or banned). Returns the agent as it then is.
+    pub async fn renew_node(
+        &self,
+        id: &SpiffeId,
+        follows: &[Box<str>],
+        serial: &str,
+        expires_at: UnixSeconds,
+    ) -> Result<AgentRecord, StoreError> {
+        self.counted("datastore.node.update", async {
+            self.change_node(id, |agent| {
+                let known = |serial: &str| !serial.is_empty() && follows.iter().any(|follows| **follows == *serial);
+                let same =
+                    !agent.serial_number.is_empty() && (known(&agent.serial_number) || known(&agent.new_serial_number));
+                if same {
+                    agent.new_serial_number = serial.to_owned();
+                    agent.new_expires_at = expires_at;
+                }
+                same
             })
             .await
         })
@@ -417,6 +484,16 @@ async fn list(
     let rows = conn.all(query).await?;
     let last = rows.last().map(|row| row.int(0)).transpose()?;
     Ok(Listed::new(hydrate(conn, &rows).await?, page, last))
+}
+
+/// The row IDs of what was read, and the agents among them.
+async fn rows(conn: &mut Conn, query: Query<'_>) -> Result<(Vec<i64>, Vec<AgentRow>), StoreError> {
+    let read = conn.all(query).await?;
+    let numbers = read.iter().map(|row| Ok((row.text(1)?, row.int(0)?))).collect::<Result<Vec<_>, StoreError>>()?;
+    let by_id: HashMap<&str, i64> = numbers.iter().map(|(id, row)| (id.as_str(), *row)).collect();
+    let agents = hydrate(conn, &read).await?.into_iter();
+    let agents = agents.map(|agent| (by_id.get(agent.id.as_str()).copied().unwrap_or_default(), agent)).collect();
+    Ok((numbers.iter().map(|(_, row)| *row).collect(), agents))
 }
 
 async fn count(conn: &mut Conn, filter: &AgentFilter) -> Result<u64, StoreError> {

@@ -23,7 +23,7 @@ pub struct Listed<T> {
 
 impl Page {
     /// The row ID after which the page starts.
-    pub(crate) fn after(&self) -> Result<i64, StoreError> {
+    pub fn after(&self) -> Result<i64, StoreError> {
         if self.size == 0 {
             return Err(StoreError::InvalidArgument("cannot paginate with pagesize = 0".into()));
         }
@@ -39,7 +39,7 @@ impl Page {
 
 impl<T> Listed<T> {
     /// `last` is the row ID of the last row that was read, also when that row is not among the items.
-    pub(crate) fn new(items: Vec<T>, page: Option<&Page>, last: Option<i64>) -> Self {
+    pub fn new(items: Vec<T>, page: Option<&Page>, last: Option<i64>) -> Self {
         let next_page_token = match (page, last) {
             (Some(_), Some(id)) => id.to_string(),
             _ => String::new(),

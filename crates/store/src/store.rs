@@ -204,8 +204,14 @@ impl StoreSettings {
 }
 
 async fn connect(settings: &StoreSettings) -> Result<Connections, StoreError> {
+    let kind = settings.server.as_ref().map_or(Dialect::Sqlite, |server| server.primary.dialect());
+    tracing::info!(subsystem_name = "sql", db_type = kind.name(), "Opening SQL database");
+    if let Some(server) = &settings.server {
+        let pool =
+            |connector: &Connector| Pool::new(connector.clone(), server.open_max, server.idle_max, server.lifetime);
+        return Ok(Connections::Server { primary: pool(&server.primary), replica: server.replica.as_ref().map(pool) });
+    }
     let place = settings.path.clone().map_or(Place::Memory, Place::File);
-    tracing::info!(subsystem_name = "sql", db_type = "sqlite3", "Opening SQL database");
     let mut options = settings.connect_options();
     if !settings.read_only {
         options = options.create_if_missing(true);

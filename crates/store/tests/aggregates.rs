@@ -10,6 +10,20 @@ use finial_store::{
 };
 use prost::Message;
 
+on_every_database!(
+    bundles_are_created_changed_and_listed,
+    appending_adds_what_is_missing,
+    pruning_never_empties_a_bundle,
+    authorities_are_tainted_then_revoked,
+    deleting_a_bundle_minds_the_entries_that_federate,
+    agents_attest_renew_and_are_banned,
+    agents_are_filtered,
+    a_join_token_brings_its_agent_and_takes_its_alias_along,
+    of_many_callers_one_gets_the_token,
+    journals_are_found_by_their_authority,
+    calls_are_counted_under_spires_names,
+);
+
 /// Two self-signed roots of SPIRE's profile (EC P-256).
 const ROOT_A: &str = include_str!("data/root-a.pem");
 const ROOT_B: &str = include_str!("data/root-b.pem");
@@ -43,9 +57,8 @@ fn fails<T: std::fmt::Debug>(result: Result<T, StoreError>) -> (ErrorKind, Strin
     (error.kind(), error.to_string())
 }
 
-#[tokio::test]
-async fn bundles_are_created_changed_and_listed() {
-    let store = memory().await;
+async fn bundles_are_created_changed_and_listed(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let full = full_bundle("a.test");
     assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap(), None);
     assert_eq!(fails(store.update_bundle(&full, BundleMask::ALL).await).0, ErrorKind::NotFound);
@@ -53,7 +66,7 @@ async fn bundles_are_created_changed_and_listed() {
     assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap().as_ref(), Some(&full));
     let (kind, text) = fails(store.create_bundle(&full).await);
     assert_eq!(kind, ErrorKind::AlreadyExists);
-    assert_eq!(text, "datastore-sql: UNIQUE constraint failed: bundles.trust_domain");
+    assert_eq!(text, lab.duplicate("bundles", "trust_domain", "spiffe://a.test"));
     let mask = BundleMask { refresh_hint: true, ..BundleMask { sequence_number: false, ..none() } };
     let hinted = Bundle { refresh_hint: 9, ..bundle("a.test") };
     assert_eq!(store.update_bundle(&hinted, mask).await.unwrap(), Bundle { refresh_hint: 9, ..full.clone() });
@@ -79,9 +92,8 @@ fn none() -> BundleMask {
     }
 }
 
-#[tokio::test]
-async fn appending_adds_what_is_missing() {
-    let store = memory().await;
+async fn appending_adds_what_is_missing(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let full = full_bundle("a.test");
     assert_eq!(store.append_bundle(&full).await.unwrap(), full, "created as it is");
     assert_eq!(store.append_bundle(&full).await.unwrap(), full, "nothing new, no new number");
@@ -96,9 +108,8 @@ async fn appending_adds_what_is_missing() {
     assert_eq!((merged.sequence_number, merged.refresh_hint), (8, 300));
 }
 
-#[tokio::test]
-async fn pruning_never_empties_a_bundle() {
-    let store = memory().await;
+async fn pruning_never_empties_a_bundle(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let td = td("a.test");
     assert_eq!(store.prune_bundle(&td, NOW).await.unwrap(), None);
     let ends = |a: &X509Authority| finial_crypto::Certificate::parse(a.der.clone()).unwrap().not_after();
@@ -118,9 +129,8 @@ async fn pruning_never_empties_a_bundle() {
     assert_eq!(store.fetch_bundle(&td).await.unwrap(), Some(pruned));
 }
 
-#[tokio::test]
-async fn authorities_are_tainted_then_revoked() {
-    let store = memory().await;
+async fn authorities_are_tainted_then_revoked(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let td = td("a.test");
     let full = Bundle { x509_authorities: vec![root(ROOT_A), root(ROOT_B)], ..full_bundle("a.test") };
     store.create_bundle(&full).await.unwrap();
@@ -142,10 +152,9 @@ async fn authorities_are_tainted_then_revoked() {
     assert_eq!(missing, (ErrorKind::NotFound, "no JWT Key found with provided key ID".into()));
 }
 
-#[tokio::test]
-async fn deleting_a_bundle_minds_the_entries_that_federate() {
+async fn deleting_a_bundle_minds_the_entries_that_federate(lab: Lab) {
     for (mode, left) in [(DeleteMode::Dissociate, 2), (DeleteMode::Delete, 1)] {
-        let store = memory().await;
+        let Some(store) = lab.open().await else { return };
         store.create_bundle(&bundle("a.test")).await.unwrap();
         let federated = create(&store, full_entry("f", &["a.test"])).await;
         create(&store, entry("o", "/o", "/p", &["t:a"])).await;
@@ -168,9 +177,8 @@ async fn paths(store: &Store, filter: AgentFilter) -> Vec<String> {
     listed.iter().map(|a| a.id.path().trim_start_matches("/spire/agent/").to_owned()).collect()
 }
 
-#[tokio::test]
-async fn agents_attest_renew_and_are_banned() {
-    let store = memory().await;
+async fn agents_attest_renew_and_are_banned(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let first = agent("/spire/agent/a");
     assert_eq!(store.create_or_update_node(&first).await.unwrap(), first);
     let again = AgentRecord {
@@ -205,13 +213,12 @@ async fn agents_attest_renew_and_are_banned() {
     assert_eq!(store.list_events(EventFeed::Nodes, 0, 100).await.unwrap().len(), 7);
 }
 
-#[tokio::test]
-async fn agents_are_filtered() {
-    let store = memory().await;
+async fn agents_are_filtered(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let put = |name: &str, change: &dyn Fn(&mut AgentRecord)| {
         let mut new = agent(&format!("/spire/agent/{name}"));
         change(&mut new);
-        let store = store.clone();
+        let store = store.store.clone();
         async move { store.create_or_update_node(&new).await.unwrap() }
     };
     put("a", &|_| ()).await;
@@ -255,9 +262,8 @@ fn token(text: &str) -> JoinToken {
     JoinToken { token: text.into(), expires_at: NOW + 60 }
 }
 
-#[tokio::test]
-async fn a_join_token_brings_its_agent_and_takes_its_alias_along() {
-    let store = memory().await;
+async fn a_join_token_brings_its_agent_and_takes_its_alias_along(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let agent_id = "/spire/agent/join_token/t";
     let alias = entry("alias", "/node", agent_id, &[&format!("spiffe_id:spiffe://example.org{agent_id}")]);
     assert!(!store.create_join_token(&token("t"), Some(alias)).await.unwrap().unwrap().existing);
@@ -282,17 +288,14 @@ async fn a_join_token_brings_its_agent_and_takes_its_alias_along() {
     assert_eq!(store.prune_join_tokens(NOW + 61).await.unwrap(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_many_callers_one_gets_the_token() {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = finial_store::StoreSettings::file(folder.path().join("db"));
-    let store = Store::open(settings, clock()).await.unwrap();
+async fn of_many_callers_one_gets_the_token(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     for round in 0..5 {
         let text = format!("t{round}");
         store.create_join_token(&token(&text), None).await.unwrap();
         let mut callers = tokio::task::JoinSet::new();
         for caller in 0..32 {
-            let (store, text) = (store.clone(), text.clone());
+            let (store, text) = (store.store.clone(), text.clone());
             callers.spawn(async move {
                 let record = agent(&format!("/spire/agent/join_token/{text}-{caller}"));
                 match caller % 2 {
@@ -305,9 +308,8 @@ async fn of_many_callers_one_gets_the_token() {
     }
 }
 
-#[tokio::test]
-async fn journals_are_found_by_their_authority() {
-    let store = memory().await;
+async fn journals_are_found_by_their_authority(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let entries = |ends: i64| journal::Entries {
         x509_c_as: vec![journal::X509caEntry { not_after: ends, ..Default::default() }],
         jwt_keys: vec![journal::JwtKeyEntry { not_after: ends - 5, ..Default::default() }],
@@ -328,13 +330,13 @@ async fn journals_are_found_by_their_authority() {
     assert_eq!(store.prune_ca_journals(NOW).await.unwrap(), 1);
 }
 
-#[tokio::test]
-async fn calls_are_counted_under_spires_names() {
+async fn calls_are_counted_under_spires_names(lab: Lab) {
     let metrics = finial_runtime::Metrics::new(finial_runtime::telemetry::Settings {
         prefix: "spire_server".into(),
         ..Default::default()
     });
-    let store = memory().await.with_metrics(metrics.clone());
+    let Some(store) = lab.open().await else { return };
+    let store = store.store.clone().with_metrics(metrics.clone());
     store.create_bundle(&bundle("a.test")).await.unwrap();
     store.create_bundle(&bundle("a.test")).await.unwrap_err();
     store.fetch_node(&id("/spire/agent/none")).await.unwrap();

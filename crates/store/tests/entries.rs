@@ -4,7 +4,19 @@
 mod common;
 use common::*;
 use finial_core::{EntryId, ErrorKind, MatchBehavior, Selector};
-use finial_store::{EntryFilter, EntryUpdate, EventFeed, Page, Store, StoreError, StoreSettings};
+use finial_store::{EntryFilter, EntryUpdate, EventFeed, Page, Store, StoreError};
+
+on_every_database!(
+    every_field_comes_back,
+    a_similar_entry_is_returned_instead,
+    a_refused_entry_leaves_the_rest_of_its_batch,
+    filters_match_as_sets,
+    pages_are_full_and_end_with_an_empty_one,
+    an_update_changes_what_is_named_and_counts_the_revision,
+    deletion_and_pruning_leave_no_rows,
+    events_are_pruned_by_age,
+    ten_thousand_entries_below_one_parent,
+);
 
 async fn paths(store: &Store, filter: EntryFilter) -> Vec<String> {
     let listed = store.list_entries(&filter, None).await.unwrap();
@@ -18,9 +30,8 @@ async fn subjects(store: &Store, feed: EventFeed) -> Vec<String> {
     store.list_events(feed, 0, 1000).await.unwrap().into_iter().map(|e| e.subject).collect()
 }
 
-#[tokio::test]
-async fn every_field_comes_back() {
-    let store = memory().await;
+async fn every_field_comes_back(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     for name in ["b.test", "a.test"] {
         store.create_bundle(&bundle(name)).await.unwrap();
     }
@@ -32,9 +43,8 @@ async fn every_field_comes_back() {
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["full"]);
 }
 
-#[tokio::test]
-async fn a_similar_entry_is_returned_instead() {
-    let store = memory().await;
+async fn a_similar_entry_is_returned_instead(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let first = create(&store, entry("1", "/w", "/a", &["unix:uid:1", "unix:gid:1"])).await;
     let results = store
         .create_entries(vec![
@@ -52,7 +62,7 @@ async fn a_similar_entry_is_returned_instead() {
         .iter()
         .map(|r| r.as_ref().map(|c| (c.entry.id.as_str(), c.existing)).map_err(|e| (e.kind(), e.to_string())))
         .collect();
-    let taken = "datastore-sql: UNIQUE constraint failed: registered_entries.entry_id";
+    let taken = lab.duplicate("registered_entries", "entry_id", "1");
     assert_eq!(
         outcome,
         [
@@ -62,16 +72,15 @@ async fn a_similar_entry_is_returned_instead() {
             Ok(("5", false)),
             Ok(("6", false)),
             Ok(("3", true)),
-            Err((ErrorKind::AlreadyExists, taken.to_owned())),
+            Err((ErrorKind::AlreadyExists, taken)),
         ]
     );
     assert_eq!(results[0].as_ref().unwrap().entry, first);
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["1", "3", "4", "5", "6"]);
 }
 
-#[tokio::test]
-async fn a_refused_entry_leaves_the_rest_of_its_batch() {
-    let store = memory().await;
+async fn a_refused_entry_leaves_the_rest_of_its_batch(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let mut negative = entry("n", "/n", "/a", &["unix:uid:1"]);
     negative.x509_svid_ttl = -1;
     let mut mixed = entry("m", "/m", "/a", &["unix:uid:1", "k8s:ns:x"]);
@@ -102,9 +111,8 @@ async fn a_refused_entry_leaves_the_rest_of_its_batch() {
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["g"]);
 }
 
-#[tokio::test]
-async fn filters_match_as_sets() {
-    let store = memory().await;
+async fn filters_match_as_sets(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     for name in ["a.test", "b.test"] {
         store.create_bundle(&bundle(name)).await.unwrap();
     }
@@ -164,9 +172,8 @@ async fn filters_match_as_sets() {
     );
 }
 
-#[tokio::test]
-async fn pages_are_full_and_end_with_an_empty_one() {
-    let store = memory().await;
+async fn pages_are_full_and_end_with_an_empty_one(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     let new = (0..5).map(|n| entry(&n.to_string(), &format!("/{n}"), "/p", &[if n == 1 { "t:b" } else { "t:a" }]));
     store.create_entries(new.collect()).await.unwrap();
     let filter = EntryFilter {
@@ -192,9 +199,8 @@ async fn pages_are_full_and_end_with_an_empty_one() {
     assert_eq!(error.to_string(), "cannot paginate with pagesize = 0");
 }
 
-#[tokio::test]
-async fn an_update_changes_what_is_named_and_counts_the_revision() {
-    let store = memory().await;
+async fn an_update_changes_what_is_named_and_counts_the_revision(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     store.create_bundle(&bundle("a.test")).await.unwrap();
     let old = create(&store, full_entry("e", &["a.test"])).await;
     let nothing = store.update_entry(&old.id, EntryUpdate::default()).await.unwrap();
@@ -231,9 +237,8 @@ async fn an_update_changes_what_is_named_and_counts_the_revision() {
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["e", "e", "e"]);
 }
 
-#[tokio::test]
-async fn deletion_and_pruning_leave_no_rows() {
-    let store = memory().await;
+async fn deletion_and_pruning_leave_no_rows(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     store.create_bundle(&bundle("a.test")).await.unwrap();
     let first = create(&store, full_entry("e", &["a.test"])).await;
     assert_eq!(store.delete_entry(&first.id).await.unwrap(), first);
@@ -250,10 +255,9 @@ async fn deletion_and_pruning_leave_no_rows() {
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["e", "e", "e", "late", "ever", "e"]);
 }
 
-#[tokio::test]
-async fn events_are_pruned_by_age() {
-    let clock = clock();
-    let store = Store::open(StoreSettings::memory(), clock.clone()).await.unwrap();
+async fn events_are_pruned_by_age(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    let clock = store.clock.clone();
     create(&store, entry("1", "/1", "/p", &["t:a"])).await;
     store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
     clock.advance(10);
@@ -265,10 +269,8 @@ async fn events_are_pruned_by_age() {
 }
 
 /// All of them are made and read back; how fast is a question for `bench/`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_entries_below_one_parent() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(StoreSettings::file(folder.path().join("db")), clock()).await.unwrap();
+async fn ten_thousand_entries_below_one_parent(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
     for batch in 0..20 {
         let some = (0..500).map(|n| {
             let n = batch * 500 + n;

@@ -2,11 +2,13 @@
 
 mod create;
 mod filter;
+mod load;
 pub(crate) mod rows;
 
 pub(crate) use create::create_one;
 pub use filter::EntryFilter;
 pub(crate) use filter::selector_clauses;
+pub use load::EntryRow;
 
 use crate::store::transact;
 use crate::{EventFeed, Listed, Page, Store, StoreError, events};

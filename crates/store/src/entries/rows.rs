@@ -8,7 +8,7 @@ use finial_proto::common::registration_entry::AdditionalAttributes;
 use prost::Message;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-const SELECT: &str = "SELECT e.id, e.entry_id, e.spiffe_id, e.parent_id, e.ttl, e.jwt_svid_ttl, e.admin, e.downstream, \
+pub(super) const SELECT: &str = "SELECT e.id, e.entry_id, e.spiffe_id, e.parent_id, e.ttl, e.jwt_svid_ttl, e.admin, e.downstream, \
     e.expiry, e.revision_number, e.store_svid, e.hint, e.additional_attributes, e.created_at FROM registered_entries e";
 
 /// The rules of the datastore, in SPIRE's words and order.
@@ -265,7 +265,7 @@ fn id_list(ids: impl Iterator<Item = i64>) -> String {
     ids.map(|id| id.to_string()).collect::<Vec<_>>().join(",")
 }
 
-fn from_row(
+pub(super) fn from_row(
     row: &Row,
     selectors: SelectorSet,
     dns_names: Vec<String>,

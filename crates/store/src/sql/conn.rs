@@ -2,6 +2,8 @@
 
 use super::{Dialect, Place, Query, Row, Value, time::time_text};
 use crate::StoreError;
+use crate::dsn::mysql::MySqlDsn;
+use crate::dsn::postgres::PostgresDsn;
 use futures::{FutureExt, TryStreamExt};
 use sqlx::mysql::{MySqlArguments, MySqlConnectOptions};
 use sqlx::postgres::{PgArguments, PgConnectOptions};
@@ -10,6 +12,7 @@ use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, SqlSafeStr, Sql
 use sqlx::{MySqlConnection, PgConnection, SqliteConnection};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a statement may take on a database server, from its sending to its answer.
@@ -26,17 +29,27 @@ const MYSQL_SETUP: &str =
     "SET SESSION innodb_lock_wait_timeout = 20, sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES')";
 
 /// How to connect.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Connector {
     options: Options,
     place: Arc<Place>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Options {
-    Sqlite(SqliteConnectOptions),
-    Postgres(Box<PgConnectOptions>),
-    MySql(Box<MySqlConnectOptions>),
+    Sqlite(Box<SqliteConnectOptions>),
+    Postgres {
+        hosts: Vec<PgConnectOptions>,
+        /// Which one served last.
+        last: Arc<AtomicUsize>,
+        writable: bool,
+        connect_max: Duration,
+    },
+    MySql {
+        options: Box<MySqlConnectOptions>,
+        setup: String,
+        connect_max: Duration,
+    },
 }
 
 /// A connection.
@@ -66,42 +79,108 @@ enum Link {
 
 impl Connector {
     pub(crate) fn sqlite(options: SqliteConnectOptions, place: Place) -> Self {
-        Self { options: Options::Sqlite(options), place: Arc::new(place) }
+        Self { options: Options::Sqlite(Box::new(options)), place: Arc::new(place) }
     }
 
-    pub(crate) fn postgres(options: PgConnectOptions, place: Place) -> Self {
-        let options = options.disable_statement_logging();
-        Self { options: Options::Postgres(Box::new(options)), place: Arc::new(place) }
+    pub(crate) fn postgres(dsn: PostgresDsn) -> Self {
+        let hosts = dsn.hosts.into_iter().map(ConnectOptions::disable_statement_logging).collect();
+        let connect_max = dsn.connect_max.unwrap_or(CONNECT_MAX);
+        let options = Options::Postgres { hosts, last: Arc::default(), writable: dsn.writable, connect_max };
+        Self { options, place: Arc::new(Place::Server(dsn.name)) }
     }
 
-    pub(crate) fn mysql(options: MySqlConnectOptions, place: Place) -> Self {
-        let options = options.disable_statement_logging();
-        Self { options: Options::MySql(Box::new(options)), place: Arc::new(place) }
+    pub(crate) fn mysql(dsn: MySqlDsn) -> Self {
+        let options = Options::MySql {
+            options: Box::new(dsn.options.disable_statement_logging()),
+            setup: dsn.setup,
+            connect_max: dsn.connect_max.unwrap_or(CONNECT_MAX),
+        };
+        Self { options, place: Arc::new(Place::Server(dsn.name)) }
+    }
+
+    /// Where the data is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(crate) fn dialect(&self) -> Dialect {
         match &self.options {
             Options::Sqlite(_) => Dialect::Sqlite,
-            Options::Postgres(_) => Dialect::Postgres,
-            Options::MySql(_) => Dialect::MySql,
+            Options::Postgres { .. } => Dialect::Postgres,
+            Options::MySql { .. } => Dialect::MySql,
         }
     }
 
+    /// What a listening connection is made with.
+    pub(crate) fn postgres_options(&self) -> Option<PgConnectOptions> {
+        match &self.options {
+            Options::Postgres { hosts, last, .. } => hosts.get(last.load(Ordering::Relaxed)).cloned(),
+            _ => None,
+        }
+    }
+
+    /// What an error of the driver means.
+    pub(crate) fn fault(&self, error: sqlx::Error) -> StoreError {
+        self.place.fault(error).0
+    }
+
     pub(crate) async fn connect(&self) -> Result<Conn, StoreError> {
-        let link = match &self.options {
-            Options::Sqlite(options) => options.connect().await.map(Link::Sqlite),
-            Options::Postgres(options) => limited(CONNECT_MAX, options.connect().boxed()).await.map(Link::Postgres),
-            Options::MySql(options) => limited(CONNECT_MAX, options.connect().boxed()).await.map(Link::MySql),
-        };
-        let link = link.map_err(|e| self.place.fault(e).0)?;
-        let mut conn =
-            Conn { link, place: self.place.clone(), opened: Instant::now(), state: State::Ready, news: false };
-        match conn.dialect() {
-            Dialect::Sqlite => {}
-            Dialect::Postgres => conn.control(POSTGRES_SETUP).await?,
-            Dialect::MySql => conn.control(MYSQL_SETUP).await?,
+        match &self.options {
+            Options::Sqlite(options) => {
+                let link = options.connect().await.map(Link::Sqlite);
+                self.opened(link)
+            }
+            Options::Postgres { hosts, last, writable, connect_max } => {
+                let mut failed = None;
+                for (at, options) in hosts.iter().enumerate() {
+                    match self.connect_postgres(options, *writable, *connect_max).await {
+                        Ok(conn) => {
+                            last.store(at, Ordering::Relaxed);
+                            return Ok(conn);
+                        }
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                Err(failed.unwrap_or(StoreError::NotFound))
+            }
+            Options::MySql { options, setup, connect_max } => {
+                let link = limited(*connect_max, options.connect().boxed()).await.map(Link::MySql);
+                let mut conn = self.opened(link)?;
+                conn.control(MYSQL_SETUP).await?;
+                if !setup.is_empty() {
+                    conn.run(setup.clone()).await?;
+                }
+                Ok(conn)
+            }
+        }
+    }
+
+    async fn connect_postgres(
+        &self,
+        options: &PgConnectOptions,
+        writable: bool,
+        connect_max: Duration,
+    ) -> Result<Conn, StoreError> {
+        let link = limited(connect_max, options.connect().boxed()).await.map(Link::Postgres);
+        let mut conn = self.opened(link)?;
+        conn.control(POSTGRES_SETUP).await?;
+        if writable && conn.one(Query::new("SHOW transaction_read_only")).await?.str(0)? == "on" {
+            let text = "it cannot be written, and target_session_attrs asks for a server that can";
+            return Err(self.fault(sqlx::Error::Io(std::io::Error::other(text))));
         }
         Ok(conn)
+    }
+
+    fn opened(&self, link: Result<Link, sqlx::Error>) -> Result<Conn, StoreError> {
+        let link = link.map_err(|e| self.fault(e))?;
+        Ok(Conn { link, place: self.place.clone(), opened: Instant::now(), state: State::Ready, news: false })
+    }
+}
+
+impl std::fmt::Debug for Connector {
+    /// Without what may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Connector").field(&self.place).finish()
     }
 }
 

@@ -56,6 +56,10 @@ impl Pool {
         self.connector.dialect()
     }
 
+    pub(crate) fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
     /// A connection, as soon as there is a free place for one.
     pub(crate) async fn take(self: &Arc<Self>) -> Result<Pooled, StoreError> {
         let permit = tokio::time::timeout(ACQUIRE_MAX, self.permits.clone().acquire_owned()).await;

@@ -2,13 +2,107 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use finial_core::{AgentRecord, Bundle, Entry, EntryId, ManualClock, Selector, SelectorSet, SpiffeId, TrustDomain};
-use finial_store::{Store, StoreSettings};
+use finial_store::{SqlConfig, Store, StoreSettings};
 use std::sync::Arc;
 
 pub const NOW: i64 = 1_795_385_010;
 
 pub fn clock() -> Arc<ManualClock> {
     Arc::new(ManualClock::at(NOW))
+}
+
+/// Which database a test runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lab {
+    Sqlite,
+    Postgres,
+    MySql,
+}
+
+/// A store on a database of its own, which goes with it.
+pub struct Opened {
+    pub store: Store,
+    pub settings: StoreSettings,
+    pub database: Option<testkit::Database>,
+    pub clock: Arc<ManualClock>,
+    folder: Option<tempfile::TempDir>,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = Store;
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl Opened {
+    /// Another server on the same database (not for SQLite).
+    pub async fn another(&self) -> Store {
+        Store::open(self.settings.clone(), self.clock.clone()).await.unwrap()
+    }
+}
+
+/// A connection string, resolved.
+pub fn settings(kind: &str, dsn: &str) -> StoreSettings {
+    let config = SqlConfig { database_type: kind.into(), connection_string: dsn.into(), ..SqlConfig::default() };
+    config.resolve().unwrap()
+}
+
+impl Lab {
+    /// What the database says of a second row with this value of a unique column, in SPIRE's words.
+    pub fn duplicate(self, table: &str, column: &str, value: &str) -> String {
+        match self {
+            Self::Sqlite => format!("datastore-sql: UNIQUE constraint failed: {table}.{column}"),
+            Self::Postgres => format!(
+                "datastore-sql: pq: duplicate key value violates unique constraint \"uix_{table}_{column}\" (23505)"
+            ),
+            Self::MySql => {
+                format!("datastore-sql: Error 1062 (23000): Duplicate entry '{value}' for key 'uix_{table}_{column}'")
+            }
+        }
+    }
+
+    /// `None` where the database is not installed, which testkit says.
+    pub async fn open(self) -> Option<Opened> {
+        let (settings, database, folder) = match self {
+            Self::Sqlite => {
+                let folder = tempfile::tempdir().unwrap();
+                (StoreSettings::file(folder.path().join("db")), None, Some(folder))
+            }
+            Self::Postgres => {
+                let database = testkit::postgres()?;
+                (settings("postgres", &database.dsn()), Some(database), None)
+            }
+            Self::MySql => {
+                let database = testkit::mariadb()?;
+                (settings("mysql", &database.dsn()), Some(database), None)
+            }
+        };
+        let clock = clock();
+        let store = Store::open(settings.clone(), clock.clone()).await.unwrap();
+        Some(Opened { store, settings, database, clock, folder })
+    }
+}
+
+/// Makes three tests of each function, which takes a [`Lab`].
+#[macro_export]
+macro_rules! on_every_database {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                super::$name(super::Lab::Sqlite).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgresql() {
+                super::$name(super::Lab::Postgres).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mariadb() {
+                super::$name(super::Lab::MySql).await;
+            }
+        })*
+    };
 }
 
 pub async fn memory() -> Store {

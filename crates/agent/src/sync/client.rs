@@ -7,15 +7,19 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use finial_core::{EntryId, SpiffeId, TrustDomain, UnixSeconds};
 use finial_proto::server::{agent, bundle, entry, svid};
+use finial_proto::sync::agent_sync_client::AgentSyncClient;
+use finial_proto::sync::{WatchRequest, WatchResponse};
 use finial_proto::types;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "manager";
@@ -43,6 +47,8 @@ pub(crate) struct IssuedJwt {
 /// with which it was opened.
 pub(crate) struct ServerLink {
     channel: ArcSwap<Channel>,
+    /// How often it was made anew.
+    generation: AtomicU64,
     connect: Box<dyn Fn() -> Channel + Send + Sync>,
 }
 
@@ -65,12 +71,19 @@ fn mask() -> types::EntryMask {
 impl ServerLink {
     /// `connect` gives a channel that connects when it is first used.
     pub(crate) fn new(connect: impl Fn() -> Channel + Send + Sync + 'static) -> Self {
-        Self { channel: ArcSwap::from_pointee(connect()), connect: Box::new(connect) }
+        let channel = ArcSwap::from_pointee(connect());
+        Self { channel, generation: AtomicU64::new(0), connect: Box::new(connect) }
     }
 
     /// Calls from now on use a new connection.
     pub(crate) fn release(&self) {
         self.channel.store(Arc::new((self.connect)()));
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Grows with each [`ServerLink::release`].
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     fn channel(&self) -> Channel {
@@ -98,6 +111,18 @@ impl ServerLink {
         let request = agent::PostStatusRequest { agent_version: version.to_owned(), ..Default::default() };
         within("failed to post agent status", RPC_TIMEOUT, async { self.agents().post_status(request).await }).await?;
         Ok(())
+    }
+
+    /// Opens the stream by which the server tells what changes; `Unimplemented` if it has none.
+    pub(crate) fn watch(
+        &self,
+        request: WatchRequest,
+    ) -> BoxFuture<'static, Result<Streaming<WatchResponse>, ServerError>> {
+        let mut client = AgentSyncClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Box::pin(async move {
+            let call = async { client.watch_authorized(request).await };
+            Ok(within("failed to watch authorized entries", RPC_TIMEOUT, call).await?.into_inner())
+        })
     }
 
     /// Brings `known` up to date; `None` if nothing changed.

@@ -2,7 +2,9 @@
 
 use crate::entry::WorkloadEntry;
 use finial_core::EntryId;
+use finial_proto::digest::{Digests, bucket_of};
 use finial_proto::server::entry::EntryRevision;
+use finial_proto::sync::WatchResponse;
 use finial_proto::types;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -17,6 +19,18 @@ pub(crate) struct SyncStats {
     pub(crate) missing: usize,
     pub(crate) stale: usize,
     pub(crate) dropped: usize,
+}
+
+/// What the server is told that we have.
+pub(crate) fn digests(known: &BTreeMap<EntryId, Arc<WorkloadEntry>>) -> Vec<u64> {
+    if known.is_empty() {
+        return Vec::new();
+    }
+    let mut digests = Digests::sized_for(known.len());
+    for (id, entry) in known {
+        digests.add(id.as_str(), entry.revision_number, entry.created_at);
+    }
+    digests.into_inner()
 }
 
 /// One sync under way. Nothing changes before it is finished.
@@ -43,6 +57,22 @@ impl<'a> EntrySync<'a> {
             fresh: HashMap::new(),
             stats: SyncStats::default(),
         }
+    }
+
+    /// Takes known entries for still authorized.
+    pub(crate) fn keep(&mut self, still: impl Fn(&str) -> bool) {
+        let kept = self.known.keys().map(EntryId::as_str).filter(|id| still(id));
+        self.seen.extend(kept.map(str::to_owned));
+    }
+
+    /// Takes a whole answer of the stream.
+    pub(crate) fn pushed(&mut self, answer: &mut WatchResponse) {
+        let buckets: HashSet<u32> = answer.buckets.iter().copied().collect();
+        let count = usize::try_from(answer.bucket_count).unwrap_or_default();
+        let replaced = |id: &str| u32::try_from(bucket_of(id, count)).is_ok_and(|at| buckets.contains(&at));
+        let removed: HashSet<&str> = answer.removed_entry_ids.iter().map(String::as_str).collect();
+        self.keep(|id| !removed.contains(id) && (buckets.is_empty() || !replaced(id)));
+        self.entries(std::mem::take(&mut answer.entries));
     }
 
     /// Takes a page of revisions.
@@ -162,6 +192,52 @@ mod tests {
     }
 
     proptest! {
+        /// Against the server's rule: it sends what is in buckets that differ.
+        #[test]
+        fn after_an_answer_of_the_stream_we_have_what_the_server_has(
+            ours in proptest::collection::btree_map(0u8..40, (0i64..2, 1i64..3), 0..30),
+            theirs in proptest::collection::btree_map(0u8..40, (0i64..2, 1i64..3), 0..30),
+            changed in proptest::collection::btree_map(0u8..40, (0i64..2, 1i64..3), 0..5),
+            gone in proptest::collection::btree_set(0u8..40, 0..5),
+        ) {
+            let list = |map: &std::collections::BTreeMap<u8, (i64, i64)>| -> Vec<_> {
+                map.iter().map(|(id, (r, c))| wire(&format!("e{id}"), *r, *c)).collect()
+            };
+            let (known_before, wanted) = (known(&list(&ours)), known(&list(&theirs)));
+            let mut answer = WatchResponse::default();
+            match digests(&known_before) {
+                sums if sums.is_empty() => {
+                    (answer.buckets, answer.bucket_count, answer.entries) = (vec![0], 1, list(&theirs));
+                }
+                sums => {
+                    let agents = Digests::received(sums).unwrap();
+                    let mut servers = Digests::new(agents.buckets());
+                    list(&theirs).iter().for_each(|e| servers.add(&e.id, e.revision_number, e.created_at));
+                    answer.buckets = servers.differing(&agents);
+                    answer.bucket_count = servers.buckets() as u32;
+                    let differs = |e: &types::Entry| answer.buckets.contains(&(bucket_of(&e.id, servers.buckets()) as u32));
+                    answer.entries = list(&theirs).into_iter().filter(differs).collect();
+                }
+            }
+            let mut sync = EntrySync::new(&known_before);
+            sync.pushed(&mut answer);
+            let after = sync.finish().0.unwrap_or(known_before);
+            prop_assert_eq!(&after, &wanted);
+            // And then a change.
+            let mut then = theirs.clone();
+            then.extend(changed.clone());
+            then.retain(|id, _| !gone.contains(id));
+            let mut answer = WatchResponse {
+                entries: list(&changed).into_iter().filter(|e| !gone.iter().any(|g| e.id == format!("e{g}"))).collect(),
+                removed_entry_ids: gone.iter().map(|g| format!("e{g}")).collect(),
+                ..Default::default()
+            };
+            let mut sync = EntrySync::new(&after);
+            sync.pushed(&mut answer);
+            let last = sync.finish().0.unwrap_or_else(|| after.clone());
+            prop_assert_eq!(last, known(&list(&then)));
+        }
+
         #[test]
         fn after_a_sync_we_have_what_the_server_has(
             ours in proptest::collection::btree_map(0u8..20, (0i64..3, 1i64..3), 0..15),

@@ -1,7 +1,7 @@
 //! The one loop that speaks with the server: entries, bundles, workloads' SVIDs and the agent's own.
 //!
-//! What to do is decided by [`plan`], a pure function. A server that pushes its changes would only have to wake this
-//! loop earlier ([`Syncer::run`] waits in one place).
+//! What to do is decided by [`plan`], a pure function. A Finial server tells what changes through a stream ([`watch`]), and is
+//! then hardly ever asked; SPIRE's is asked at every interval.
 
 pub(crate) mod client;
 mod entries;
@@ -9,6 +9,7 @@ pub(crate) mod jwt;
 mod mint;
 mod pace;
 pub(crate) mod plan;
+mod watch;
 
 use crate::Context;
 use crate::attest;
@@ -18,10 +19,13 @@ use crate::error::{AgentError, ServerError, Verdict};
 use crate::status::AgentStatus;
 use crate::svid::{AgentKey, AgentSvid};
 use client::ServerLink;
+use entries::{EntrySync, SyncStats};
 use finial_config::RebootstrapMode;
 use finial_core::{Bundle, EntryId, ErrorKind, TrustDomain};
 use finial_crypto::tls::TlsIdentity;
 use finial_proto::convert::bundle_from_proto;
+use finial_proto::sync::{BundleVersion, VersionedBundle, WatchRequest, WatchResponse};
+use finial_proto::types;
 use finial_runtime::Backoff;
 use finial_runtime::log::Time;
 use pace::{Outcome, Pace};
@@ -30,6 +34,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use watch::{Event, Watch};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "manager";
@@ -53,6 +58,8 @@ pub(crate) struct Syncer {
     svid: AgentSvid,
     /// All entries, those for SVID stores included.
     entries: BTreeMap<EntryId, Arc<WorkloadEntry>>,
+    /// Bundles that the server told of by itself, with their versions.
+    told: BTreeMap<TrustDomain, (Arc<BundleForms>, u64)>,
     batch: BatchSize,
     /// Since when the server has been signed by someone unknown.
     unknown_since_ms: Option<i64>,
@@ -81,6 +88,7 @@ impl Syncer {
             status,
             svid,
             entries: BTreeMap::new(),
+            told: BTreeMap::new(),
             batch: BatchSize::new(),
             unknown_since_ms: None,
             tainted_jwt_done: Vec::new(),
@@ -140,7 +148,9 @@ impl Syncer {
         let mut next_sync = Instant::now() + pace.first();
         let mut next_tick = Instant::now();
         let mut svids_not_before = Instant::now();
+        let mut watch = Watch::new(self.link.generation());
         loop {
+            watch.follow(self.link.generation());
             let cache = self.cache().clone();
             let wanted = async {
                 tokio::time::sleep_until(svids_not_before).await;
@@ -149,7 +159,8 @@ impl Syncer {
             let result = tokio::select! {
                 () = tokio::time::sleep_until(next_sync) => {
                     let result = self.synchronize().await;
-                    next_sync = Instant::now() + pace.after(self.outcome(&result));
+                    let wait = pace.after(self.outcome(&result));
+                    next_sync = Instant::now() + if watch.is_open() && result.is_ok() { pace.told() } else { wait };
                     if self.svid.is_tainted(&self.tainted) {
                         next_tick = Instant::now();
                     }
@@ -159,11 +170,44 @@ impl Syncer {
                     let own = self.rotate_own().await;
                     next_tick = Instant::now() + TICK;
                     own?;
+                    if watch.is_open() {
+                        self.status.synced(self.context.clock.now());
+                    }
                     self.cache().forget_idle_views();
                     let recent = self.svids_updated.is_some_and(|at| at.elapsed() < TICK.mul_f64(0.9));
                     if recent || Instant::now() < svids_not_before { Ok(true) } else { self.update_svids().await }
                 }
                 () = wanted => self.update_svids().await,
+                event = watch.next() => match event {
+                    Event::Due => {
+                        watch.open(self.link.watch(self.what_we_have()));
+                        continue;
+                    }
+                    Event::Opened => {
+                        tracing::debug!(subsystem_name = SUBSYSTEM, "The server tells of changes by itself");
+                        next_sync = Instant::now() + pace.told();
+                        continue;
+                    }
+                    Event::Answer(answer) => {
+                        let result = self.take_answer(*answer).await;
+                        if self.svid.is_tainted(&self.tainted) {
+                            next_tick = Instant::now();
+                        }
+                        result.inspect_err(|error| tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed"))
+                    }
+                    Event::Ended => {
+                        next_sync = next_sync.min(Instant::now() + pace.first());
+                        continue;
+                    }
+                    Event::Failed(error) => {
+                        next_sync = next_sync.min(Instant::now() + pace.first());
+                        if matches!(error.verdict(), Verdict::Retry | Verdict::UnknownAuthority) {
+                            tracing::info!(subsystem_name = SUBSYSTEM, %error, "The server does not tell of changes now; asking for them meanwhile");
+                            continue;
+                        }
+                        Err(error)
+                    }
+                },
             };
             match &result {
                 Ok(true) => {
@@ -260,6 +304,17 @@ impl Syncer {
         } else {
             self.link.all_entries(&self.entries).await?
         };
+        let mut change = Change { entries: self.take_entries(entries, stats), ..Change::default() };
+        change.bundles = self.fetch_bundles().await?;
+        Ok(change)
+    }
+
+    /// What of new entries is for the cache.
+    fn take_entries(
+        &mut self,
+        entries: Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>,
+        stats: SyncStats,
+    ) -> Option<BTreeMap<EntryId, Arc<WorkloadEntry>>> {
         let metrics = &self.context.metrics;
         metrics.gauge("sync_entries_total", stats.total as f64, &[]);
         metrics.gauge("sync_entries_missing", stats.missing as f64, &[]);
@@ -268,52 +323,106 @@ impl Syncer {
         metrics.count("lru_cache_entry_add", stats.missing as f64, &[]);
         metrics.count("lru_cache_entry_update", stats.stale as f64, &[]);
         metrics.count("lru_cache_entry_remove", stats.dropped as f64, &[]);
-        let mut change = Change::default();
-        if let Some(entries) = entries {
-            change.entries =
-                Some(entries.iter().filter(|(_, e)| !e.store_svid).map(|(id, e)| (id.clone(), e.clone())).collect());
-            self.entries = entries;
+        let entries = entries?;
+        let cached = entries.iter().filter(|(_, e)| !e.store_svid).map(|(id, e)| (id.clone(), e.clone())).collect();
+        self.entries = entries;
+        Some(cached)
+    }
+
+    /// For the server to compare with what we may have.
+    fn what_we_have(&self) -> WatchRequest {
+        let version = |(domain, (_, version)): (&TrustDomain, &(Arc<BundleForms>, u64))| BundleVersion {
+            trust_domain: domain.as_str().to_owned(),
+            version: *version,
+        };
+        WatchRequest {
+            entry_digests: entries::digests(&self.entries),
+            bundles: self.told.iter().map(version).collect(),
         }
-        change.bundles = self.fetch_bundles().await?;
-        Ok(change)
+    }
+
+    /// What the server told by itself, and whatever SVIDs follow from it; see [`Syncer::update_svids`].
+    async fn take_answer(&mut self, mut answer: WatchResponse) -> Result<bool, ServerError> {
+        let (entries, stats) = {
+            let mut sync = EntrySync::new(&self.entries);
+            sync.pushed(&mut answer);
+            sync.finish()
+        };
+        let entries = self.take_entries(entries, stats);
+        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles)?;
+        self.writer.publish(Change { entries, bundles, ..Change::default() });
+        let complete = self.update_svids().await?;
+        self.status.synced(self.context.clock.now());
+        Ok(complete)
+    }
+
+    /// All bundles, if any of them changed.
+    fn take_bundles(&mut self, new: Vec<VersionedBundle>, gone: &[String]) -> Result<Option<Bundles>, ServerError> {
+        let known = self.cache().snapshot().bundles.clone();
+        let own_domain = known.own.bundle.trust_domain.clone();
+        let mut fresh: BTreeMap<TrustDomain, Arc<BundleForms>> = BTreeMap::new();
+        for VersionedBundle { bundle, version } in new {
+            let Some(wire) = bundle else { continue };
+            let Ok(domain) = TrustDomain::parse(&wire.trust_domain) else { continue };
+            let old = if domain == own_domain { Some(&known.own) } else { known.federated.get(&domain) };
+            match read_bundle(&domain, old, &wire) {
+                Ok(bundle) => {
+                    self.told.insert(domain.clone(), (bundle.clone(), version));
+                    fresh.insert(domain, bundle);
+                }
+                Err(error) if domain == own_domain => return Err(bad_own_bundle(&error)),
+                Err(error) => warn_of_bundle(&domain, &error),
+            }
+        }
+        self.told.retain(|domain, _| !gone.iter().any(|name| name == domain.as_str()));
+        let mut bundles =
+            Bundles { own: fresh.get(&own_domain).unwrap_or(&known.own).clone(), federated: BTreeMap::new() };
+        for domain in self.federated_domains() {
+            let kept = known.federated.get(&domain).filter(|_| !gone.iter().any(|name| name == domain.as_str()));
+            let told = self.told.get(&domain).map(|(bundle, _)| bundle);
+            if let Some(bundle) = fresh.get(&domain).or(kept).or(told).cloned() {
+                bundles.federated.insert(domain, bundle);
+            }
+        }
+        Ok(self.changed_bundles(&known, bundles))
+    }
+
+    fn federated_domains(&self) -> BTreeSet<TrustDomain> {
+        self.entries.values().flat_map(|e| e.federates_with.iter().cloned()).collect()
     }
 
     /// All bundles, if any of them changed.
     async fn fetch_bundles(&mut self) -> Result<Option<Bundles>, ServerError> {
         let known = self.cache().snapshot().bundles.clone();
         let mut bundles = Bundles { own: known.own.clone(), federated: BTreeMap::new() };
-        let own = bundle_from_proto(&self.link.bundle().await?);
-        match own.map_err(|e| e.to_string()).and_then(|b| renew(&known.own.bundle.trust_domain, Some(&known.own), b)) {
-            Ok(own) => bundles.own = own,
-            Err(error) => {
-                return Err(ServerError::bare(tonic::Status::internal(format!(
-                    "failed to parse trust domain bundle: {error}"
-                ))));
-            }
-        }
-        let domains: BTreeSet<_> = self.entries.values().flat_map(|e| e.federates_with.iter().cloned()).collect();
+        let domain = known.own.bundle.trust_domain.clone();
+        bundles.own =
+            read_bundle(&domain, Some(&known.own), &self.link.bundle().await?).map_err(|e| bad_own_bundle(&e))?;
+        let domains = self.federated_domains();
         for (domain, bundle) in self.link.federated_bundles(domains.into_iter().collect()).await? {
             let Some(bundle) = bundle else { continue };
-            let old = known.federated.get(&domain);
-            match bundle_from_proto(&bundle).map_err(|e| e.to_string()).and_then(|b| renew(&domain, old, b)) {
+            match read_bundle(&domain, known.federated.get(&domain), &bundle) {
                 Ok(bundle) => {
                     bundles.federated.insert(domain, bundle);
                 }
-                Err(error) => tracing::warn!(subsystem_name = SUBSYSTEM, %error, trust_domain_id = %domain,
-                    "Received malformed bundle from SPIRE server; are the server and agent versions compatible?"
-                ),
+                Err(error) => warn_of_bundle(&domain, &error),
             }
         }
+        Ok(self.changed_bundles(&known, bundles))
+    }
+
+    /// The bundles if they are others than those known.
+    fn changed_bundles(&mut self, known: &Bundles, bundles: Bundles) -> Option<Bundles> {
         self.context.metrics.gauge("sync_bundles_total", bundles.federated.len() as f64 + 1.0, &[]);
         let same_federated = known.federated.len() == bundles.federated.len()
             && known.federated.iter().zip(&bundles.federated).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
         if Arc::ptr_eq(&known.own, &bundles.own) && same_federated {
-            return Ok(None);
+            return None;
         }
         if !Arc::ptr_eq(&known.own, &bundles.own) {
             self.own_bundle_changed(&bundles.own);
         }
-        Ok(Some(bundles))
+        Some(bundles)
     }
 
     fn own_bundle_changed(&mut self, own: &BundleForms) {
@@ -524,6 +633,24 @@ fn store_bundle(context: &Context, own: &BundleForms) {
     if let Err(error) = context.storage.store_bundle(&roots(own)) {
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not store bundle");
     }
+}
+
+fn bad_own_bundle(error: &str) -> ServerError {
+    ServerError::bare(tonic::Status::internal(format!("failed to parse trust domain bundle: {error}")))
+}
+
+fn warn_of_bundle(domain: &TrustDomain, error: &str) {
+    tracing::warn!(subsystem_name = SUBSYSTEM, %error, trust_domain_id = %domain,
+        "Received malformed bundle from SPIRE server; are the server and agent versions compatible?"
+    );
+}
+
+fn read_bundle(
+    domain: &TrustDomain,
+    known: Option<&Arc<BundleForms>>,
+    wire: &types::Bundle,
+) -> Result<Arc<BundleForms>, String> {
+    bundle_from_proto(wire).map_err(|e| e.to_string()).and_then(|bundle| renew(domain, known, bundle))
 }
 
 /// The forms of the bundle of `domain`: the known ones if it did not change. One that calls itself otherwise would be handed

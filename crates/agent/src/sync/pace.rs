@@ -8,6 +8,9 @@ const EAGER: Duration = Duration::from_secs(5);
 /// A server that fails is asked again after at most this time, or 48 intervals if that is less.
 const BACKOFF_MAX: Duration = Duration::from_secs(8 * 60);
 
+/// Between two syncs while the server tells of changes by itself.
+const TOLD: Duration = Duration::from_secs(10 * 60);
+
 /// How a sync ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -33,6 +36,11 @@ impl Pace {
     /// After the sync at start.
     pub(crate) fn first(&mut self) -> Duration {
         self.0.next_wait().min(EAGER)
+    }
+
+    /// While the server tells of changes by itself: only in case it forgets something.
+    pub(crate) fn told(&mut self) -> Duration {
+        TOLD.max(self.0.next_wait())
     }
 
     pub(crate) fn after(&mut self, outcome: Outcome) -> Duration {

@@ -7,6 +7,7 @@ use finial_crypto::{Certificate, Csr, JwtAuthoritySigner, JwtSvidClaims, Private
 use finial_net::Limits;
 use finial_net::tls::{TlsIncoming, TlsPeer, bind};
 use finial_proto::convert::{id_to_proto, permission_denied};
+use finial_proto::encoded::{self, Encoded};
 use finial_proto::server::agent::agent_server::{Agent, AgentServer};
 use finial_proto::server::agent::*;
 use finial_proto::server::bundle::bundle_server::{Bundle, BundleServer};
@@ -15,6 +16,8 @@ use finial_proto::server::entry::entry_server::{Entry, EntryServer};
 use finial_proto::server::entry::*;
 use finial_proto::server::svid::svid_server::{Svid, SvidServer};
 use finial_proto::server::svid::*;
+use finial_proto::sync::server::{AgentSync, AgentSyncServer};
+use finial_proto::sync::{WatchRequest, WatchResponse};
 use finial_proto::types::{self, permission_denied_details::Reason};
 use finial_runtime::{Shutdown, Spawner};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -54,6 +57,12 @@ pub(super) struct State {
     /// Serial numbers that agents presented, in order.
     pub(super) serials: Vec<String>,
     pub(super) page_size: usize,
+    /// It tells of changes by itself, as SPIRE's does not.
+    pub(super) pushes: bool,
+    /// What agents said that they have, in order.
+    pub(super) watches: Vec<WatchRequest>,
+    /// The streams that are open, in order.
+    pub(super) streams: Vec<tokio::sync::mpsc::Sender<Result<encoded::WatchResponse, Status>>>,
 }
 
 #[derive(Clone)]
@@ -157,6 +166,9 @@ impl FakeServer {
             batches: Vec::new(),
             serials: Vec::new(),
             page_size: 500,
+            pushes: false,
+            watches: Vec::new(),
+            streams: Vec::new(),
         };
         let server =
             Self(Arc::new(Inner { ca, jwt, state: Mutex::new(state), address: incoming.local_addr(), handshakes }));
@@ -164,7 +176,8 @@ impl FakeServer {
             .add_service(AgentServer::new(server.clone()))
             .add_service(EntryServer::new(server.clone()))
             .add_service(SvidServer::new(server.clone()))
-            .add_service(BundleServer::new(server.clone()));
+            .add_service(BundleServer::new(server.clone()))
+            .add_service(AgentSyncServer::new(server.clone()));
         spawner.spawn("fake-server", async move {
             tokio::select! {
                 _ = router.serve_with_incoming(incoming) => {}
@@ -176,6 +189,29 @@ impl FakeServer {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap()
+    }
+
+    /// Tells it to all open streams.
+    pub(super) async fn push(&self, answer: WatchResponse) {
+        let streams = self.state().streams.clone();
+        for stream in streams {
+            let _ = stream.send(Ok(Encoded::new(&answer))).await;
+        }
+    }
+
+    /// Ends all open streams.
+    pub(super) async fn end_streams(&self, status: Option<Status>) {
+        let streams = std::mem::take(&mut self.state().streams);
+        for stream in streams {
+            if let Some(status) = &status {
+                let _ = stream.send(Err(status.clone())).await;
+            }
+        }
+    }
+
+    /// How many streams somebody listens to.
+    pub(super) fn listeners(&self) -> usize {
+        self.state().streams.iter().filter(|stream| !stream.is_closed()).count()
     }
 
     pub(super) fn handshakes(&self) -> usize {
@@ -454,5 +490,25 @@ impl Bundle for FakeServer {
         let name = request.into_inner().trust_domain;
         let bundle = self.state().federated.get(&name).cloned();
         bundle.map(Response::new).ok_or_else(|| Status::not_found("bundle not found"))
+    }
+}
+
+#[tonic::async_trait]
+impl AgentSync for FakeServer {
+    type WatchAuthorizedStream = ReceiverStream<Result<encoded::WatchResponse, Status>>;
+
+    async fn watch_authorized(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchAuthorizedStream>, Status> {
+        self.enter("WatchAuthorized", &request)?;
+        let mut state = self.state();
+        if !state.pushes {
+            return Err(Status::unimplemented("unknown service finial.server.sync.v1.AgentSync"));
+        }
+        state.watches.push(request.into_inner());
+        let (send, answers) = tokio::sync::mpsc::channel(4);
+        state.streams.push(send);
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

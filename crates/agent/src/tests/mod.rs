@@ -5,5 +5,6 @@ mod fake;
 mod harness;
 mod identity;
 mod lifecycle;
+mod pushed;
 mod server_away;
 mod tokens;

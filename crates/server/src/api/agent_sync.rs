@@ -1,0 +1,39 @@
+//! `finial.server.sync.v1.AgentSync`: what an agent may have, pushed as it changes.
+
+use super::Service;
+use crate::authz::{Identity, Method, Peer, code_name, method};
+use crate::watch::{Opening, WatchStream};
+use finial_proto::sync::WatchRequest;
+use finial_proto::sync::server::AgentSync;
+use finial_runtime::telemetry::CallTimer;
+use tonic::{Request, Response, Status, async_trait};
+
+impl Service {
+    async fn open(&self, request: Request<WatchRequest>, timer: &mut Option<CallTimer>) -> Result<WatchStream, Status> {
+        let permit = self.gate.check::<method::WatchAuthorized, _>(&request).await?;
+        let call = permit.call();
+        let Peer::Remote { identity: Identity::Svid { not_after, .. }, .. } = call.peer() else {
+            return Err(Status::internal("an agent without an SVID")); // the gate lets none in
+        };
+        let not_after = *not_after;
+        let (agent, selectors) = call.agent().map(|(agent, selectors)| (agent.clone(), selectors))?;
+        let timer = timer.take().unwrap_or_else(|| self.gate.timer(method::WatchAuthorized::ROW));
+        call.audit();
+        let request = request.into_inner();
+        WatchStream::open(&self.watchers, &self.entries, Opening { call, timer, agent, selectors, not_after, request })
+    }
+}
+
+#[async_trait]
+impl AgentSync for Service {
+    type WatchAuthorizedStream = WatchStream;
+
+    async fn watch_authorized(&self, request: Request<WatchRequest>) -> Result<Response<WatchStream>, Status> {
+        let mut timer = Some(self.gate.timer(method::WatchAuthorized::ROW));
+        let opened = self.open(request, &mut timer).await;
+        if let (Err(status), Some(timer)) = (&opened, timer) {
+            timer.finish(code_name(status.code()));
+        }
+        opened.map(Response::new)
+    }
+}

@@ -2,13 +2,15 @@
 //!
 //! The rooms, in the order of a call: [`endpoints`] (the doors) -> [`authz`] (the gate: who may) -> [`api`] (the handlers) ->
 //! [`entries`] and [`nodes`] (what is known, in memory) -> [`issue`] (signs) with what [`authority`] keeps ready, [`publish`]
-//! (bundles for readers), [`svid`] (the server's own), [`prune`] (what expires). [`start`] puts them together.
+//! (bundles for readers), [`federation`] (bundles of others), [`svid`] (the server's own), [`prune`] (what expires). [`start`] puts them together.
 
 pub mod api;
 pub mod authority;
 pub mod authz;
 pub mod endpoints;
 pub mod entries;
+pub mod federation;
+pub mod follow;
 pub mod health;
 pub mod issue;
 pub mod live;
@@ -17,8 +19,8 @@ pub mod prune;
 pub mod publish;
 mod start;
 pub mod svid;
-pub mod watch;
 #[cfg(test)]
 mod testing;
+pub mod watch;
 
 pub use start::{Environment, Running, StartError, open_store, start};

@@ -5,6 +5,8 @@ use crate::authority::{Authorities, AuthorityError, AuthorityManager, AuthorityP
 use crate::authz::{Gate, GateSettings};
 use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};
+use crate::federation::{Federation, Real};
+use crate::follow::{self, Follower, State};
 use crate::issue::{Issuer, IssuerSettings, ttl_warnings};
 use crate::live::{Live, LiveSettings};
 use crate::nodes::Nodes;
@@ -14,7 +16,10 @@ use crate::svid::{ServerSvid, ServerSvidError};
 use crate::watch::Watchers;
 use finial_config::{PluginConfig, ServerSettings};
 use finial_core::{Clock, EntryId, SpiffeId};
+use finial_crypto::tls::KeyExchange;
+use finial_net::proxy::{InvalidNetwork, TrustedProxies};
 use finial_plugin::ServerPlugins;
+use finial_policy::{Policy, PolicyError};
 use finial_runtime::health::Health;
 use finial_runtime::log::LogHandle;
 use finial_runtime::{BoxError, Metrics, Shutdown, Spawner};
@@ -57,9 +62,12 @@ pub enum StartError {
     /// A door does not open.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// Configured, and not there yet.
-    #[error("{0} is not supported yet: remove it from the configuration to start without it")]
-    Unsupported(&'static str),
+    /// The custom authorization policy cannot be used.
+    #[error("unable to obtain authpolicy engine: {0}")]
+    Policy(#[from] PolicyError),
+    /// `proxy_protocol_trusted_cidrs` names no network.
+    #[error("invalid proxy_protocol_trusted_cidrs: {0}")]
+    Proxies(#[from] InvalidNetwork),
     /// The health checks.
     #[error("health: {0}")]
     Health(BoxError),
@@ -107,19 +115,11 @@ impl PruneListener for Forget {
     }
 }
 
-/// What is configured and does not work yet: refused where leaving it out would be less than what was asked for in safety,
-/// and else said.
-fn check_supported(settings: &ServerSettings) -> Result<(), StartError> {
-    if settings.require_pq_kem {
-        return Err(StartError::Unsupported("require_pq_kem"));
-    }
-    if !settings.proxy_protocol_trusted_cidrs.is_empty() {
-        return Err(StartError::Unsupported("proxy_protocol_trusted_cidrs"));
-    }
+/// Says what is configured and does not work yet.
+fn check_supported(settings: &ServerSettings) {
     let federation = &settings.federation;
     let left_out = [
         ("federation.bundle_endpoint", federation.bundle_endpoint.is_some()),
-        ("federation.federates_with", !federation.federates_with.is_empty()),
         ("profiling_enabled", settings.profiling.enabled),
     ];
     for (name, _) in left_out.iter().filter(|(_, configured)| *configured) {
@@ -128,7 +128,6 @@ fn check_supported(settings: &ServerSettings) -> Result<(), StartError> {
     for warning in ttl_warnings(settings) {
         tracing::warn!("{warning}");
     }
-    Ok(())
 }
 
 /// What the server knows, in memory and in the datastore.
@@ -138,6 +137,8 @@ struct Known {
     entries: Arc<Entries>,
     nodes: Arc<Nodes>,
     bundles: Arc<BundleFeed>,
+    /// Of a database that others write into, too.
+    follower: Option<Arc<Follower>>,
 }
 
 impl Known {
@@ -146,10 +147,33 @@ impl Known {
         tracing::info!(subsystem_name = "catalog", reconfigurable = false, "Configured DataStore");
         let turn = Turn::new(env.spawner.clone());
         let trust_domain = settings.trust_domain.clone();
+        // Where the database stands comes first: what is read after it, and followed from it, misses nothing.
+        let feed = store.is_shared().then(|| Arc::new(store.feed(settings.events.event_timeout)));
+        let standing = match &feed {
+            Some(feed) => Some((feed.clone(), State::now(&**feed).await?)),
+            None => None,
+        };
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;
         let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await?;
         let bundles = BundleFeed::open(Arc::new(store.clone()), trust_domain).await?;
-        Ok(Self { store, turn, entries, nodes, bundles })
+        let follower = standing.map(|(feed, state)| {
+            let memory = follow::Known { entries: entries.clone(), nodes: nodes.clone(), bundles: bundles.clone() };
+            Follower::new(feed, Arc::new(memory), turn.link().clone(), state)
+        });
+        Ok(Self { store, turn, entries, nodes, bundles, follower })
+    }
+
+    fn federation(&self, settings: &ServerSettings, env: &Environment, live: LiveSettings) -> Arc<Federation> {
+        let ground = Real::new(
+            self.store.clone(),
+            self.turn.clone(),
+            self.bundles.clone(),
+            live,
+            env.clock.clone(),
+            env.spawner.clone(),
+            KeyExchange::post_quantum(settings.require_pq_kem),
+        );
+        Federation::new(ground, env.metrics.clone())
     }
 
     fn pruner(&self, settings: &ServerSettings, env: &Environment) -> Pruner {
@@ -194,7 +218,14 @@ impl Signing {
         let (clock, metrics) = (env.clock.clone(), env.metrics.clone());
         let issuer = Issuer::new(IssuerSettings::of(settings), authorities, clock.clone(), metrics.clone());
         let issuer = Arc::new(issuer);
-        let svid = ServerSvid::new(issuer.clone(), settings.ca_key_type, clock, metrics, env.spawner.clone());
+        let svid = ServerSvid::new(
+            issuer.clone(),
+            known.bundles.clone(),
+            settings.ca_key_type,
+            clock,
+            metrics,
+            env.spawner.clone(),
+        );
         svid.rotate().await?;
         Ok(Self { manager, issuer, svid })
     }
@@ -206,36 +237,51 @@ fn listen(
     known: &Known,
     svid: &ServerSvid,
     live: LiveSettings,
-) -> Result<Endpoints, ListenError> {
-    Endpoints::listen(Doors {
+) -> Result<Endpoints, StartError> {
+    let cidrs = &settings.proxy_protocol_trusted_cidrs;
+    let proxies = TrustedProxies::parse(cidrs)?;
+    if !cidrs.is_empty() {
+        let trusted_cidrs = format!("[{}]", cidrs.join(" "));
+        tracing::info!(subsystem_name = "endpoints", trusted_cidrs, "PROXY protocol enabled on TCP listener");
+    }
+    let endpoints = Endpoints::listen(Doors {
         address: settings.bind_address,
         socket_path: settings.socket_path.clone(),
         identity: svid.tls_identity(),
         admissible: Admissible { trust_domain: settings.trust_domain.clone(), live, bundles: known.bundles.clone() },
-        audit: settings.audit_log_enabled,
+        // Policies know local callers by their programs, too.
+        look_up_programs: settings.audit_log_enabled || settings.policy.is_some(),
+        proxies,
+        exchange: KeyExchange::post_quantum(settings.require_pq_kem),
         clock: env.clock.clone(),
         spawner: env.spawner.clone(),
-    })
+    });
+    Ok(endpoints?)
 }
 
 /// Starts a server. When this returns it answers on both doors, and goes on until the spawner's shutdown.
 pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Environment) -> Result<Running, StartError> {
     let info = InfoCache::new(env.clock.now());
-    check_supported(settings)?;
+    check_supported(settings);
+    let policy = settings.policy.as_ref().map(|p| Policy::load(&p.rego_path, p.data_path.as_deref())).transpose()?;
     let known = Known::load(settings, &env).await?;
     let Signing { manager, issuer, svid } = Signing::start(settings, &plugins, &env, &known).await?;
     let live = LiveSettings::new(Live::of(settings));
-    let gate_settings = GateSettings { live: live.clone(), audit_log_enabled: settings.audit_log_enabled };
+    let gate_settings = GateSettings { live: live.clone(), audit_log_enabled: settings.audit_log_enabled, policy };
     let (entries, nodes) = (known.entries.clone(), known.nodes.clone());
     let gate = Gate::new(gate_settings, entries, nodes, env.metrics.clone(), env.clock.clone());
     let endpoints = listen(settings, &env, &known, &svid, live.clone())?;
     let (bundles, store) = (known.bundles.clone(), known.store.clone());
-    crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone())
+    let link = known.turn.link().clone();
+    crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone(), link)
         .map_err(StartError::Health)?;
     let pruner = known.pruner(settings, &env);
+    let federation = known.federation(settings, &env, live.clone());
     let watchers = Watchers::new(bundles.clone());
     known.entries.observe(watchers.clone());
+    known.nodes.observe(watchers.clone());
     let watching = watchers.clone().run(env.clock.clone(), env.spawner.shutdown());
+    let follower = known.follower;
     let service = Service(Arc::new(Api {
         trust_domain: settings.trust_domain.clone(),
         gate,
@@ -243,15 +289,19 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         turn: known.turn,
         entries: known.entries,
         nodes: known.nodes,
+        follower: follower.clone(),
         issuer,
+        authority: manager.control(),
         watchers: watchers.clone(),
         svid: svid.clone(),
         bundles: known.bundles,
+        federation: federation.clone(),
         plugins,
         clock: env.clock,
         log: env.log,
         disable_jwt_svids: settings.disable_jwt_svids,
         wit_svids_enabled: settings.wit_svids_enabled,
+        shutdown: env.spawner.shutdown(),
         agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
         info,
     }));
@@ -260,8 +310,12 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
+    background(&env.spawner, "federation", federation.run(shutdown.clone()));
     background(&env.spawner, "bundle feed", bundles.run(shutdown.clone()));
     background(&env.spawner, "agents and entries", nodes.run(shutdown.clone()));
+    if let Some(follower) = follower {
+        background(&env.spawner, "changes of others", follower.run(shutdown.clone()));
+    }
     background(&env.spawner, "agents' streams", watching);
     background(&env.spawner, "pruning", pruner.run(shutdown.clone()));
     env.spawner.service("endpoints", serve(endpoints, service, store, shutdown));

@@ -14,17 +14,7 @@ pub fn bundle_to_proto(bundle: &Bundle) -> types::Bundle {
         jwt_authorities: bundle.jwt_authorities.iter().map(jwt_key_to_proto).collect(),
         refresh_hint: bundle.refresh_hint,
         sequence_number: bundle.sequence_number,
-        wit_authorities: bundle
-            .wit_authorities
-            .iter()
-            .map(jwt_key_to_proto)
-            .map(|k| types::WitKey {
-                public_key: k.public_key,
-                key_id: k.key_id,
-                expires_at: k.expires_at,
-                tainted: k.tainted,
-            })
-            .collect(),
+        wit_authorities: bundle.wit_authorities.iter().map(wit_key_to_proto).collect(),
     }
 }
 
@@ -40,6 +30,12 @@ pub fn jwt_key_to_proto(key: &JwtAuthority) -> types::JwtKey {
         expires_at: key.expires_at,
         tainted: key.tainted,
     }
+}
+
+/// One WIT key.
+pub fn wit_key_to_proto(key: &JwtAuthority) -> types::WitKey {
+    let types::JwtKey { public_key, key_id, expires_at, tainted } = jwt_key_to_proto(key);
+    types::WitKey { public_key, key_id, expires_at, tainted }
 }
 
 /// A bundle as a server sends it. Certificates and keys are not looked into here.

@@ -24,7 +24,7 @@ fn x509_from_proto(wire: &[types::X509Certificate]) -> Result<Vec<X509Authority>
 }
 
 /// Reads JWT authorities.
-fn jwt_from_proto(wire: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, Refused> {
+pub(super) fn jwt_from_proto(wire: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, Refused> {
     let read = |key: &types::JwtKey| {
         PublicKey::from_spki(&key.public_key).map_err(|e| e.to_string())?;
         if key.key_id.is_empty() {
@@ -40,14 +40,31 @@ fn jwt_from_proto(wire: &[types::JwtKey]) -> Result<Vec<JwtAuthority>, Refused> 
     wire.iter().map(read).collect()
 }
 
-fn bundle_from_proto(trust_domain: TrustDomain, wire: &types::Bundle) -> Result<Bundle, Refused> {
+/// WIT keys have the form of JWT keys.
+pub(super) fn as_jwt_key(key: &types::WitKey) -> types::JwtKey {
+    types::JwtKey {
+        public_key: key.public_key.clone(),
+        key_id: key.key_id.clone(),
+        expires_at: key.expires_at,
+        tainted: key.tainted,
+    }
+}
+
+/// Reads WIT authorities.
+pub(super) fn wit_from_proto(wire: &[types::WitKey]) -> Result<Vec<JwtAuthority>, Refused> {
+    jwt_from_proto(&wire.iter().map(as_jwt_key).collect::<Vec<_>>())
+}
+
+pub(super) fn bundle_from_proto(trust_domain: TrustDomain, wire: &types::Bundle) -> Result<Bundle, Refused> {
     let x509 = x509_from_proto(&wire.x509_authorities);
     let jwt = jwt_from_proto(&wire.jwt_authorities);
+    // SPIRE drops these.
+    let wit = wit_from_proto(&wire.wit_authorities);
     Ok(Bundle {
         trust_domain,
         x509_authorities: x509.map_err(|e| format!("unable to parse X.509 authority: {e}"))?,
         jwt_authorities: jwt.map_err(|e| format!("unable to parse JWT authority: {e}"))?,
-        wit_authorities: Vec::new(),
+        wit_authorities: wit.map_err(|e| format!("unable to parse WIT authority: {e}"))?,
         refresh_hint: wire.refresh_hint,
         sequence_number: wire.sequence_number,
     })
@@ -65,25 +82,31 @@ fn store_mask(mask: Option<&types::BundleMask>) -> BundleMask {
     mask.map_or(BundleMask::ALL, |mask| BundleMask {
         x509_authorities: mask.x509_authorities,
         jwt_authorities: mask.jwt_authorities,
-        wit_authorities: false,
+        wit_authorities: mask.wit_authorities,
         refresh_hint: mask.refresh_hint,
         sequence_number: mask.sequence_number,
     })
 }
 
-fn authority_fields(x509: &[types::X509Certificate], jwt: &[types::JwtKey]) -> Fields {
+/// What the audit log says of a key; `tail` is its place in a list, such as `.0`.
+pub(super) fn key_fields(kind: &str, tail: &str, key: &types::JwtKey) -> Fields {
+    vec![
+        (format!("{kind}_authority_expires_at{tail}").into(), key.expires_at.to_string()),
+        (format!("{kind}_authority_key_id{tail}").into(), key.key_id.clone()),
+        (format!("{kind}_authority_public_key_sha256{tail}").into(), sha256_hex(&key.public_key)),
+    ]
+}
+
+fn authority_fields(x509: &[types::X509Certificate], jwt: &[types::JwtKey], wit: &[types::WitKey]) -> Fields {
     let x509 = x509.iter().enumerate();
     let mut fields: Fields =
         x509.map(|(n, a)| (format!("x509_authorities_asn1_sha256.{n}").into(), sha256_hex(&a.asn1))).collect();
-    for (n, key) in jwt.iter().enumerate() {
-        fields.push((format!("jwt_authority_expires_at.{n}").into(), key.expires_at.to_string()));
-        fields.push((format!("jwt_authority_key_id.{n}").into(), key.key_id.clone()));
-        fields.push((format!("jwt_authority_public_key_sha256.{n}").into(), sha256_hex(&key.public_key)));
-    }
+    fields.extend(jwt.iter().enumerate().flat_map(|(n, key)| key_fields("jwt", &format!(".{n}"), key)));
+    fields.extend(wit.iter().enumerate().flat_map(|(n, key)| key_fields("wit", &format!(".{n}"), &as_jwt_key(key))));
     fields
 }
 
-fn audit_fields(wire: &types::Bundle, write: Write) -> Fields {
+pub(super) fn audit_fields(wire: &types::Bundle, write: Write) -> Fields {
     let mask = match write {
         Write::Update(mask) => mask,
         Write::Create | Write::Set => BundleMask::ALL,
@@ -97,7 +120,8 @@ fn audit_fields(wire: &types::Bundle, write: Write) -> Fields {
     }
     let x509 = if mask.x509_authorities { &*wire.x509_authorities } else { &[] };
     let jwt = if mask.jwt_authorities { &*wire.jwt_authorities } else { &[] };
-    fields.extend(authority_fields(x509, jwt));
+    let wit = if mask.wit_authorities { &*wire.wit_authorities } else { &[] };
+    fields.extend(authority_fields(x509, jwt, wit));
     fields
 }
 
@@ -111,7 +135,7 @@ fn mode_name(mode: DeleteMode) -> &'static str {
 
 /// What is done with a federated bundle.
 #[derive(Clone, Copy)]
-enum Write {
+pub(super) enum Write {
     Create,
     Update(BundleMask),
     Set,
@@ -146,31 +170,40 @@ impl Api {
         request: pb::AppendBundleRequest,
     ) -> Result<types::Bundle, Status> {
         if permit.audited() {
-            let fields = authority_fields(&request.x509_authorities, &request.jwt_authorities);
+            let wit = &request.wit_authorities;
+            let fields = authority_fields(&request.x509_authorities, &request.jwt_authorities, wit);
             fields.into_iter().for_each(|(name, value)| permit.note(name, value));
         }
-        if request.jwt_authorities.is_empty() && request.x509_authorities.is_empty() {
+        let keyless = request.jwt_authorities.is_empty() && request.wit_authorities.is_empty();
+        if keyless && request.x509_authorities.is_empty() {
             return Err(permit.fail(ErrorKind::InvalidArgument, "no authorities to append"));
         }
         permit.about("trust_domain_id", &self.trust_domain);
         let invalid = |what, why: String| permit.fail_with(ErrorKind::InvalidArgument, what, why);
         let jwt = jwt_from_proto(&request.jwt_authorities);
         let x509 = x509_from_proto(&request.x509_authorities);
+        let wit = wit_from_proto(&request.wit_authorities);
         let more = Bundle {
             jwt_authorities: jwt.map_err(|why| invalid("failed to convert JWT authority", why))?,
             x509_authorities: x509.map_err(|why| invalid("failed to convert X.509 authority", why))?,
+            wit_authorities: wit.map_err(|why| invalid("failed to convert WIT authority", why))?,
             ..Bundle::empty(self.trust_domain.clone())
         };
+        let bundle = self.append_own(more).await;
+        let bundle = bundle.map_err(|e| store_failed(&permit, "failed to append bundle", &e))?;
+        permit.audit();
+        Ok(masked(&bundle, request.output_mask.as_ref()))
+    }
+
+    /// Adds to the own bundle what is not there yet and lets the feed know, to the end even if the caller goes away.
+    pub(super) async fn append_own(&self, more: Bundle) -> Result<Bundle, StoreError> {
         let (store, feed) = (self.store.clone(), self.bundles.clone());
         let append = async move {
             let bundle = store.append_bundle(&more).await?;
             feed.publish(bundle.clone());
             Ok(bundle)
         };
-        let bundle = self.turn.take(append).await;
-        let bundle = bundle.map_err(|e| store_failed(&permit, "failed to append bundle", &e))?;
-        permit.audit();
-        Ok(masked(&bundle, request.output_mask.as_ref()))
+        self.turn.take(append).await
     }
 
     async fn list_federated_bundles(
@@ -345,23 +378,14 @@ impl pb::bundle_server::Bundle for Service {
         &self,
         request: Request<pb::PublishJwtAuthorityRequest>,
     ) -> Result<Response<pb::PublishJwtAuthorityResponse>, Status> {
-        self.gate
-            .unary(request, |permit: Permit<method::PublishJWTAuthority>, _| async move {
-                permit.limit(1, "rejecting request due to key publishing rate limiting").await?;
-                Err(permit.fail(ErrorKind::Unimplemented, "publishing keys of downstream servers is not supported yet"))
-            })
-            .await
+        self.gate.unary(request, |permit, request| self.0.publish_jwt_authority(permit, request)).await
     }
 
     async fn publish_wit_authority(
         &self,
         request: Request<pb::PublishWitAuthorityRequest>,
     ) -> Result<Response<pb::PublishWitAuthorityResponse>, Status> {
-        self.gate
-            .unary(request, |permit: Permit<method::PublishWITAuthority>, _| async move {
-                Err(permit.fail(ErrorKind::Unimplemented, "WIT-SVID functionality is not yet implemented"))
-            })
-            .await
+        self.gate.unary(request, |permit, request| self.0.publish_wit_authority(permit, request)).await
     }
 
     async fn list_federated_bundles(

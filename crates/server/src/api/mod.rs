@@ -4,30 +4,41 @@
 //! [`Permit`](crate::authz::Permit). Messages and codes are SPIRE's.
 
 mod agent;
+mod agent_sync;
 mod attest;
 mod bundle;
 mod debug;
 mod dns;
+mod downstream;
+mod endpoint_url;
 mod entry;
 mod health;
+mod localauthority;
 mod logger;
 mod stream;
 mod svid;
+mod svid_wit;
 mod sync;
+mod trustdomain;
 
 pub(crate) use attest::PAYLOAD_BYTES_MAX;
 pub use stream::Driven;
 
+use crate::authority::AuthorityControl;
 use crate::authz::{Call, Gate};
 use crate::entries::{Entries, Turn};
+use crate::federation::Federation;
+use crate::follow::Follower;
 use crate::issue::Issuer;
 use crate::nodes::Nodes;
 use crate::publish::BundleFeed;
 use crate::svid::ServerSvid;
+use crate::watch::Watchers;
 use bytes::Bytes;
 use finial_core::{Clock, ErrorKind, Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain};
 use finial_plugin::ServerPlugins;
 use finial_proto::types;
+use finial_runtime::Shutdown;
 use finial_runtime::log::LogHandle;
 use finial_store::{Page, Store, StoreError};
 use std::sync::Arc;
@@ -50,12 +61,20 @@ pub struct Api {
     pub entries: Arc<Entries>,
     /// Attested agents.
     pub nodes: Arc<Nodes>,
+    /// Follows what others write into the same database, if others can.
+    pub follower: Option<Arc<Follower>>,
     /// Signs.
     pub issuer: Arc<Issuer>,
+    /// Takes orders about authorities.
+    pub authority: AuthorityControl,
+    /// Agents' open streams.
+    pub watchers: Arc<Watchers>,
     /// The server's own SVID.
     pub svid: Arc<ServerSvid>,
     /// Bundles, own and federated.
     pub bundles: Arc<BundleFeed>,
+    /// Keeps federated bundles fresh.
+    pub federation: Arc<Federation>,
     /// Node attestors.
     pub plugins: ServerPlugins,
     /// Time of day.
@@ -64,8 +83,12 @@ pub struct Api {
     pub log: Option<LogHandle>,
     /// `disable_jwt_svids`.
     pub disable_jwt_svids: bool,
+    /// Whether the feature flag `wit-svid` is set.
+    pub wit_svids_enabled: bool,
     /// `experimental { agent_spiffe_id_as_selector }`.
     pub agent_spiffe_id_as_selector: bool,
+    /// Ends streams that would go on for ever.
+    pub shutdown: Shutdown,
     /// What `GetInfo` said last, and when the server began.
     pub info: debug::InfoCache,
 }
@@ -145,6 +168,24 @@ pub(crate) fn selectors_from_proto(wire: &[types::Selector]) -> Result<Vec<Selec
 pub(crate) fn page(size: i32, token: &str) -> Option<Page> {
     let size = u32::try_from(size).ok().filter(|size| *size > 0)?;
     Some(Page { token: token.to_owned(), size: size.min(PAGE_MAX) })
+}
+
+impl Api {
+    /// Makes sure that memory knows whatever was written before this call, by any server, as far as the datastore can be
+    /// asked. One that nobody else writes into is in memory as it is.
+    pub(crate) async fn be_current(&self) {
+        match &self.follower {
+            Some(follower) => {
+                follower.catch_up().await;
+            }
+            None => self.nodes.repair().await,
+        }
+    }
+
+    /// Whether the datastore is away, so that memory answers as of the last time.
+    pub(crate) fn datastore_is_away(&self) -> bool {
+        self.turn.link().is_away()
+    }
 }
 
 /// A failed read or write of the datastore. What the request itself got wrong, such as a page token, keeps its kind;

@@ -1,7 +1,8 @@
 //! Answers that are a stream, made by a handler that runs inside the stream itself: no task is spawned, and when the client
 //! goes away handler and stream end together.
 
-use crate::authz::{Gate, Method, Permit, code_name};
+use crate::authz::{Call, Gate, Method, Permit, code_name};
+use finial_runtime::telemetry::CallTimer;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -92,19 +93,52 @@ impl Gate {
                 return Err(status);
             }
         };
-        let call = permit.call();
         let (outlet, sent) = mpsc::channel(1);
+        let call = permit.call();
         let handling = handler(permit, Inlet { stream: request.into_inner(), wait_max }, Outlet(outlet));
-        let work = async move {
-            let result = handling.await;
-            if let Err(status) = &result {
-                call.audit_error(status);
-            }
-            timer.finish(code_name(result.as_ref().err().map_or(Code::Ok, Status::code)));
-            result
-        };
-        Ok(Response::new(Driven { work: Some(Box::pin(work)), sent }))
+        Ok(driven(call, timer, handling, sent))
     }
+
+    /// Runs a handler that answers one request with a stream.
+    pub(crate) async fn answer_stream<M: Method, Req, Res, Fut>(
+        self: &Arc<Self>,
+        request: Request<Req>,
+        handler: impl FnOnce(Permit<M>, Req, Outlet<Res>) -> Fut,
+    ) -> Result<Response<Driven<Res>>, Status>
+    where
+        Fut: Future<Output = Result<(), Status>> + Send + 'static,
+    {
+        let timer = self.timer(M::ROW);
+        let permit = match self.check::<M, _>(&request).await {
+            Ok(permit) => permit,
+            Err(status) => {
+                timer.finish(code_name(status.code()));
+                return Err(status);
+            }
+        };
+        let (outlet, sent) = mpsc::channel(1);
+        let call = permit.call();
+        let handling = handler(permit, request.into_inner(), Outlet(outlet));
+        Ok(driven(call, timer, handling, sent))
+    }
+}
+
+/// The answer of a handler, counted and audited at its end.
+fn driven<Res>(
+    call: Arc<Call>,
+    timer: CallTimer,
+    handling: impl Future<Output = Result<(), Status>> + Send + 'static,
+    sent: mpsc::Receiver<Res>,
+) -> Response<Driven<Res>> {
+    let work = async move {
+        let result = handling.await;
+        if let Err(status) = &result {
+            call.audit_error(status);
+        }
+        timer.finish(code_name(result.as_ref().err().map_or(Code::Ok, Status::code)));
+        result
+    };
+    Response::new(Driven { work: Some(Box::pin(work)), sent })
 }
 
 #[cfg(test)]
@@ -112,7 +146,7 @@ mod tests {
     use super::*;
     use tokio_stream::StreamExt;
 
-    fn driven(count: u32, result: Result<(), Status>) -> Driven<u32> {
+    fn counting(count: u32, result: Result<(), Status>) -> Driven<u32> {
         let (outlet, sent) = mpsc::channel(1);
         let outlet = Outlet(outlet);
         let work = async move {
@@ -130,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn all_messages_come_in_order_and_then_the_end() {
         for count in 0..6 {
-            let got: Vec<_> = driven(count, Ok(())).map(Result::unwrap).collect().await;
+            let got: Vec<_> = counting(count, Ok(())).map(Result::unwrap).collect().await;
             assert_eq!(got, (0..count).collect::<Vec<_>>());
         }
     }
@@ -138,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_comes_after_the_messages_before_it() {
         for count in 0..6 {
-            let mut got: Vec<_> = driven(count, Err(Status::internal("x"))).collect().await;
+            let mut got: Vec<_> = counting(count, Err(Status::internal("x"))).collect().await;
             assert_eq!(got.pop().unwrap().unwrap_err().code(), Code::Internal);
             assert_eq!(got.len(), count as usize);
         }

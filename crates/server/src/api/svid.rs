@@ -12,7 +12,6 @@ use finial_proto::convert::id_to_proto;
 use finial_proto::server::svid as pb;
 use finial_proto::server::svid::batch_new_x509svid_response::Result as NewX509Result;
 use finial_proto::types;
-use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
 /// Longest audience list, in bytes over all of it.
@@ -116,7 +115,7 @@ impl Api {
         &self,
         call: &Call,
         params: &pb::NewX509svidParams,
-        entry: Option<Arc<Indexed>>,
+        entry: Option<Indexed>,
     ) -> Result<types::X509svid, types::Status> {
         call.about_nothing();
         let invalid = |message| call.item(ErrorKind::InvalidArgument, message);
@@ -258,11 +257,7 @@ impl pb::svid_server::Svid for Service {
         &self,
         request: Request<pb::MintWitsvidRequest>,
     ) -> Result<Response<pb::MintWitsvidResponse>, Status> {
-        self.gate
-            .unary(request, |permit: Permit<method::MintWITSVID>, _| async move {
-                Err(permit.fail(ErrorKind::Unimplemented, "WIT functionality is disabled"))
-            })
-            .await
+        self.gate.unary(request, |permit, request| self.0.mint_witsvid(permit, request)).await
     }
 
     async fn batch_new_x509svid(
@@ -283,23 +278,13 @@ impl pb::svid_server::Svid for Service {
         &self,
         request: Request<pb::BatchNewWitsvidRequest>,
     ) -> Result<Response<pb::BatchNewWitsvidResponse>, Status> {
-        self.gate
-            .unary(request, |permit: Permit<method::BatchNewWITSVID>, request: pb::BatchNewWitsvidRequest| async move {
-                permit.limit(request.params.len().max(1), "rejecting request due to signing rate limiting").await?;
-                Err(permit.fail(ErrorKind::Unimplemented, "WIT functionality is disabled"))
-            })
-            .await
+        self.gate.unary(request, |permit, request| self.0.batch_new_witsvid(permit, request)).await
     }
 
     async fn new_downstream_x509ca(
         &self,
         request: Request<pb::NewDownstreamX509caRequest>,
     ) -> Result<Response<pb::NewDownstreamX509caResponse>, Status> {
-        self.gate
-            .unary(request, |permit: Permit<method::NewDownstreamX509CA>, _| async move {
-                permit.limit(1, "rejecting request due to downstream CA signing rate limit").await?;
-                Err(permit.fail(ErrorKind::Unimplemented, "downstream X.509 CAs are not supported yet"))
-            })
-            .await
+        self.gate.unary(request, |permit, request| self.0.new_downstream_x509ca(permit, request)).await
     }
 }

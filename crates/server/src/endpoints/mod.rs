@@ -7,8 +7,9 @@ use crate::api::Service;
 use crate::authz::{Connection, Identity, LocalProcess, Peer};
 use admission::Doorkeeper;
 use finial_core::Clock;
-use finial_crypto::tls::{ClientAuth, PeerPolicy, TlsIdentity, server_config};
+use finial_crypto::tls::{ClientAuth, KeyExchange, PeerPolicy, TlsIdentity, server_config_with};
 use finial_net::Limits;
+use finial_net::proxy::TrustedProxies;
 use finial_net::tls::{TlsConnection, TlsIncoming, bind};
 use finial_net::unix::{self, BindError, UnixConnection, UnixIncoming};
 use finial_proto::health::health_server::HealthServer;
@@ -16,8 +17,11 @@ use finial_proto::server::agent::agent_server::AgentServer;
 use finial_proto::server::bundle::bundle_server::BundleServer;
 use finial_proto::server::debug::debug_server::DebugServer;
 use finial_proto::server::entry::entry_server::EntryServer;
+use finial_proto::server::localauthority::local_authority_server::LocalAuthorityServer;
 use finial_proto::server::logger::logger_server::LoggerServer;
 use finial_proto::server::svid::svid_server::SvidServer;
+use finial_proto::server::trustdomain::trust_domain_server::TrustDomainServer;
+use finial_proto::sync::server::AgentSyncServer;
 use finial_runtime::{Shutdown, Spawner};
 use std::io;
 use std::net::SocketAddr;
@@ -77,10 +81,14 @@ pub struct Doors {
     pub socket_path: PathBuf,
     /// What the server shows.
     pub identity: Arc<TlsIdentity>,
+    /// Which key exchanges are taken.
+    pub exchange: KeyExchange,
     /// Who may come in with which roots.
     pub admissible: Admissible,
-    /// Looks up the programs of local callers, for the audit log.
-    pub audit: bool,
+    /// Looks up the programs of local callers, for the audit log and the policy.
+    pub look_up_programs: bool,
+    /// Load balancers that say whose connections they pass on.
+    pub proxies: TrustedProxies,
     /// For the validity of client certificates.
     pub clock: Arc<dyn Clock>,
     /// Runs handshakes.
@@ -93,7 +101,7 @@ pub struct Endpoints {
     local: UnixIncoming,
     doorkeeper: Arc<Doorkeeper>,
     socket_path: PathBuf,
-    audit: bool,
+    look_up_programs: bool,
 }
 
 impl Endpoints {
@@ -102,14 +110,15 @@ impl Endpoints {
         let doorkeeper = Arc::new(Doorkeeper::new(doors.admissible, doors.clock.clone()));
         // Who is let in by the roots is checked against `admin_ids` right after the handshake.
         let clients = ClientAuth { bundles: doorkeeper.clone(), policy: PeerPolicy::Any, required: false };
-        let config = server_config(doors.identity, Some(clients), doors.clock)?;
+        let config = server_config_with(doors.exchange, doors.identity, Some(clients), doors.clock)?;
         let tcp_error = |error| ListenError::Tcp(doors.address, error);
         let listener = bind(doors.address).map_err(tcp_error)?;
         // tonic asks the client to leave at CONNECTION_AGE; what is still open later is cut.
         let limits = Limits { lifetime: Some(CONNECTION_AGE + CONNECTION_GRACE), ..Limits::default() };
-        let tcp = TlsIncoming::new(listener, Arc::new(config), limits, doors.spawner).map_err(tcp_error)?;
+        let tcp =
+            TlsIncoming::behind(doors.proxies, listener, Arc::new(config), limits, doors.spawner).map_err(tcp_error)?;
         let local = unix::bind(&doors.socket_path, SOCKET_MODE, FOLDER_MODE, Limits::default())?;
-        Ok(Self { tcp, local, doorkeeper, socket_path: doors.socket_path, audit: doors.audit })
+        Ok(Self { tcp, local, doorkeeper, socket_path: doors.socket_path, look_up_programs: doors.look_up_programs })
     }
 
     /// Where TCP listens.
@@ -133,9 +142,9 @@ impl Endpoints {
             }),
             Err(error) => Some(Err(error)),
         });
-        let audit = self.audit;
+        let look_up = self.look_up_programs;
         let local = self.local.map(move |result| {
-            result.map(|stream| Known { peer: Arc::new(local(&stream, audit)), stream, _seat: None })
+            result.map(|stream| Known { peer: Arc::new(local(&stream, look_up)), stream, _seat: None })
         });
         let serve_tcp = remote_services.serve_with_incoming_shutdown(tcp, shutdown.cancelled());
         let serve_local = local_services(&service).serve_with_incoming_shutdown(local, shutdown.cancelled());
@@ -173,11 +182,13 @@ fn both_services(service: &Service) -> Routes {
     Routes::new(AgentServer::new(service.clone()))
         .add_service(BundleServer::new(service.clone()))
         .add_service(EntryServer::new(service.clone()))
+        .add_service(LocalAuthorityServer::new(service.clone()))
         .add_service(SvidServer::new(service.clone()))
+        .add_service(TrustDomainServer::new(service.clone()))
 }
 
 fn remote_services(service: &Service, strangers: &Strangers) -> Services {
-    let mut routes = both_services(service);
+    let mut routes = both_services(service).add_service(AgentSyncServer::new(service.clone()));
     let router = routes.axum_router_mut();
     // Around the services that there are: of others nobody reads anything.
     *router = std::mem::take(router).route_layer(strangers.clone());
@@ -226,11 +237,11 @@ fn remote(connection: &TlsConnection) -> Peer {
     Peer::Remote { address: peer.address, identity }
 }
 
-fn local(connection: &UnixConnection, audit: bool) -> Peer {
+fn local(connection: &UnixConnection, look_up_program: bool) -> Peer {
     let peer = connection.peer();
     let exe = |pid: i32| std::fs::read_link(Path::new("/proc").join(pid.to_string()).join("exe")).ok();
     // The pid still means the caller if the caller lives after we looked.
-    let path = audit.then(|| exe(peer.pid)).flatten().filter(|_| peer.handle.is_alive());
+    let path = look_up_program.then(|| exe(peer.pid)).flatten().filter(|_| peer.handle.is_alive());
     Peer::Local(LocalProcess { uid: peer.uid, gid: peer.gid, path })
 }
 

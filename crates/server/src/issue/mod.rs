@@ -3,9 +3,13 @@
 //! A hot path: with keys in memory nothing here awaits, locks or spawns, and the work is one signature plus the encoding.
 //! Every issue and every refusal passes `Issuer::record`, which is where an audit trail will be written.
 
+mod downstream;
 mod ttl;
+mod wit;
 
+pub use downstream::IssuedCa;
 pub use ttl::{go_duration, ttl_warnings};
+pub use wit::WitRequest;
 
 use crate::authority::plan::BACKDATE_SECONDS;
 use crate::authority::{ActiveJwt, ActiveX509, Authorities};
@@ -32,10 +36,13 @@ pub enum IssueError {
     /// There is no JWT authority (yet).
     #[error("JWT key is not available for signing")]
     NoJwtAuthority,
+    /// There is no WIT authority (yet).
+    #[error("WIT key is not available for signing")]
+    NoWitAuthority,
     /// The ID is not one of the trust domain.
     #[error("invalid {svid} ID: {id:?} is not a member of trust domain {trust_domain:?}{reason}", id = id.as_str(), trust_domain = trust_domain.as_str())]
     NotMember {
-        /// `X509-SVID` or `JWT-SVID`.
+        /// `X509-SVID`, `JWT-SVID` or `WIT-SVID`.
         svid: &'static str,
         /// The ID.
         id: SpiffeId,
@@ -50,7 +57,7 @@ pub enum IssueError {
     /// The authority has expired, so what it signs would be too.
     #[error("invalid {svid}: already expired as of {}", Rfc3339(*at))]
     Expired {
-        /// `X509-SVID` or `JWT-SVID`.
+        /// `X509-SVID`, `JWT-SVID` or `WIT-SVID`.
         svid: &'static str,
         /// When it ended.
         at: UnixSeconds,
@@ -58,6 +65,12 @@ pub enum IssueError {
     /// The certificate was not made.
     #[error("failed to sign X509 SVID: {0}")]
     X509(#[from] finial_crypto::IssueError),
+    /// The certificate of a downstream authority was not made.
+    #[error("unable to create downstream X509 CA: {0}")]
+    DownstreamCa(#[source] finial_crypto::IssueError),
+    /// The downstream authority would have ended already.
+    #[error("invalid downstream X509 CA: invalid X509 CA: already expired as of {}", Rfc3339(*.0))]
+    ExpiredCa(UnixSeconds),
     /// The token was not made.
     #[error("unable to sign JWT SVID: {0}")]
     Jwt(#[from] SignError),
@@ -70,9 +83,10 @@ impl IssueError {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoX509Authority | Self::NoJwtAuthority | Self::Expired { .. } => ErrorKind::Unavailable,
+            Self::NoX509Authority | Self::NoJwtAuthority | Self::NoWitAuthority => ErrorKind::Unavailable,
+            Self::Expired { .. } | Self::ExpiredCa(_) => ErrorKind::Unavailable,
             Self::NotMember { .. } | Self::NoAudience => ErrorKind::InvalidArgument,
-            Self::X509(e) => e.kind(),
+            Self::X509(e) | Self::DownstreamCa(e) => e.kind(),
             Self::Jwt(e) => e.kind(),
             Self::Timeout => ErrorKind::Timeout,
         }
@@ -94,6 +108,16 @@ impl fmt::Display for Rfc3339 {
     }
 }
 
+/// Before the serial number that an agent's SVID follows, in an organizational unit of its subject.
+const FOLLOWS: &str = "FOLLOWS-";
+
+/// The serial numbers that an agent's SVID says it follows. Only authorities write them: no agent chooses its subject.
+pub(crate) fn follows(certificate: &finial_crypto::Certificate) -> Box<[Box<str>]> {
+    let Ok(subject) = certificate.subject() else { return Box::default() };
+    let units = subject.parts().organizational_unit.iter();
+    units.filter_map(|unit| unit.strip_prefix(FOLLOWS)).map(Into::into).collect()
+}
+
 /// What SVIDs are like unless a request says otherwise. Lifetimes are seconds.
 #[derive(Clone, Debug)]
 pub struct IssuerSettings {
@@ -107,6 +131,10 @@ pub struct IssuerSettings {
     pub jwt_svid_ttl_seconds: i64,
     /// The `iss` claim; `None` = left out.
     pub jwt_issuer: Option<String>,
+    /// The `iss` claim of WIT-SVIDs; `None` = left out.
+    pub wit_issuer: Option<String>,
+    /// Of downstream authorities that ask for none (`ca_ttl`).
+    pub ca_ttl_seconds: i64,
 }
 
 impl IssuerSettings {
@@ -119,6 +147,8 @@ impl IssuerSettings {
             agent_svid_ttl_seconds: seconds(settings.agent_ttl.unwrap_or(settings.x509_svid_ttl)),
             jwt_svid_ttl_seconds: seconds(settings.jwt_svid_ttl),
             jwt_issuer: settings.jwt_issuer.clone(),
+            wit_issuer: settings.wit_issuer.clone(),
+            ca_ttl_seconds: seconds(settings.ca_ttl),
         }
     }
 }
@@ -162,7 +192,7 @@ pub struct IssuedX509 {
     pub not_after: UnixSeconds,
 }
 
-/// A JWT-SVID that was issued.
+/// A JWT-SVID or WIT-SVID that was issued.
 #[derive(Clone, Debug)]
 pub struct IssuedJwt {
     /// In compact serialization.
@@ -179,12 +209,15 @@ enum Purpose {
     Server,
     Agent,
     Workload,
+    Downstream,
 }
 
 /// What was issued, for the record.
 enum Issued<'a> {
     X509(&'a IssuedX509, &'a [String]),
     Jwt(&'a IssuedJwt, &'a [String]),
+    Wit(&'a IssuedJwt),
+    Ca(&'a IssuedCa),
 }
 
 /// Issues SVIDs. Shared by all who need it.
@@ -218,6 +251,20 @@ impl Issuer {
     pub async fn agent_x509_svid(&self, id: &SpiffeId, public_key: &PublicKey) -> Result<IssuedX509, IssueError> {
         let ttl_seconds = self.settings.agent_svid_ttl_seconds;
         self.x509(Purpose::Agent, &X509Request { id, public_key, dns_names: &[], ttl_seconds, subject: None }).await
+    }
+
+    /// The same for an agent whose SVID cannot be stored now: its subject says which one it follows, so that any server
+    /// that knows the agent by that one knows it by this one, too. See docs/adr/0007.
+    pub async fn agent_x509_svid_following(
+        &self,
+        id: &SpiffeId,
+        public_key: &PublicKey,
+        serial: &str,
+    ) -> Result<IssuedX509, IssueError> {
+        let subject = self.subject.with_organizational_unit(&format!("{FOLLOWS}{serial}"));
+        let ttl_seconds = self.settings.agent_svid_ttl_seconds;
+        let subject = Some(&subject);
+        self.x509(Purpose::Agent, &X509Request { id, public_key, dns_names: &[], ttl_seconds, subject }).await
     }
 
     /// An X.509-SVID for this server.
@@ -352,6 +399,22 @@ impl Issuer {
                     expiration = %Rfc3339(svid.expires_at),
                     audience = ?audience,
                     "Server CA successfully signed JWT SVID"
+                );
+            }
+            Ok(Issued::Wit(svid)) => {
+                tracing::debug!(
+                    spiffe_id = %id,
+                    expiration = %Rfc3339(svid.expires_at),
+                    "Server CA successfully signed WIT-SVID"
+                );
+            }
+            Ok(Issued::Ca(ca)) => {
+                self.metrics.count("server_ca.sign.x509_ca_svid", 1.0, &[]);
+                tracing::debug!(
+                    spiffe_id = %id,
+                    trust_domain_id = %self.settings.trust_domain,
+                    expiration = %Rfc3339(ca.not_after),
+                    "Signed X509 CA SVID"
                 );
             }
             // The API says it at the level that SPIRE does.

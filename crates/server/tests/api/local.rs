@@ -28,6 +28,12 @@ async fn health_and_debug_answer() {
     assert_eq!(status, i32::from(ServingStatus::Serving));
     let named = HealthCheckRequest { service: "x".into() };
     assert_eq!(refused(health.check(named).await, Code::InvalidArgument), "per-service health is not supported");
+    let named = HealthCheckRequest { service: "x".into() };
+    let watched = health.watch(named).await.unwrap().into_inner().message().await;
+    assert_eq!(refused(watched, Code::InvalidArgument), "per-service health is not supported");
+    let mut watched = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let first = watched.message().await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
     server.clock.advance(7);
     let info = DebugClient::new(server.local.clone()).get_info(GetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.agents_count, info.entries_count, info.federated_bundles_count, info.uptime), (1, 1, 1, 7));
@@ -144,16 +150,6 @@ async fn without_the_audit_log_there_are_no_such_lines() {
     let agent = server.agent().await;
     assert!(logged("API accessed", "agent_id", agent.identity.id.as_str()).is_empty());
     assert_eq!(logged("Agent attestation request completed", "agent_id", agent.identity.id.as_str()).len(), 1);
-}
-
-#[tokio::test]
-async fn what_is_not_there_yet_is_not_left_out_silently() {
-    let refused = Server::try_with(|settings| settings.require_pq_kem = true).await.map(drop).unwrap_err();
-    let hint = "is not supported yet: remove it from the configuration to start without it";
-    assert_eq!(refused.to_string(), format!("require_pq_kem {hint}"));
-    let trusted = "10.0.0.0/8".to_owned();
-    let refused = Server::try_with(|settings| settings.proxy_protocol_trusted_cidrs = vec![trusted]).await;
-    assert_eq!(refused.map(drop).unwrap_err().to_string(), format!("proxy_protocol_trusted_cidrs {hint}"));
 }
 
 #[tokio::test]

@@ -164,11 +164,9 @@ async fn jwt_svids_are_minted_and_issued() {
 }
 
 #[tokio::test]
-async fn jwt_svids_can_be_switched_off_and_wit_svids_are_not_there() {
+async fn jwt_svids_can_be_switched_off() {
     let server = Server::with(|settings| settings.disable_jwt_svids = true).await;
     let request = MintJwtsvidRequest { id: id("/m"), audience: vec!["a".into()], ttl: 0 };
     let message = refused(server.svids().mint_jwtsvid(request).await, Code::Unimplemented);
     assert_eq!(message, "JWT functionality is disabled");
-    let message = refused(server.svids().mint_witsvid(MintWitsvidRequest::default()).await, Code::Unimplemented);
-    assert_eq!(message, "WIT functionality is disabled");
 }

@@ -1,0 +1,306 @@
+//! Federation: the bundles of foreign trust domains, fetched from their endpoints and kept fresh.
+//!
+//! The relationships are those of the configuration and those of the datastore; of two with the same trust domain the
+//! configuration's counts. One task looks after them all: it fetches each bundle four times within its refresh hint and
+//! stores it when it is another one. Several servers on one datastore do the same work side by side, which hurts nobody.
+
+mod fetch;
+mod ground;
+#[cfg(test)]
+mod tests;
+
+pub use fetch::FederationError;
+pub(crate) use ground::{Ground, Real};
+
+use finial_config::{EndpointProfile, FederatesWith};
+use finial_core::{Bundle, TrustDomain};
+use finial_crypto::Certificate;
+use finial_runtime::{Metrics, Shutdown};
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// Who speaks in the log.
+const SUBSYSTEM: &str = "bundle_client";
+/// How often the relationships are read again when nobody says that they changed.
+const RELATIONSHIPS_EVERY: Duration = Duration::from_secs(10);
+/// A bundle is fetched so often within its refresh hint.
+const ATTEMPTS_PER_HINT: u32 = 4;
+/// No hint is taken to be shorter; without any bundle it is tried as often as this.
+const HINT_MIN: Duration = Duration::from_secs(60);
+/// No hint is taken to be longer.
+const HINT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often a bundle without a hint is fetched.
+const UNHINTED_EVERY: Duration = Duration::from_secs(300);
+/// So many are fetched at the same time.
+const FETCHES_MAX: usize = 16;
+/// An older bundle is taken when it came so often in a row: then it is no server behind the others, but one that was set
+/// up anew.
+const OLDER_TIMES: u32 = 3;
+
+/// By trust domain.
+pub(crate) type Relationships = BTreeMap<TrustDomain, FederatesWith>;
+
+/// A trust domain that is looked after.
+struct Managed {
+    endpoint: FederatesWith,
+    /// Held while it is fetched.
+    fetching: Arc<tokio::sync::Mutex<Seen>>,
+    /// When it is to be fetched; `None` while it is.
+    due: Option<Instant>,
+}
+
+/// What came before.
+#[derive(Default)]
+struct Seen {
+    sequence_number: u64,
+    older: u32,
+}
+
+/// What came of a refresh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Changed,
+    Unchanged,
+}
+
+/// The relationships with foreign trust domains, and what keeps their bundles fresh.
+pub struct Federation {
+    ground: Arc<dyn Ground>,
+    metrics: Metrics,
+    managed: Mutex<BTreeMap<TrustDomain, Managed>>,
+    /// Held while the relationships are read, so that an older reading never replaces a newer one.
+    reading: tokio::sync::Mutex<()>,
+    reload: Notify,
+}
+
+impl Federation {
+    pub(crate) fn new(ground: Arc<dyn Ground>, metrics: Metrics) -> Arc<Self> {
+        let (managed, reading, reload) = (Mutex::default(), tokio::sync::Mutex::default(), Notify::new());
+        Arc::new(Self { ground, metrics, managed, reading, reload })
+    }
+
+    /// The relationships have changed, here or at another server: reads them soon.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+
+    /// Fetches the bundle of a trust domain now. `false`: there is no relationship with it.
+    ///
+    /// # Errors
+    /// Says whether the endpoint, its certificate, what it sent or the datastore is to blame.
+    pub async fn refresh(&self, trust_domain: &TrustDomain) -> Result<bool, FederationError> {
+        self.read_or_log().await;
+        let found = self.with(|managed| managed.get(trust_domain).map(|m| (m.endpoint.clone(), m.fetching.clone())));
+        let Some((endpoint, fetching)) = found else { return Ok(false) };
+        self.update(trust_domain, &endpoint, &fetching, true).await?;
+        Ok(true)
+    }
+
+    /// Looks after all bundles until shutdown.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        let mut fetches = FuturesUnordered::new();
+        let mut read_again = Instant::now();
+        let mut changed = self.ground.changed();
+        loop {
+            if Instant::now() >= read_again {
+                self.read_or_log().await;
+                read_again = Instant::now() + RELATIONSHIPS_EVERY;
+            }
+            for (trust_domain, endpoint, fetching) in self.take_due(FETCHES_MAX.saturating_sub(fetches.len())) {
+                let this = &self;
+                fetches.push(async move {
+                    let wait = this.poll(&trust_domain, &endpoint, &fetching).await;
+                    (trust_domain, wait)
+                });
+            }
+            let next = self.next_due().filter(|_| fetches.len() < FETCHES_MAX).unwrap_or(read_again).min(read_again);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some((trust_domain, wait)) = fetches.next(), if !fetches.is_empty() => self.schedule(&trust_domain, wait),
+                () = self.reload.notified() => read_again = Instant::now(),
+                _ = changed.changed() => read_again = Instant::now(),
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<TrustDomain, Managed>) -> T) -> T {
+        act(&mut self.managed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn read_or_log(&self) {
+        let _order = self.reading.lock().await;
+        match self.ground.relationships().await {
+            Ok(wanted) => self.with(|managed| reconcile(managed, wanted)),
+            Err(error) => tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to reload configs"),
+        }
+    }
+
+    /// Those that are due, at most `count`; they are not due again before [`Federation::schedule`].
+    fn take_due(&self, count: usize) -> Vec<(TrustDomain, FederatesWith, Arc<tokio::sync::Mutex<Seen>>)> {
+        let now = Instant::now();
+        self.with(|managed| {
+            let due = managed.iter_mut().filter(|(_, m)| m.due.is_some_and(|due| due <= now)).take(count);
+            due.map(|(trust_domain, m)| {
+                m.due = None;
+                (trust_domain.clone(), m.endpoint.clone(), m.fetching.clone())
+            })
+            .collect()
+        })
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.with(|managed| managed.values().filter_map(|m| m.due).min())
+    }
+
+    fn schedule(&self, trust_domain: &TrustDomain, wait: Duration) {
+        self.with(|managed| {
+            // One that is due already was changed meanwhile.
+            if let Some(m) = managed.get_mut(trust_domain).filter(|m| m.due.is_none()) {
+                m.due = Some(Instant::now() + wait);
+            }
+        });
+    }
+
+    /// One fetch of the task's own, and how long to wait for the next.
+    async fn poll(
+        &self,
+        trust_domain: &TrustDomain,
+        endpoint: &FederatesWith,
+        fetching: &tokio::sync::Mutex<Seen>,
+    ) -> Duration {
+        tracing::debug!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, "Polling for bundle update");
+        let call = self.metrics.call("bundle_manager.fetch.federated_bundle");
+        let result = self.update(trust_domain, endpoint, fetching, false).await;
+        call.finish_with(&result, FederationError::kind);
+        match result {
+            Ok(Outcome::Changed) => {
+                let labels = [("trust_domain_id", trust_domain.as_str())];
+                self.metrics.count("bundle_manager.update.federated_bundle", 1.0, &labels);
+                tracing::info!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, "Bundle refreshed");
+            }
+            Ok(Outcome::Unchanged) => {}
+            Err(error) => {
+                tracing::error!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, %error, "Error updating bundle");
+            }
+        }
+        let wait = refresh_after(self.ground.known(trust_domain).as_ref());
+        let seconds = wait.as_secs();
+        tracing::debug!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, seconds, "Scheduling next bundle refresh");
+        wait
+    }
+
+    async fn update(
+        &self,
+        trust_domain: &TrustDomain,
+        endpoint: &FederatesWith,
+        fetching: &tokio::sync::Mutex<Seen>,
+        insist: bool,
+    ) -> Result<Outcome, FederationError> {
+        let mut seen = fetching.lock().await;
+        let fetched = self.ground.fetch(trust_domain, endpoint).await?;
+        let found = fetched.sequence_number;
+        if found < seen.sequence_number && found != 0 && !insist {
+            seen.older += 1;
+            if seen.older < OLDER_TIMES {
+                return Err(FederationError::Older { found, known: seen.sequence_number });
+            }
+            tracing::warn!(
+                subsystem_name = SUBSYSTEM,
+                trust_domain = %trust_domain,
+                sequence_number = found,
+                "The sequence number of the endpoint's bundle stays lower than before: it is taken to begin anew"
+            );
+        }
+        *seen = Seen { sequence_number: found, older: 0 };
+        if self.ground.known(trust_domain).is_some_and(|known| same(&known, &fetched)) {
+            return Ok(Outcome::Unchanged);
+        }
+        self.ground.save(fetched).await.map_err(FederationError::Save)?;
+        Ok(Outcome::Changed)
+    }
+}
+
+/// Makes what is looked after what is wanted. What is new or changed is due at once.
+fn reconcile(managed: &mut BTreeMap<TrustDomain, Managed>, mut wanted: Relationships) {
+    managed.retain(|trust_domain, _| {
+        let keep = wanted.contains_key(trust_domain);
+        if !keep {
+            tracing::info!(subsystem_name = SUBSYSTEM, entry = %trust_domain, "Trust domain no longer managed");
+        }
+        keep
+    });
+    for (trust_domain, m) in managed.iter_mut() {
+        let Some(endpoint) = wanted.remove(trust_domain).filter(|endpoint| *endpoint != m.endpoint) else { continue };
+        tracing::info!(
+            subsystem_name = SUBSYSTEM,
+            entry = %trust_domain,
+            bundle_endpoint_url = %endpoint.bundle_endpoint_url,
+            bundle_endpoint_profile = profile_name(&endpoint.profile),
+            "Updated configuration for managed trust domain"
+        );
+        m.endpoint = endpoint;
+        m.due = Some(Instant::now());
+    }
+    for (trust_domain, endpoint) in wanted {
+        tracing::info!(
+            subsystem_name = SUBSYSTEM,
+            trust_domain = %trust_domain,
+            bundle_endpoint_url = %endpoint.bundle_endpoint_url,
+            bundle_endpoint_profile = profile_name(&endpoint.profile),
+            "Trust domain is now managed"
+        );
+        let due = Some(Instant::now());
+        managed.insert(trust_domain, Managed { endpoint, fetching: Arc::default(), due });
+    }
+}
+
+/// SPIRE's name of a profile.
+pub(crate) fn profile_name(profile: &EndpointProfile) -> &'static str {
+    match profile {
+        EndpointProfile::HttpsWeb => "https_web",
+        EndpointProfile::HttpsSpiffe { .. } => "https_spiffe",
+    }
+}
+
+/// How long until a bundle is fetched again.
+fn refresh_after(bundle: Option<&Bundle>) -> Duration {
+    let Some(bundle) = bundle else { return HINT_MIN };
+    let hint = match u64::try_from(bundle.refresh_hint) {
+        Ok(0) | Err(_) => return UNHINTED_EVERY.min(lifetime_share(bundle)),
+        Ok(seconds) => Duration::from_secs(seconds),
+    };
+    hint.clamp(HINT_MIN, HINT_MAX) / ATTEMPTS_PER_HINT
+}
+
+/// A tenth of the shortest life among the roots: so often at least, or a rotation could be missed.
+fn lifetime_share(bundle: &Bundle) -> Duration {
+    let lives = bundle.x509_authorities.iter().filter_map(|authority| {
+        let root = Certificate::parse(authority.der.clone()).ok()?;
+        u64::try_from(root.not_after().saturating_sub(root.not_before())).ok()
+    });
+    lives.min().map_or(UNHINTED_EVERY, |seconds| (Duration::from_secs(seconds) / 10).max(HINT_MIN) / ATTEMPTS_PER_HINT)
+}
+
+/// Whether a fetched bundle says the same as the stored one. Sequence numbers do not count: SPIRE's servers, which may
+/// share the datastore, store none.
+fn same(known: &Bundle, fetched: &Bundle) -> bool {
+    let keys = |list: &[finial_core::JwtAuthority]| {
+        let mut keys: Vec<_> = list.iter().map(|a| (a.key_id.clone(), a.public_key.clone())).collect();
+        keys.sort();
+        keys
+    };
+    let roots = |bundle: &Bundle| {
+        let mut roots: Vec<_> = bundle.x509_authorities.iter().map(|a| a.der.clone()).collect();
+        roots.sort();
+        roots
+    };
+    known.refresh_hint == fetched.refresh_hint
+        && roots(known) == roots(fetched)
+        && keys(&known.jwt_authorities) == keys(&fetched.jwt_authorities)
+        && keys(&known.wit_authorities) == keys(&fetched.wit_authorities)
+}

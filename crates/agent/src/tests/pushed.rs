@@ -2,10 +2,12 @@
 
 use super::fake::wire_entry;
 use super::harness::{World, next, until};
+use finial_core::{Clock, ManualClock, SystemClock};
 use finial_proto::convert::permission_denied;
 use finial_proto::digest::Digests;
 use finial_proto::sync::{VersionedBundle, WatchResponse};
 use finial_proto::types::{self, permission_denied_details::Reason};
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::Status;
 
@@ -126,9 +128,12 @@ async fn a_ban_told_by_the_stream_ends_the_agent() {
 
 #[tokio::test]
 async fn a_renewed_svid_opens_a_stream_of_its_own_and_ends_the_old_one() {
-    let world = world().await;
-    world.server.state().agent_ttl = 2;
+    let mut world = world().await;
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
     let agent = world.started().await;
+    listening(&world).await;
+    clock.advance(2500);
     until("the agent renewed its SVID", || world.server.calls("RenewAgent") >= 1).await;
     until("it opened another stream", || world.server.state().watches.len() >= 2).await;
     until("the old stream was left", || world.server.state().streams.first().is_some_and(|s| s.is_closed())).await;

@@ -51,17 +51,29 @@ struct Spire {
     bin: PathBuf,
     folder: PathBuf,
     port: u16,
+    /// `None` on SQLite.
+    database: Option<testkit::Database>,
 }
 
 impl Spire {
-    fn new(bin: PathBuf, folder: &Path) -> Self {
+    /// `None` where the database is not installed.
+    fn new(lab: Lab, bin: PathBuf, folder: &Path) -> Option<Self> {
+        let database = match lab {
+            Lab::Sqlite => None,
+            Lab::Postgres => Some(testkit::postgres()?),
+            Lab::MySql => Some(testkit::mariadb()?),
+        };
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = folder.to_path_buf();
         let at = folder.display();
+        let (kind, connection) = match &database {
+            None => ("sqlite3", format!("{at}/db")),
+            Some(database) => (database.kind().spire_type(), database.dsn()),
+        };
         let server = format!(
             r#"server {{ bind_address = "127.0.0.1" bind_port = "{port}" socket_path = "{at}/s.sock" trust_domain = "example.org" data_dir = "{at}" }}
 plugins {{
-  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{at}/db" }} }}
+  DataStore "sql" {{ plugin_data {{ database_type = "{kind}" connection_string = "{connection}" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   KeyManager "disk" {{ plugin_data {{ keys_path = "{at}/keys.json" }} }}
 }}"#
@@ -72,11 +84,14 @@ plugins {{
 plugins {{ NodeAttestor "join_token" {{ plugin_data {{}} }} KeyManager "memory" {{ plugin_data {{}} }} WorkloadAttestor "unix" {{ plugin_data {{}} }} }}"#
         );
         std::fs::write(folder.join("agent.conf"), agent).unwrap();
-        Self { bin, folder, port }
+        Some(Self { bin, folder, port, database })
     }
 
     fn database(&self) -> StoreSettings {
-        StoreSettings::file(self.folder.join("db"))
+        match &self.database {
+            None => StoreSettings::file(self.folder.join("db")),
+            Some(database) => settings(database.kind().spire_type(), &database.dsn()),
+        }
     }
 
     fn spawn(&self, program: &str, args: &[&str]) -> Process {
@@ -256,11 +271,15 @@ const BATCH: &str = r#"{"entries": [
    "selectors": [{"type": "unix", "value": "uid:1"}]}
 ]}"#;
 
-#[tokio::test]
-async fn what_spire_wrote_is_read_here_and_the_other_way_round() {
+on_every_database!(
+    what_spire_wrote_is_read_here_and_the_other_way_round,
+    a_database_made_here_has_spires_schema_and_serves_spire,
+);
+
+async fn what_spire_wrote_is_read_here_and_the_other_way_round(lab: Lab) {
     let Some(bin) = spire() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let spire = Spire::new(bin, folder.path());
+    let Some(spire) = Spire::new(lab, bin, folder.path()) else { return };
     let (server_entries, server_agents, own_bundle) = spire_writes(&spire);
     assert_eq!((server_entries.len(), server_agents.len()), (4, 2));
 
@@ -339,14 +358,13 @@ async fn we_write(store: &Store, full: &Entry) {
     store.ban_node(&id("/spire/agent/gone")).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_database_made_here_has_spires_schema_and_serves_spire() {
+async fn a_database_made_here_has_spires_schema_and_serves_spire(lab: Lab) {
     let Some(bin) = spire() else { return };
     let (theirs, ours) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let first = Spire::new(bin.clone(), theirs.path());
+    let Some(first) = Spire::new(lab, bin.clone(), theirs.path()) else { return };
     first.start().stop();
 
-    let spire = Spire::new(bin, ours.path());
+    let Some(spire) = Spire::new(lab, bin, ours.path()) else { return };
     let store = Store::open(spire.database(), Arc::new(SystemClock)).await.unwrap();
     store.create_bundle(&bundle("a.test")).await.unwrap();
     create(&store, full_entry("full", &["a.test"])).await;
@@ -356,7 +374,7 @@ async fn a_database_made_here_has_spires_schema_and_serves_spire() {
     let (entries, agents) = (our_entries(&store).await, our_agents(&store).await);
     store.close().await;
     drop(store);
-    assert_eq!(schema(&spire.database()).await, schema(&first.database()).await);
+    assert_eq!(schema(&spire).await, schema(&first).await);
 
     let server = spire.start();
     assert_eq!((spire.entries(), spire.agents()), (entries, agents));
@@ -373,8 +391,20 @@ async fn a_database_made_here_has_spires_schema_and_serves_spire() {
     assert_eq!(store.count_nodes(&AgentFilter::default()).await.unwrap(), 2);
 }
 
-/// Every table and index as SQLite keeps its text, without our own additions.
-async fn schema(settings: &StoreSettings) -> Vec<String> {
+/// Every table and index as the database itself writes them down, without our own additions.
+async fn schema(spire: &Spire) -> Vec<String> {
+    let Some(database) = &spire.database else { return sqlite_schema(&spire.database()).await };
+    let text = database.schema();
+    let lines = text.lines().map(|line| line.trim_end().trim_end_matches(',').to_owned());
+    // what counts rows, and what a dump is fenced with, differs from one to the next
+    let noise = |line: &String| line.is_empty() || line.starts_with("--") || line.starts_with('\\');
+    let kept = lines.filter(|line| !line.contains("finial") && !noise(line)).map(|line| {
+        line.split_whitespace().filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect::<Vec<_>>().join(" ")
+    });
+    sorted(kept.collect())
+}
+
+async fn sqlite_schema(settings: &StoreSettings) -> Vec<String> {
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(settings.path.as_ref().unwrap());
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
     let all: Vec<(String,)> = sqlx::query_as(

@@ -1,6 +1,6 @@
 //! The plugins that exist, by kind and name: the only crate that sees all of them. A new plugin is one line in a table here.
 
-use finial_config::{PluginConfig, PluginDataError};
+use finial_config::{PluginConfig, PluginDataError, nearest};
 use finial_core::Secret;
 use finial_hcl::Value;
 use finial_plugin::{
@@ -66,6 +66,37 @@ pub enum CatalogError {
     /// The datastore is not a plugin any more.
     #[error("pluggability for the DataStore is deprecated; only the built-in \"sql\" plugin is supported")]
     DataStore,
+}
+
+/// All kinds that SPIRE's servers and agents have.
+const KINDS: [&str; 9] = [
+    "DataStore",
+    "KeyManager",
+    "NodeAttestor",
+    "UpstreamAuthority",
+    "Notifier",
+    "BundlePublisher",
+    "CredentialComposer",
+    "WorkloadAttestor",
+    "SVIDStore",
+];
+
+impl CatalogError {
+    /// What to do about it, where the text does not tell.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownKind(kind) => Some(match nearest(kind, KINDS) {
+                Some(meant) if meant == kind => format!("{kind} is a plugin of the other program, agent or server"),
+                Some(meant) => format!("did you mean {meant}?"),
+                None => format!("plugin types are {}", KINDS.join(", ")),
+            }),
+            Self::Count { kind, got: 0, .. } => Some(format!("add a {kind} to the plugins section")),
+            Self::Count { kind, .. } => {
+                Some(format!("remove the others, or disable them with enabled = false: {kind}"))
+            }
+            _ => None,
+        }
+    }
 }
 
 type Make<T> = fn(&Value, &PluginContext) -> Result<T, PluginError>;
@@ -162,6 +193,33 @@ pub fn build_agent_plugins(
     Ok(AgentPlugins { key_manager, keys_are_volatile: key_manager_name == "memory", node_attestor, workload_attestors })
 }
 
+/// What would keep [`build_server_plugins`] from working, all of it, with the plugin it is about.
+pub fn check_server_plugins<'a>(
+    configs: &'a [PluginConfig],
+    context: &PluginContext,
+) -> Vec<(Option<&'a PluginConfig>, CatalogError)> {
+    let enabled = || configs.iter().filter(|c| c.enabled);
+    let check = |config: &PluginConfig| match (config.kind.as_str(), config.name.as_str()) {
+        ("DataStore", "sql") if config.command.is_none() => load(config).map(drop),
+        ("DataStore", _) => Err(CatalogError::DataStore),
+        ("KeyManager", _) => construct(SERVER_KEY_MANAGERS, config, context).map(drop),
+        ("NodeAttestor", JoinTokenAgent::NAME) if config.command.is_none() => load(config).map(drop),
+        ("NodeAttestor", _) => construct(SERVER_NODE_ATTESTORS, config, context).map(drop),
+        ("UpstreamAuthority", _) => construct(UPSTREAM_AUTHORITIES, config, context).map(drop),
+        ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => Err(unknown(config, &[])),
+        (kind, _) => Err(CatalogError::UnknownKind(kind.to_owned())),
+    };
+    let of_kind = |kind: &str| enabled().filter(|c| c.kind == kind).collect::<Vec<_>>();
+    let mut problems: Vec<_> = enabled().filter_map(|c| Some((Some(c), check(c).err()?))).collect();
+    let counts = [
+        exactly_one("DataStore", of_kind("DataStore")).err(),
+        exactly_one("KeyManager", of_kind("KeyManager")).err(),
+        at_most_one("UpstreamAuthority", of_kind("UpstreamAuthority")).err(),
+    ];
+    problems.extend(counts.into_iter().flatten().map(|error| (None, error)));
+    problems
+}
+
 /// What would keep [`build_agent_plugins`] from working, all of it, with the plugin it is about. Key managers are looked
 /// up only: the one on disk makes its folder.
 pub fn check_agent_plugins<'a>(
@@ -239,9 +297,11 @@ fn loaded(config: &PluginConfig) {
 }
 
 fn unknown(config: &PluginConfig, known: &[&str]) -> CatalogError {
+    let meant = nearest(&config.name, known.iter().copied());
+    let meant = meant.map(|meant| format!("did you mean {meant:?}? ")).unwrap_or_default();
     let hint = match known {
         [] => " (none of this type yet; see docs/compatibility.md)".to_owned(),
-        known => format!(" (there is {}; see docs/compatibility.md for others)", known.join(", ")),
+        known => format!(" ({meant}there is {}; see docs/compatibility.md for others)", known.join(", ")),
     };
     CatalogError::Unknown { kind: config.kind.clone(), name: config.name.clone(), hint }
 }

@@ -1,6 +1,7 @@
 //! What is wrong with a file: all of it at once, each with its place and what to do.
 
-use crate::LogSettings;
+use crate::{LogSettings, PluginConfig};
+use finial_core::TrustDomain;
 use finial_hcl::Pos;
 use std::fmt;
 use std::path::PathBuf;
@@ -27,6 +28,10 @@ pub struct ConfigError {
     pub notices: Vec<Notice>,
     /// How to log it, as far as it is known.
     pub log: LogSettings,
+    /// The plugins, as far as they could be read: what is wrong with them can be told as well.
+    pub plugins: Vec<PluginConfig>,
+    /// The trust domain, if it could be read.
+    pub trust_domain: Option<TrustDomain>,
 }
 
 impl std::error::Error for ConfigError {}

@@ -4,7 +4,7 @@ use crate::problem::Notice;
 use crate::resolve::Resolver;
 use crate::{
     HealthSettings, M3Sink, PluginConfig, PluginData, ProfilingSettings, PrometheusSettings, PrometheusTls,
-    TelemetrySettings,
+    TelemetrySettings, nearest,
 };
 use finial_hcl::{Item, Kind, Value};
 use serde::Deserialize;
@@ -195,6 +195,7 @@ pub(crate) fn plugins(resolver: &mut Resolver) -> Option<Vec<PluginConfig>> {
             found.push(plugin);
         }
     }
+    resolver.plugins.clone_from(&found);
     Some(found)
 }
 
@@ -219,7 +220,9 @@ fn plugin(resolver: &mut Resolver, kind: &Item, name: &Item) -> Option<PluginCon
     };
     for key in unused {
         let plugin = path.join(".");
-        let message = format!("Unknown configuration key {plugin}.{} at {} is ignored", key.key, key.pos);
+        let meant = nearest(&key.key, key.known.iter().copied());
+        let meant = meant.map(|meant| format!(" (did you mean {meant:?}?)")).unwrap_or_default();
+        let message = format!("Unknown configuration key {plugin}.{} at {} is ignored{meant}", key.key, key.pos);
         resolver.notices.push(Notice::Warn(message));
     }
     let data = match (raw.plugin_data, raw.plugin_data_file) {

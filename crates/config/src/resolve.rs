@@ -2,7 +2,8 @@
 
 use crate::duration::parse_go_duration;
 use crate::problem::{ConfigError, Loaded, Notice, Problem};
-use crate::{LogFormat, LogLevel, LogSettings};
+use crate::{LogFormat, LogLevel, LogSettings, PluginConfig, nearest};
+use finial_core::TrustDomain;
 use finial_hcl::{Kind, Object, Pos, Unused, Value};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ pub(crate) struct Resolver {
     /// Keys that a flag set, so that no place in the file is named for them.
     pub(crate) overridden: Vec<&'static str>,
     pub(crate) log: LogSettings,
+    pub(crate) plugins: Vec<PluginConfig>,
+    pub(crate) trust_domain: Option<TrustDomain>,
 }
 
 /// Reads a file, expanding variables if told to.
@@ -35,7 +38,7 @@ pub(crate) fn read_text(
     let shown = path.display();
     let fail = |message: String| {
         let problems = vec![Problem { message, pos: None, hint: None }];
-        Box::new(ConfigError { file: path.into(), problems, notices: Vec::new(), log: LogSettings::default() })
+        Box::new(ConfigError { file: path.into(), problems, ..ConfigError::default() })
     };
     let unreadable = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
@@ -69,6 +72,8 @@ impl Resolver {
             notices: Vec::new(),
             overridden,
             log: LogSettings::default(),
+            plugins: Vec::new(),
+            trust_domain: None,
         };
         match finial_hcl::parse(text) {
             Ok(root) => resolver.root = root,
@@ -100,7 +105,8 @@ impl Resolver {
     }
 
     pub(crate) fn into_error(self) -> Box<ConfigError> {
-        Box::new(ConfigError { file: self.file, problems: self.problems, notices: self.notices, log: self.log })
+        let Self { file, problems, notices, log, plugins, trust_domain, .. } = self;
+        Box::new(ConfigError { file, problems, notices, log, plugins, trust_domain })
     }
 
     pub(crate) fn finish<T>(self, settings: Option<T>) -> Result<Loaded<T>, Box<ConfigError>> {
@@ -208,7 +214,11 @@ impl Resolver {
         for unused in unused {
             let Some(section) = name(&unused.section) else {
                 let path = unused.section.join(".");
-                self.warn(format!("Unknown configuration key {path}.{} at {} is ignored", unused.key, unused.pos));
+                let meant = did_you_mean(unused).map(|meant| format!(" ({meant})")).unwrap_or_default();
+                self.warn(format!(
+                    "Unknown configuration key {path}.{} at {} is ignored{meant}",
+                    unused.key, unused.pos
+                ));
                 continue;
             };
             match sections.iter_mut().find(|(known, _)| *known == section) {
@@ -222,13 +232,13 @@ impl Resolver {
             names.dedup();
             self.notices.push(Notice::Unknown { section: section.clone(), keys: names.join(",") });
             for key in keys {
+                let what = format!("the key {:?} is not known in section {section:?}", key.key);
+                let advice = former(&key.key).map(str::to_owned).or_else(|| did_you_mean(key));
+                let advice = advice.unwrap_or_else(|| "remove or correct it".into());
                 self.problems.push(Problem {
                     message: "unknown configuration detected".into(),
                     pos: Some(key.pos),
-                    hint: Some(format!(
-                        "the key {:?} is not known in section {section:?}: remove or correct it",
-                        key.key
-                    )),
+                    hint: Some(format!("{what}: {advice}")),
                 });
             }
         }
@@ -261,6 +271,26 @@ impl Resolver {
             self.warn(format!("Developer feature flag {flag:?} has been enabled"));
         }
     }
+}
+
+fn did_you_mean(unused: &Unused) -> Option<String> {
+    nearest(&unused.key, unused.known.iter().copied()).map(|meant| format!("did you mean {meant:?}?"))
+}
+
+/// What became of keys that older versions of SPIRE had.
+fn former(key: &str) -> Option<&'static str> {
+    Some(match key.to_ascii_lowercase().as_str() {
+        "default_svid_ttl" => "it became default_x509_svid_ttl and default_jwt_svid_ttl",
+        "registration_uds_path" => "it is called socket_path now",
+        "retry_rebootstrap" => "it became rebootstrap_mode",
+        "bundle_endpoint" => "it stands in a block federation { } now",
+        "upstream_bundle"
+        | "omit_x509svid_uid"
+        | "allow_agentless_node_attestors"
+        | "allow_unsafe_ids"
+        | "enable_sds" => "SPIRE has it no more: remove it",
+        _ => return None,
+    })
 }
 
 /// Go's `filepath.Clean` for an absolute path.

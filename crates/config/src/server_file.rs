@@ -184,13 +184,6 @@ pub fn parse_server(
             "",
         );
     }
-    if s.experimental.auth_opa_policy_engine.is_some() {
-        r.problem(
-            &["server", "experimental", "auth_opa_policy_engine"],
-            "auth_opa_policy_engine is not supported yet",
-            "remove the block: SPIRE's default policy is built in",
-        );
-    }
     let Some(trust_domain) = trust_domain else {
         check_rest(&mut r, s, file.telemetry, file.health_checks, &unused, None);
         return r.finish(None);
@@ -210,7 +203,10 @@ pub(crate) fn trust_domain(r: &mut Resolver, section: &str, text: &str) -> Optio
         return None;
     }
     match TrustDomain::parse(text) {
-        Ok(trust_domain) => Some(trust_domain),
+        Ok(trust_domain) => {
+            r.trust_domain = Some(trust_domain.clone());
+            Some(trust_domain)
+        }
         Err(error) => {
             let hint =
                 "a trust domain is a name such as example.org: lowercase letters, digits, dots, dashes, underscores";

@@ -162,8 +162,42 @@ plugins { KeyManager "disk" {} KeyManager "disk" {} }
     for notice in [unknown("server", "bind_prot"), unknown("ratelimit", "sining"), unknown("Prometheus", "prot")] {
         assert!(error.notices.contains(&notice), "{notice:?}");
     }
+    let hints: Vec<&str> = error.problems.iter().filter_map(|p| p.hint.as_deref()).collect();
+    for hint in [
+        "the key \"bind_prot\" is not known in section \"server\": did you mean \"bind_port\"?",
+        "the key \"sining\" is not known in section \"ratelimit\": did you mean \"signing\"?",
+        "the key \"prot\" is not known in section \"Prometheus\": did you mean \"port\"?",
+    ] {
+        assert!(hints.contains(&hint), "{hint}\n{hints:#?}");
+    }
+    assert_eq!(error.plugins.len(), 1);
+    assert_eq!(error.trust_domain, None);
     let text = error.to_string();
     assert!(text.contains("\nalso: data_dir must be configured\n  at s.conf:1:1\n  hint: add data_dir"), "{text}");
+}
+
+#[test]
+fn keys_that_moved_are_told_where_they_went() {
+    let error = server("server { default_svid_ttl = \"1h\"\n registration_uds_path = \"/x\" zzz = 1 }").unwrap_err();
+    let text = error.to_string();
+    for hint in [
+        "\"default_svid_ttl\" is not known in section \"server\": it became default_x509_svid_ttl and default_jwt_svid_ttl",
+        "\"registration_uds_path\" is not known in section \"server\": it is called socket_path now",
+        "\"zzz\" is not known in section \"server\": remove or correct it",
+    ] {
+        assert!(text.contains(hint), "{hint}: {text}");
+    }
+    let loaded = server(
+        "server { trust_domain = \"a\" data_dir = \"d\" experimental { wit_isuer = \"x\" } } plugins { KeyManager \"x\" { enabledd = true } }",
+    );
+    let texts = format!("{:?}", loaded.unwrap().notices);
+    for part in [
+        "server.experimental.wit_isuer at 1:",
+        " is ignored (did you mean \\\"wit_issuer\\\"?)",
+        "(did you mean \\\"enabled\\\"?)",
+    ] {
+        assert!(texts.contains(part), "{part}: {texts}");
+    }
 }
 
 #[test]

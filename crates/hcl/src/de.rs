@@ -26,6 +26,8 @@ pub struct Unused {
     pub key: String,
     /// Where it stands.
     pub pos: Pos,
+    /// The keys that are known there.
+    pub known: &'static [&'static str],
 }
 
 impl Value {
@@ -300,6 +302,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
                     section: self.context.path.borrow().clone(),
                     key: item.key.clone(),
                     pos: item.pos,
+                    known: fields,
                 }),
                 None => {}
             }

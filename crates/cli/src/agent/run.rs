@@ -6,9 +6,10 @@ use crate::goflag::FlagSet;
 use crate::launch;
 use finial_agent::Agent;
 use finial_config::{
-    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, Problem, SdsSettings, load_agent,
+    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, PluginConfig, Problem, SdsSettings,
+    load_agent,
 };
-use finial_core::SystemClock;
+use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
 use finial_runtime::log::LogHandle;
 use finial_runtime::{BoxError, Spawner};
@@ -103,7 +104,7 @@ fn validate(cx: Context) -> anyhow::Result<()> {
         problems if problems.is_empty() => Ok(loaded),
         problems => {
             let (file, log) = (config_path(&cx).to_owned(), loaded.settings.log);
-            Err(Box::new(ConfigError { file, problems, notices: loaded.notices, log }))
+            Err(Box::new(ConfigError { file, problems, notices: loaded.notices, log, ..ConfigError::default() }))
         }
     });
     match checked {
@@ -112,7 +113,11 @@ fn validate(cx: Context) -> anyhow::Result<()> {
             cx.println("SPIRE agent configuration file is valid.");
             Ok(())
         }
-        Err(error) => {
+        Err(mut error) => {
+            if let Some(trust_domain) = error.trust_domain.clone() {
+                // the file could not be read as a whole; its plugins may have been
+                error.problems.extend(plugin_problems(&error.plugins, &trust_domain));
+            }
             launch::log_now(&error.log, &error.notices);
             cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));
             Err(Exit(1).into())
@@ -122,12 +127,22 @@ fn validate(cx: Context) -> anyhow::Result<()> {
 
 /// Why `run` would refuse settings that read well. SPIRE's agent calls these valid, and stops when it is started.
 fn problems_at_start(settings: &AgentSettings) -> Vec<Problem> {
-    let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: Arc::new(SystemClock) };
-    let of_plugins = finial_catalog::check_agent_plugins(&settings.plugins, &context).into_iter();
-    let of_plugins = of_plugins.map(|(plugin, error)| (error.to_string(), plugin.and_then(|p| p.pos)));
-    let unsupported = check_supported(settings).err().map(|message| (message, None));
-    let all = unsupported.into_iter().chain(of_plugins);
-    all.map(|(message, pos)| Problem { message, pos, hint: None }).collect()
+    let unsupported = check_supported(settings).err();
+    let mut all: Vec<Problem> =
+        unsupported.into_iter().map(|message| Problem { message, pos: None, hint: None }).collect();
+    all.extend(plugin_problems(&settings.plugins, &settings.trust_domain));
+    all
+}
+
+fn plugin_problems(plugins: &[PluginConfig], trust_domain: &TrustDomain) -> Vec<Problem> {
+    let context = PluginContext { trust_domain: trust_domain.clone(), clock: Arc::new(SystemClock) };
+    let of_plugins = finial_catalog::check_agent_plugins(plugins, &context).into_iter();
+    let problem = |(plugin, error): (Option<&PluginConfig>, finial_catalog::CatalogError)| Problem {
+        message: error.to_string(),
+        pos: plugin.and_then(|p| p.pos),
+        hint: error.hint(),
+    };
+    of_plugins.map(problem).collect()
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {

@@ -93,7 +93,7 @@ pub(crate) fn commands() -> Vec<Command> {
         "upstreamauthority taint",
         "Marks the provided X.509 upstream authority as being tainted",
         |f| {
-            f.string("subjectKeyID", "", &key_usage("upstream X.509 authority to taint"));
+            f.string("subjectKeyID", "", key_usage("upstream X.509 authority to taint"));
             f.output();
         },
         |cx| Box::pin(taint_upstream(cx)),
@@ -103,7 +103,7 @@ pub(crate) fn commands() -> Vec<Command> {
         "Revokes the previously active X.509 upstream authority by removing it from the bundle and propagating this update \
          throughout the cluster",
         |f| {
-            f.string("subjectKeyID", "", &key_usage("X.509 upstream authority to revoke"));
+            f.string("subjectKeyID", "", key_usage("X.509 upstream authority to revoke"));
             f.output();
         },
         |cx| Box::pin(revoke_upstream(cx)),
@@ -111,7 +111,7 @@ pub(crate) fn commands() -> Vec<Command> {
     all
 }
 
-fn id_flag(f: &mut FlagSet, usage: &str) {
+fn id_flag(f: &mut FlagSet, usage: &'static str) {
     f.string("authorityID", "", usage);
     f.output();
 }

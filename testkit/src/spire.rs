@@ -248,6 +248,8 @@ pub struct AgentOptions {
     pub agent: String,
     /// The node attestor block; join_token by default.
     pub node_attestor: String,
+    /// How often it asks the server.
+    pub sync_interval: &'static str,
     /// What the unix attestor's `plugin_data` says.
     pub unix: String,
     /// Whether to pass a join token.
@@ -261,6 +263,7 @@ impl Default for AgentOptions {
         Self {
             key_manager: "disk",
             agent: String::new(),
+            sync_interval: "1s",
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
             unix: String::new(),
             join: true,
@@ -299,7 +302,7 @@ impl Agent {
     socket_path = "{socket}"
     trust_bundle_path = "{bundle}"
     trust_domain = "{td}"
-    experimental {{ sync_interval = "1s" }}
+    experimental {{ sync_interval = "{interval}" }}
     {more}
 }}
 plugins {{
@@ -313,6 +316,7 @@ plugins {{
                 socket = dir.path().join("public/api.sock").display(),
                 bundle = server.bundle_file().display(),
                 td = server.trust_domain,
+                interval = options.sync_interval,
                 more = options.agent,
                 attestor = options.node_attestor,
                 km = options.key_manager,

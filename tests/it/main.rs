@@ -7,6 +7,7 @@ mod faults;
 mod guide;
 mod kill_points;
 mod outage;
+mod pushed;
 mod several;
 mod spire;
 mod takeover;

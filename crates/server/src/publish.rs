@@ -4,11 +4,11 @@
 //! returned (own bundle: its sequence number tells old from new), or by [`BundleFeed::refresh`], which reads it again.
 //! TLS, the API, and later publishers, notifiers and the federation endpoint read here.
 
-use crate::authority::AuthorityStore;
+use crate::authority::{AuthorityStore, KeyIds};
 use arc_swap::ArcSwap;
 use finial_core::{Bundle, TrustDomain};
-use finial_crypto::TrustRoots;
 use finial_crypto::tls::BundleSource;
+use finial_crypto::{Certificate, TrustRoots};
 use finial_runtime::Shutdown;
 use finial_store::StoreError;
 use std::collections::BTreeMap;
@@ -26,9 +26,48 @@ pub struct PublishedBundle {
     pub bundle: Bundle,
     /// Its X.509 authorities, parsed; `None` when none can be read.
     pub roots: Option<Arc<TrustRoots>>,
+    /// As the datastore has it, where that is not as `bundle` has it.
+    stored: Option<Box<Bundle>>,
+}
+
+/// What this server's own authorities hang from. As long as they sign, the own bundle does not show it as tainted: agents
+/// that are told so renew their SVIDs at once, and only once, and would get them from the same authority again.
+#[derive(Default, PartialEq, Eq)]
+pub(crate) struct Shield {
+    pub(crate) x509: KeyIds,
+    pub(crate) jwt: String,
+    pub(crate) wit: String,
+}
+
+impl Shield {
+    /// What is shown of a bundle, where it is not all that is stored.
+    fn cover(&self, stored: &Bundle) -> Option<Bundle> {
+        let key_id = |der: &Arc<[u8]>| Certificate::parse(der.clone()).ok()?.subject_key_id().map(<[u8]>::to_vec);
+        let mut shown = stored.clone();
+        for root in shown.x509_authorities.iter_mut().filter(|root| root.tainted) {
+            root.tainted = !key_id(&root.der).is_some_and(|id| self.x509.include(&id));
+        }
+        for (keys, active) in [(&mut shown.jwt_authorities, &self.jwt), (&mut shown.wit_authorities, &self.wit)] {
+            keys.iter_mut().filter(|key| key.key_id == *active).for_each(|key| key.tainted = false);
+        }
+        (shown != *stored).then_some(shown)
+    }
 }
 
 impl PublishedBundle {
+    /// The own bundle.
+    fn own(stored: Bundle, shield: &Shield) -> Self {
+        match shield.cover(&stored) {
+            Some(shown) => Self { stored: Some(Box::new(stored)), ..Self::new(shown) },
+            None => Self::new(stored),
+        }
+    }
+
+    /// As the datastore has it: what is tainted there is tainted.
+    pub(crate) fn stored(&self) -> &Bundle {
+        self.stored.as_deref().unwrap_or(&self.bundle)
+    }
+
     fn new(bundle: Bundle) -> Self {
         let roots = TrustRoots::from_bundle(&bundle).or_else(|_| {
             // One that cannot be read must not take the others with it.
@@ -40,7 +79,7 @@ impl PublishedBundle {
                 readable.is_ok()
             }))
         });
-        Self { roots: roots.ok().map(Arc::new), bundle }
+        Self { roots: roots.ok().map(Arc::new), bundle, stored: None }
     }
 }
 
@@ -53,7 +92,7 @@ pub struct BundleFeed {
     own: TrustDomain,
     bundles: ArcSwap<Bundles>,
     /// Held while the map is replaced, never across an await.
-    writing: Mutex<()>,
+    writing: Mutex<Shield>,
     /// Held while a bundle is read again, so that an older reading never replaces a newer one.
     refreshing: tokio::sync::Mutex<()>,
     stale: AtomicBool,
@@ -67,7 +106,7 @@ impl BundleFeed {
             store,
             own,
             bundles: ArcSwap::default(),
-            writing: Mutex::new(()),
+            writing: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
             stale: AtomicBool::new(false),
             changes: watch::Sender::new(0),
@@ -103,23 +142,37 @@ impl BundleFeed {
 
     /// Takes the own bundle as the datastore returned it from a write; an older one than is known changes nothing.
     pub fn publish(&self, bundle: Bundle) {
-        let newer = move |known: &PublishedBundle| known.bundle.sequence_number <= bundle.sequence_number;
         let name = bundle.trust_domain.as_str().to_owned();
-        let published = Arc::new(PublishedBundle::new(bundle.clone()));
-        self.update(|bundles| {
-            if bundles.get(name.as_str()).is_none_or(|known| newer(known)) {
-                bundles.insert(name.into(), published);
+        self.update(|bundles, shield| {
+            if bundles.get(name.as_str()).is_none_or(|known| known.bundle.sequence_number <= bundle.sequence_number) {
+                bundles.insert(name.into(), Arc::new(PublishedBundle::own(bundle, shield)));
             }
         });
+    }
+
+    /// Says what the authorities hang from that sign now.
+    pub(crate) fn shield(&self, shield: Shield) {
+        let mut known = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == shield {
+            return;
+        }
+        *known = shield;
+        let Some(own) = self.own() else { return };
+        let shown = PublishedBundle::own(own.stored().clone(), &known);
+        if shown.bundle != own.bundle || shown.stored != own.stored {
+            let mut bundles = Bundles::clone(&self.bundles.load());
+            bundles.insert(self.own.as_str().into(), Arc::new(shown));
+            self.bundles.store(Arc::new(bundles));
+            self.changes.send_modify(|n| *n += 1);
+        }
     }
 
     /// Reads one bundle again; call it after each write of it. On failure what is known stays, and is read again later.
     pub async fn refresh(&self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
         let _order = self.refreshing.lock().await;
         let found = self.store.bundle(trust_domain).await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
-        let published = found.map(|bundle| Arc::new(PublishedBundle::new(bundle)));
-        self.update(|bundles| {
-            match published {
+        self.update(|bundles, shield| {
+            match found.map(|bundle| self.published(bundle, shield)) {
                 Some(published) => bundles.insert(trust_domain.as_str().into(), published),
                 None => bundles.remove(trust_domain.as_str()),
             };
@@ -132,12 +185,16 @@ impl BundleFeed {
         let _order = self.refreshing.lock().await;
         let all = self.store.bundles().await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
         self.stale.store(false, Ordering::Relaxed);
-        let fresh: Bundles = all
-            .into_iter()
-            .map(|bundle| (bundle.trust_domain.as_str().into(), Arc::new(PublishedBundle::new(bundle))))
-            .collect();
-        self.update(|bundles| *bundles = fresh);
+        self.update(|bundles, shield| {
+            let named = |bundle: Bundle| (bundle.trust_domain.as_str().into(), self.published(bundle, shield));
+            *bundles = all.into_iter().map(named).collect();
+        });
         Ok(())
+    }
+
+    fn published(&self, bundle: Bundle, shield: &Shield) -> Arc<PublishedBundle> {
+        let own = bundle.trust_domain == self.own;
+        Arc::new(if own { PublishedBundle::own(bundle, shield) } else { PublishedBundle::new(bundle) })
     }
 
     /// Repairs what a failed refresh left, until shutdown.
@@ -155,10 +212,10 @@ impl BundleFeed {
         }
     }
 
-    fn update(&self, change: impl FnOnce(&mut Bundles)) {
-        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn update(&self, change: impl FnOnce(&mut Bundles, &Shield)) {
+        let shield = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bundles = Bundles::clone(&self.bundles.load());
-        change(&mut bundles);
+        change(&mut bundles, &shield);
         self.bundles.store(Arc::new(bundles));
         self.changes.send_modify(|n| *n += 1);
     }

@@ -1,6 +1,8 @@
 //! The server's own X.509-SVID: signed by its own authority, renewed at half its life, shown to TLS.
 
+use crate::authority::{KeyIds, Standing};
 use crate::issue::{IssueError, Issuer, Rfc3339};
+use crate::publish::BundleFeed;
 use arc_swap::ArcSwapOption;
 use finial_core::{Clock, ErrorKind, KeyType, UnixSeconds};
 use finial_crypto::tls::TlsIdentity;
@@ -47,6 +49,8 @@ pub struct ServerSvidState {
     pub not_before: UnixSeconds,
     /// Of the leaf.
     pub not_after: UnixSeconds,
+    /// From what it hangs.
+    key_ids: KeyIds,
 }
 
 impl ServerSvidState {
@@ -59,6 +63,7 @@ impl ServerSvidState {
 /// Keeps the server's own SVID.
 pub struct ServerSvid {
     issuer: Arc<Issuer>,
+    bundles: Arc<BundleFeed>,
     key_type: KeyType,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -71,13 +76,14 @@ impl ServerSvid {
     /// Without an SVID; call [`ServerSvid::rotate`] once there is an authority.
     pub fn new(
         issuer: Arc<Issuer>,
+        bundles: Arc<BundleFeed>,
         key_type: KeyType,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         spawner: Spawner,
     ) -> Arc<Self> {
         let tls = Arc::new(TlsIdentity::empty());
-        Arc::new(Self { issuer, key_type, clock, metrics, spawner, tls, state: ArcSwapOption::empty() })
+        Arc::new(Self { issuer, bundles, key_type, clock, metrics, spawner, tls, state: ArcSwapOption::empty() })
     }
 
     /// What TLS shows; follows the SVID.
@@ -104,7 +110,9 @@ impl ServerSvid {
         let issued = self.issuer.server_x509_svid(key.public_key()).await?;
         self.tls.set(&issued.chain, &key)?;
         tracing::debug!(subsystem_name = "svid_rotator", expiration = %Rfc3339(issued.not_after), "Server SVID rotated");
-        let state = ServerSvidState { chain: issued.chain, not_before: issued.not_before, not_after: issued.not_after };
+        let key_ids = KeyIds::of(&issued.chain);
+        let (not_before, not_after) = (issued.not_before, issued.not_after);
+        let state = ServerSvidState { chain: issued.chain, not_before, not_after, key_ids };
         self.state.store(Some(Arc::new(state)));
         Ok(())
     }
@@ -122,20 +130,37 @@ impl ServerSvid {
     /// Renews the SVID when it is due.
     pub async fn check(&self) {
         let now = self.clock.now();
-        if self.state().is_none_or(|s| s.is_due(now))
+        if self.state().is_none_or(|s| s.is_due(now) || self.is_abandoned(&s))
             && let Err(error) = self.rotate().await
         {
             tracing::error!(subsystem_name = "svid_rotator", %error, "Could not rotate server SVID");
         }
     }
 
+    /// Whether the authority that signed it is tainted or gone, and another signs now.
+    fn is_abandoned(&self, state: &ServerSvidState) -> bool {
+        let stands = self.bundles.own().is_none_or(|own| state.key_ids.standing(own.stored()) == Standing::Good);
+        let same =
+            self.issuer.authorities().x509().is_none_or(|active| state.key_ids.include(&active.ca.subject_key_id()));
+        if stands || same {
+            return false;
+        }
+        let message = "Server SVID signed using a tainted authority, forcing rotation of the Server SVID";
+        tracing::info!(subsystem_name = "svid_rotator", "{message}");
+        true
+    }
+
     /// Looks after the SVID until shutdown.
     pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+        let (mut bundles, mut authorities) = (self.bundles.changes(), self.issuer.authorities().changes());
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(CHECK_INTERVAL) => self.check().await,
+                Ok(()) = bundles.changed() => {}
+                Ok(()) = authorities.changed() => {}
+                () = tokio::time::sleep(CHECK_INTERVAL) => {}
             }
+            self.check().await;
         }
     }
 }

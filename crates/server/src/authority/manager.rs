@@ -5,8 +5,12 @@ use super::make::make;
 use super::orders::{AuthorityControl, Waiting};
 use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, Slot, Sources, TokenKey};
+use super::standing::Retry;
 use super::tokens::TokenKind;
-use super::{ActiveX509, Authorities, AuthorityError, AuthorityState, AuthorityStore, SUBSYSTEM, SlotStates, States};
+use super::{
+    ActiveX509, Authorities, AuthorityError, AuthorityKind, AuthorityState, AuthorityStore, SUBSYSTEM, SlotStates,
+    States,
+};
 use crate::issue::Rfc3339;
 use crate::publish::BundleFeed;
 use finial_core::{Bundle, Clock, KeyType, TrustDomain, X509Authority};
@@ -113,6 +117,8 @@ pub struct AuthorityManager {
     health: RotationHealth,
     control: AuthorityControl,
     orders: mpsc::Receiver<Waiting>,
+    /// By kind: X.509, JWT, WIT.
+    pub(super) retries: (Retry, Retry, Retry),
 }
 
 /// Gives a call its deadline.
@@ -152,7 +158,8 @@ impl AuthorityManager {
         let [jwt, wit] = TokenKind::ALL.map(|kind| sources.keys(kind, journal.keys(kind).iter()));
         let (control, orders) = AuthorityControl::new();
         let health = RotationHealth::default();
-        let manager = Self { settings, parts, journal, x509, jwt, wit, health, control, orders };
+        let manager =
+            Self { settings, parts, journal, x509, jwt, wit, health, control, orders, retries: Default::default() };
         manager.publish_states();
         manager.publish_x509();
         TokenKind::ALL.into_iter().for_each(|kind| manager.publish_key(kind));
@@ -183,12 +190,17 @@ impl AuthorityManager {
     /// Looks at the plan every 10 s, or sooner when something is due, and carries out orders, until shutdown.
     pub async fn run(mut self, shutdown: Shutdown) {
         let mut next_check = Instant::now() + self.wait();
+        let mut bundles = self.parts.feed.changes();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(order) = self.orders.recv() => {
                     self.answer(order).await;
                     next_check = next_check.min(Instant::now() + self.wait());
+                }
+                Ok(()) = bundles.changed() => {
+                    // What fails is tried again with the next check.
+                    let _ = self.heed_bundle().await;
                 }
                 () = tokio::time::sleep_until(next_check) => {
                     next_check = Instant::now() + match self.check().await {
@@ -214,11 +226,12 @@ impl AuthorityManager {
     /// One round: does what is due. The first error is logged and returned.
     pub async fn check(&mut self) -> Result<(), AuthorityError> {
         self.save_journal().await;
+        let heeded = self.heed_bundle().await;
         let x509 = self.check_x509().await;
         if let Err(error) = &x509 {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate X509 CA");
         }
-        let mut result = x509;
+        let mut result = heeded.and(x509);
         for kind in TokenKind::ALL {
             // Without an X.509 authority another could not be kept either.
             let Some(key_type) = self.key_type(kind).filter(|_| self.parts.authorities.x509().is_some()) else {
@@ -245,6 +258,25 @@ impl AuthorityManager {
             }
         }
         Err(AuthorityError::Restless)
+    }
+
+    /// Makes a successor.
+    pub(super) async fn prepare(&mut self, kind: AuthorityKind) -> Result<(), AuthorityError> {
+        match kind.tokens() {
+            None => self.prepare_x509(false).await,
+            Some(tokens) => match self.key_type(tokens) {
+                Some(key_type) => self.prepare_key(tokens, false, key_type).await,
+                None => Err(AuthorityError::Off(kind)),
+            },
+        }
+    }
+
+    /// Lets the successor sign.
+    pub(super) async fn rotate(&mut self, kind: AuthorityKind) {
+        match kind.tokens() {
+            None => self.rotate_x509().await,
+            Some(tokens) => self.rotate_key(tokens).await,
+        }
     }
 
     /// Swaps the slots and lets the one that was next sign.
@@ -359,6 +391,7 @@ impl AuthorityManager {
     pub(super) fn publish_states(&self) {
         let (x509, jwt, wit) = (states(&self.x509), states(&self.jwt), states(&self.wit));
         self.parts.authorities.set_states(States { x509, jwt, wit });
+        self.parts.feed.shield(self.shield());
     }
 
     pub(super) async fn flush_journal(&mut self) -> Result<(), AuthorityError> {
@@ -373,10 +406,13 @@ impl AuthorityManager {
     }
 }
 
-/// Empties the slot that a new authority is made in.
+/// The slot that a new authority is made in. What it holds never signs again, as its key is about to be overwritten; it can
+/// still be tainted and revoked until the new one is there.
 pub(super) fn vacate<A>(pair: &mut Pair<A>, current: bool) -> &mut Slot<A> {
     let slot = if current { &mut pair.current } else { &mut pair.next };
-    slot.held = None;
+    if let Some(held) = &mut slot.held {
+        held.tenure.status = Status::Old;
+    }
     slot
 }
 

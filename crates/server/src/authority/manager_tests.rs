@@ -464,14 +464,14 @@ proptest::proptest! {
 }
 
 /// An upstream authority in memory, which may sign wrongly.
-struct Upstream {
-    ca: finial_crypto::X509Ca,
-    roots: Vec<std::sync::Arc<[u8]>>,
+pub(super) struct Upstream {
+    pub(super) ca: finial_crypto::X509Ca,
+    pub(super) roots: Vec<std::sync::Arc<[u8]>>,
     name_domain: finial_core::TrustDomain,
 }
 
 impl Upstream {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let key = finial_crypto::PrivateKey::generate(finial_core::KeyType::EcP384).unwrap();
         let template = finial_crypto::CaTemplate {
             subject: &finial_crypto::DistinguishedName::of(&["US"], &["UPSTREAM"], ""),

@@ -12,11 +12,13 @@ mod manager_tests;
 mod orders;
 pub mod plan;
 mod slots;
+mod standing;
 mod store;
 mod tokens;
 
 pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationHealth};
 pub use orders::{AuthorityControl, Order, OrderError};
+pub(crate) use standing::{KeyIds, Standing};
 pub use store::{AuthorityStore, TaintStep};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -67,6 +69,9 @@ pub enum AuthorityError {
     /// It took too long.
     #[error("{0} took longer than {1} s")]
     Timeout(&'static str, u64),
+    /// There are none of this kind here.
+    #[error("{0} functionality is disabled")]
+    Off(AuthorityKind),
     /// The plan did not come to an end: a bug.
     #[error("rotation does not come to rest")]
     Restless,
@@ -88,6 +93,7 @@ impl AuthorityError {
             Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) => e.kind(),
             Self::Sign(e) => e.kind(),
             Self::Timeout(..) => ErrorKind::Timeout,
+            Self::Off(_) => ErrorKind::Unimplemented,
             Self::BadJournal(_) | Self::BadUpstream(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
         }
     }
@@ -133,6 +139,13 @@ pub struct ActiveX509 {
     pub upstream_authority_id: String,
     /// Certificate and signer.
     pub ca: X509Ca,
+}
+
+impl ActiveX509 {
+    /// The keys from which it hangs, its own included.
+    fn key_ids(&self) -> KeyIds {
+        KeyIds::of(std::iter::once(self.ca.certificate()).chain(self.ca.upstream_chain()))
+    }
 }
 
 /// A JWT authority that may sign.

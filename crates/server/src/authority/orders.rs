@@ -61,7 +61,7 @@ impl OrderError {
         // What the datastore says against the request is about our own state: the caller could not have known.
         |error| {
             let kind = match error.kind() {
-                kind @ (ErrorKind::Unavailable | ErrorKind::Timeout) => kind,
+                kind @ (ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Unimplemented) => kind,
                 _ => ErrorKind::Internal,
             };
             Self::new(kind, message).because(error.bare())
@@ -225,26 +225,14 @@ impl AuthorityManager {
         if !active {
             return Err(OrderError::new(ErrorKind::Unavailable, "server is initializing"));
         }
-        let prepared = match kind.tokens() {
-            None => self.prepare_x509(false).await,
-            Some(tokens) => match self.key_type(tokens) {
-                Some(key_type) => self.prepare_key(tokens, false, key_type).await,
-                None => {
-                    return Err(OrderError::new(ErrorKind::Unimplemented, format!("{kind} functionality is disabled")));
-                }
-            },
-        };
-        prepared.map_err(OrderError::failed(format!("failed to prepare {kind} authority")))?;
+        self.prepare(kind).await.map_err(OrderError::failed(format!("failed to prepare {kind} authority")))?;
         let next = self.slots(kind).next;
         next.ok_or_else(|| OrderError::new(ErrorKind::Internal, format!("failed to prepare {kind} authority")))
     }
 
     async fn obey_activate(&mut self, kind: AuthorityKind, id: &str) -> Result<AuthorityState, OrderError> {
         activatable(&self.slots(kind), id)?;
-        match kind.tokens() {
-            None => self.rotate_x509().await,
-            Some(tokens) => self.rotate_key(tokens).await,
-        }
+        self.rotate(kind).await;
         let current = self.slots(kind).current;
         current.ok_or_else(|| OrderError::new(ErrorKind::Internal, "current slot does not contain authority ID"))
     }

@@ -1,0 +1,201 @@
+use super::super::manager_tests::Upstream;
+use super::super::{AuthorityStore, Order, TaintStep};
+use super::*;
+use crate::testing::{HOUR, Process, World, trust_domain};
+use AuthorityKind::{Jwt, Wit, X509};
+use finial_core::KeyType;
+use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthority};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const KINDS: [AuthorityKind; 3] = [X509, Jwt, Wit];
+
+fn world() -> World {
+    let mut world = World::new();
+    world.settings.wit_key_type = Some(KeyType::EcP256);
+    world
+}
+
+fn active(process: &Process, kind: AuthorityKind) -> String {
+    let states = process.authorities.states();
+    let slots = match kind {
+        X509 => &states.x509,
+        Jwt => &states.jwt,
+        Wit => &states.wit,
+    };
+    slots.current.clone().filter(|s| s.status == Status::Active).unwrap().authority_id
+}
+
+/// As another server does it; this one hears of it.
+async fn elsewhere(world: &World, process: &Process, kind: AuthorityKind, step: TaintStep, id: &str) {
+    world.memory.mark_authority(&trust_domain(), kind, step, id).await.unwrap();
+    process.feed.refresh(&trust_domain()).await.unwrap();
+}
+
+fn shows_taint(process: &Process) -> bool {
+    let bundle = &process.feed.own().unwrap().bundle;
+    let keys = bundle.jwt_authorities.iter().chain(&bundle.wit_authorities);
+    bundle.x509_authorities.iter().any(|a| a.tainted) || keys.into_iter().any(|k| k.tainted)
+}
+
+#[tokio::test]
+async fn what_another_server_taints_is_replaced_before_agents_hear_of_it() {
+    for kind in KINDS {
+        let world = world();
+        let mut process = world.start().await;
+        let first = active(&process, kind);
+        elsewhere(&world, &process, kind, TaintStep::Taint, &first).await;
+        assert!(!shows_taint(&process), "{kind}: agents would renew, and get the same again");
+        process.manager.check().await.unwrap();
+        let second = active(&process, kind);
+        assert_ne!(second, first);
+        assert!(shows_taint(&process), "{kind}: now they can move off");
+        assert_eq!(process.feed.own().unwrap().bundle, world.bundle().unwrap());
+        process.manager.check().await.unwrap();
+        assert_eq!(active(&process, kind), second, "{kind}: and that is it");
+        assert_eq!(active(&world.load().await.unwrap(), kind), second);
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_the_bundle_lost_is_replaced_while_the_server_runs() {
+    for kind in KINDS {
+        let world = world();
+        let mut process = world.start().await;
+        let first = active(&process, kind);
+        elsewhere(&world, &process, kind, TaintStep::Taint, &first).await;
+        elsewhere(&world, &process, kind, TaintStep::Revoke, &first).await;
+        process.manager.check().await.unwrap();
+        assert_ne!(active(&process, kind), first);
+    }
+}
+
+#[tokio::test]
+async fn a_feed_that_is_behind_makes_nobody_rotate() {
+    let world = world();
+    let mut process = world.start().await;
+    let before = KINDS.map(|kind| active(&process, kind));
+    let mut behind = Bundle::empty(trust_domain());
+    behind.sequence_number = u64::MAX;
+    process.feed.publish(behind);
+    process.manager.check().await.unwrap();
+    assert_eq!(KINDS.map(|kind| active(&process, kind)), before);
+}
+
+#[tokio::test]
+async fn a_prepared_authority_that_was_tainted_is_never_activated() {
+    for kind in KINDS {
+        let world = world();
+        let mut process = world.start().await;
+        let prepared = process.manager.obey(Order::Prepare(kind)).await.unwrap().authority_id;
+        elsewhere(&world, &process, kind, TaintStep::Taint, &prepared).await;
+        let signs = active(&process, kind);
+        process.manager.check().await.unwrap();
+        assert_eq!(active(&process, kind), signs);
+        world.clock.advance(21 * HOUR);
+        process.manager.check().await.unwrap();
+        assert!(![&signs, &prepared].contains(&&active(&process, kind)), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn while_the_key_manager_is_away_the_tainted_one_goes_on_and_is_replaced_then() {
+    let world = World::new();
+    let mut process = world.start().await;
+    let first = active(&process, X509);
+    elsewhere(&world, &process, X509, TaintStep::Taint, &first).await;
+    world.fail_all(true);
+    assert!(process.manager.check().await.is_err());
+    assert_eq!(process.x509_id(), Some(first.clone()));
+    assert!(!shows_taint(&process));
+    world.fail_all(false);
+    process.manager.check().await.unwrap();
+    assert_ne!(process.x509_id(), Some(first));
+}
+
+/// An upstream authority that can be replaced by another.
+struct Switch {
+    now: Mutex<Arc<Upstream>>,
+    minted: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl UpstreamAuthority for Switch {
+    fn name(&self) -> &str {
+        "switch"
+    }
+
+    async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError> {
+        self.minted.fetch_add(1, Ordering::Relaxed);
+        let now = self.now.lock().unwrap().clone();
+        now.mint_x509_ca(csr, ttl_seconds).await
+    }
+}
+
+async fn below_upstream() -> (World, Arc<Switch>, String) {
+    let mut world = World::new();
+    let first = Arc::new(Upstream::new().await);
+    let id = super::super::journal::hex(&first.ca.subject_key_id());
+    let switch = Arc::new(Switch { now: Mutex::new(first), minted: AtomicUsize::new(0) });
+    world.upstream = Some(switch.clone());
+    (world, switch, id)
+}
+
+#[tokio::test]
+async fn a_tainted_upstream_authority_is_left_as_soon_as_there_is_another() {
+    let (world, switch, root) = below_upstream().await;
+    let mut process = world.start().await;
+    let first = process.x509_id();
+    elsewhere(&world, &process, X509, TaintStep::Taint, &root).await;
+    process.manager.check().await.unwrap();
+    assert_eq!(process.x509_id(), first, "a new one below the same root would be no better");
+    assert_eq!(switch.minted.load(Ordering::Relaxed), 2);
+    for _ in 0..100 {
+        process.manager.check().await.unwrap();
+        world.clock.advance(5);
+    }
+    let tried = switch.minted.load(Ordering::Relaxed);
+    assert!((4..=9).contains(&tried), "500 s: after 10, 20, 40, 80, 160 s, not each time: {tried}");
+    assert!(!shows_taint(&process));
+    *switch.now.lock().unwrap() = Arc::new(Upstream::new().await);
+    world.clock.advance(HOUR);
+    process.manager.check().await.unwrap();
+    assert_ne!(process.x509_id(), first);
+    assert!(shows_taint(&process));
+}
+
+#[tokio::test]
+async fn an_upstream_authority_is_tainted_and_revoked_once_nothing_that_signs_hangs_from_it() {
+    let (world, switch, root) = below_upstream().await;
+    let mut process = world.start().await;
+    let refused = |error: super::super::OrderError| error.to_string();
+    let own = process.x509_id().unwrap();
+    let error = process.manager.obey(Order::Taint(X509, own.clone())).await.unwrap_err();
+    assert_eq!(refused(error), "local authority can't be tainted if there is an upstream authority");
+    let error = process.manager.obey(Order::Revoke(X509, own)).await.unwrap_err();
+    assert_eq!(refused(error), "local authority can't be revoked if there is an upstream authority");
+    for (id, why) in [
+        ("", "no subject key ID provided"),
+        (&*root, "unable to use upstream authority singing current authority"),
+        ("00", "upstream authority didn't sign the old local authority"),
+    ] {
+        let error = process.manager.obey(Order::TaintUpstream(id.into())).await.unwrap_err();
+        assert_eq!(refused(error), format!("provided subject key id is not valid: {why}"));
+        let error = process.manager.obey(Order::RevokeUpstream(id.into())).await.unwrap_err();
+        assert_eq!(refused(error), format!("invalid subject key ID: {why}"));
+    }
+    *switch.now.lock().unwrap() = Arc::new(Upstream::new().await);
+    let prepared = process.manager.obey(Order::Prepare(X509)).await.unwrap();
+    let error = process.manager.obey(Order::TaintUpstream(prepared.upstream_authority_id)).await.unwrap_err();
+    let why = "only upstream authorities signing an old authority can be used";
+    assert_eq!(refused(error), format!("provided subject key id is not valid: {why}"));
+    process.manager.obey(Order::Activate(X509, prepared.authority_id)).await.unwrap();
+    let error = process.manager.obey(Order::RevokeUpstream(root.clone())).await.unwrap_err();
+    let why = "it is not possible to revoke an untainted root CA";
+    assert_eq!(refused(error), format!("failed to revoke X.509 upstream authority: {why}"));
+    process.manager.obey(Order::TaintUpstream(root.clone())).await.unwrap();
+    assert!(shows_taint(&process));
+    process.manager.obey(Order::RevokeUpstream(root)).await.unwrap();
+    assert_eq!(world.bundle().unwrap().x509_authorities.len(), 1);
+    process.manager.check().await.unwrap();
+}

@@ -102,6 +102,16 @@ impl StoreSettings {
         Self { path: None, read_only: false, readers_max: 1, disable_migration: false, server: None }
     }
 
+    /// A database server gets this long to answer a statement, in place of 30 s.
+    #[must_use]
+    pub fn statement_max(mut self, most: Duration) -> Self {
+        if let Some(server) = &mut self.server {
+            let connectors = [Some(&mut server.primary), server.replica.as_mut()];
+            connectors.into_iter().flatten().for_each(|connector| connector.set_statement_max(most));
+        }
+        self
+    }
+
     /// Where the data is, for people: a path, or a server and its database. Never a password.
     pub fn place(&self) -> String {
         match (&self.server, &self.path) {

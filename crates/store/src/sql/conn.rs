@@ -33,6 +33,7 @@ const MYSQL_SETUP: &str =
 pub(crate) struct Connector {
     options: Options,
     place: Arc<Place>,
+    statement_max: Duration,
 }
 
 #[derive(Clone)]
@@ -59,6 +60,7 @@ pub(crate) struct Conn {
     opened: Instant,
     state: State,
     news: bool,
+    statement_max: Duration,
 }
 
 /// Whether a connection may be used again.
@@ -79,14 +81,14 @@ enum Link {
 
 impl Connector {
     pub(crate) fn sqlite(options: SqliteConnectOptions, place: Place) -> Self {
-        Self { options: Options::Sqlite(Box::new(options)), place: Arc::new(place) }
+        Self { options: Options::Sqlite(Box::new(options)), place: Arc::new(place), statement_max: STATEMENT_MAX }
     }
 
     pub(crate) fn postgres(dsn: PostgresDsn) -> Self {
         let hosts = dsn.hosts.into_iter().map(ConnectOptions::disable_statement_logging).collect();
         let connect_max = dsn.connect_max.unwrap_or(CONNECT_MAX);
         let options = Options::Postgres { hosts, last: Arc::default(), writable: dsn.writable, connect_max };
-        Self { options, place: Arc::new(Place::Server(dsn.name)) }
+        Self { options, place: Arc::new(Place::Server(dsn.name)), statement_max: STATEMENT_MAX }
     }
 
     pub(crate) fn mysql(dsn: MySqlDsn) -> Self {
@@ -95,7 +97,12 @@ impl Connector {
             setup: dsn.setup,
             connect_max: dsn.connect_max.unwrap_or(CONNECT_MAX),
         };
-        Self { options, place: Arc::new(Place::Server(dsn.name)) }
+        Self { options, place: Arc::new(Place::Server(dsn.name)), statement_max: STATEMENT_MAX }
+    }
+
+    /// How long a statement may take, if not [`STATEMENT_MAX`].
+    pub(crate) fn set_statement_max(&mut self, most: Duration) {
+        self.statement_max = most;
     }
 
     /// Where the data is.
@@ -173,7 +180,8 @@ impl Connector {
 
     fn opened(&self, link: Result<Link, sqlx::Error>) -> Result<Conn, StoreError> {
         let link = link.map_err(|e| self.fault(e))?;
-        Ok(Conn { link, place: self.place.clone(), opened: Instant::now(), state: State::Ready, news: false })
+        let (place, opened, statement_max) = (self.place.clone(), Instant::now(), self.statement_max);
+        Ok(Conn { link, place, opened, state: State::Ready, news: false, statement_max })
     }
 }
 
@@ -211,14 +219,14 @@ macro_rules! with_driver {
             Link::Postgres($conn) => match postgres_arguments(&$query.values) {
                 Ok(arguments) => {
                     let $q = sqlx::query_with(text, arguments).persistent(persistent);
-                    limited(STATEMENT_MAX, $work).await.map(Into::into)
+                    limited($self.statement_max, $work).await.map(Into::into)
                 }
                 Err(e) => Err(e),
             },
             Link::MySql($conn) => match mysql_arguments(&$query.values) {
                 Ok(arguments) => {
                     let $q = sqlx::query_with(text, arguments).persistent(persistent);
-                    limited(STATEMENT_MAX, $work).await.map(Into::into)
+                    limited($self.statement_max, $work).await.map(Into::into)
                 }
                 Err(e) => Err(e),
             },
@@ -301,21 +309,21 @@ impl Conn {
         query: Query<'_>,
         mut take: impl FnMut(&Row) -> Result<(), StoreError> + Send,
     ) -> Result<(), StoreError> {
-        let persistent = query.persistent;
+        let (persistent, most) = (query.persistent, self.statement_max);
         let text = sql_str(Query::text_for(query.text, self.dialect()));
         self.state = State::Busy;
         let result = match &mut self.link {
             Link::Sqlite(conn) => {
                 let q = sqlx::query_with(text, sqlite_arguments(&query.values)?).persistent(persistent);
-                drain(q.fetch(conn).map_ok(Row::Sqlite), &mut take).await
+                drain(most, q.fetch(conn).map_ok(Row::Sqlite), &mut take).await
             }
             Link::Postgres(conn) => {
                 let q = sqlx::query_with(text, postgres_arguments(&query.values)?).persistent(persistent);
-                drain(q.fetch(conn).map_ok(Row::Postgres), &mut take).await
+                drain(most, q.fetch(conn).map_ok(Row::Postgres), &mut take).await
             }
             Link::MySql(conn) => {
                 let q = sqlx::query_with(text, mysql_arguments(&query.values)?).persistent(persistent);
-                drain(q.fetch(conn).map_ok(Row::MySql), &mut take).await
+                drain(most, q.fetch(conn).map_ok(Row::MySql), &mut take).await
             }
         };
         match result {
@@ -329,8 +337,10 @@ impl Conn {
         self.state = State::Busy;
         let result = match &mut self.link {
             Link::Sqlite(conn) => sqlx::query(statements).execute(conn).await.map(drop),
-            Link::Postgres(conn) => limited(STATEMENT_MAX, sqlx::raw_sql(statements).execute(conn)).await.map(drop),
-            Link::MySql(conn) => limited(STATEMENT_MAX, sqlx::raw_sql(statements).execute(conn)).await.map(drop),
+            Link::Postgres(conn) => {
+                limited(self.statement_max, sqlx::raw_sql(statements).execute(conn)).await.map(drop)
+            }
+            Link::MySql(conn) => limited(self.statement_max, sqlx::raw_sql(statements).execute(conn)).await.map(drop),
         };
         self.judged(result)
     }
@@ -342,10 +352,10 @@ impl Conn {
         let result = match &mut self.link {
             Link::Sqlite(conn) => sqlx::query(text).persistent(false).execute(conn).await.map(|d| d.rows_affected()),
             Link::Postgres(conn) => {
-                limited(STATEMENT_MAX, sqlx::raw_sql(text).execute(conn)).await.map(|d| d.rows_affected())
+                limited(self.statement_max, sqlx::raw_sql(text).execute(conn)).await.map(|d| d.rows_affected())
             }
             Link::MySql(conn) => {
-                limited(STATEMENT_MAX, sqlx::raw_sql(text).execute(conn)).await.map(|d| d.rows_affected())
+                limited(self.statement_max, sqlx::raw_sql(text).execute(conn)).await.map(|d| d.rows_affected())
             }
         };
         self.judged(result)
@@ -402,10 +412,11 @@ impl Conn {
 
 /// The outer error is the driver's, the inner one the taker's, after which nothing more is read.
 async fn drain(
+    most: Duration,
     mut rows: impl futures::Stream<Item = Result<Row, sqlx::Error>> + Unpin,
     take: &mut (impl FnMut(&Row) -> Result<(), StoreError> + Send),
 ) -> Result<Result<(), StoreError>, sqlx::Error> {
-    while let Some(row) = limited(STATEMENT_MAX, rows.try_next()).await? {
+    while let Some(row) = limited(most, rows.try_next()).await? {
         if let Err(error) = take(&row) {
             return Ok(Err(error));
         }

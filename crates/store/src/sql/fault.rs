@@ -79,6 +79,8 @@ fn io_fault(error: &std::io::Error, away: impl Fn(String, &'static str) -> Store
         Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => {
             away(format!("ended the connection ({error})"), RESTARTS)
         }
+        // what rustls refuses comes so
+        Kind::InvalidData => away(format!("cannot be reached with TLS ({error})"), TLS),
         _ => away(format!("cannot be reached ({error})"), RUNS),
     }
 }

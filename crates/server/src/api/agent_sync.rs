@@ -2,6 +2,7 @@
 
 use super::Service;
 use crate::authz::{Identity, Method, Peer, code_name, method};
+use crate::endpoints::Streams;
 use crate::watch::{Opening, WatchStream};
 use finial_proto::sync::WatchRequest;
 use finial_proto::sync::server::AgentSync;
@@ -19,8 +20,13 @@ impl Service {
         let (agent, selectors) = call.agent().map(|(agent, selectors)| (agent.clone(), selectors))?;
         let timer = timer.take().unwrap_or_else(|| self.gate.timer(method::WatchAuthorized::ROW));
         call.audit();
+        let held = request.extensions().get::<Streams>().cloned().unwrap_or_default().hold();
         let request = request.into_inner();
-        WatchStream::open(&self.watchers, &self.entries, Opening { call, timer, agent, selectors, not_after, request })
+        WatchStream::open(
+            &self.watchers,
+            &self.entries,
+            Opening { call, timer, agent, selectors, not_after, request, held },
+        )
     }
 }
 

@@ -1,6 +1,7 @@
 //! The two doors: TCP with TLS for agents and remote admins, and the local socket for operators.
 
 mod admission;
+mod connection;
 mod strangers;
 
 use crate::api::Service;
@@ -41,11 +42,8 @@ use tower::layer::util::Stack;
 use tower::util::MapResponseLayer;
 
 pub use admission::Admissible;
+pub use connection::{Held, Streams};
 
-/// How long a TCP connection lives before its client is asked to dial again, which spreads load over servers.
-const CONNECTION_AGE: Duration = Duration::from_secs(180);
-/// How long calls on such a connection may then go on.
-const CONNECTION_GRACE: Duration = Duration::from_secs(300);
 /// How long open calls may go on at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Calls at a time on one connection over TCP. Agents make a handful.
@@ -102,6 +100,7 @@ pub struct Endpoints {
     doorkeeper: Arc<Doorkeeper>,
     socket_path: PathBuf,
     look_up_programs: bool,
+    spawner: Spawner,
 }
 
 impl Endpoints {
@@ -113,12 +112,12 @@ impl Endpoints {
         let config = server_config_with(doors.exchange, doors.identity, Some(clients), doors.clock)?;
         let tcp_error = |error| ListenError::Tcp(doors.address, error);
         let listener = bind(doors.address).map_err(tcp_error)?;
-        // tonic asks the client to leave at CONNECTION_AGE; what is still open later is cut.
-        let limits = Limits { lifetime: Some(CONNECTION_AGE + CONNECTION_GRACE), ..Limits::default() };
-        let tcp =
-            TlsIncoming::behind(doors.proxies, listener, Arc::new(config), limits, doors.spawner).map_err(tcp_error)?;
+        // How long they live is `connection`'s to say.
+        let (limits, spawner) = (Limits::default(), doors.spawner.clone());
+        let tcp = TlsIncoming::behind(doors.proxies, listener, Arc::new(config), limits, spawner).map_err(tcp_error)?;
         let local = unix::bind(&doors.socket_path, SOCKET_MODE, FOLDER_MODE, Limits::default())?;
-        Ok(Self { tcp, local, doorkeeper, socket_path: doors.socket_path, look_up_programs: doors.look_up_programs })
+        let (socket_path, look_up_programs, spawner) = (doors.socket_path, doors.look_up_programs, doors.spawner);
+        Ok(Self { tcp, local, doorkeeper, socket_path, look_up_programs, spawner })
     }
 
     /// Where TCP listens.
@@ -138,15 +137,16 @@ impl Endpoints {
         let tcp = self.tcp.filter_map(move |connection| match connection {
             Ok(stream) => doorkeeper.admit(remote(&stream)).and_then(|peer| {
                 let seat = strangers.seat(&peer).ok()?;
-                Some(Ok(Known { stream, peer, _seat: seat }))
+                Some(Known { stream, peer, _seat: seat })
             }),
-            Err(error) => Some(Err(error)),
+            Err(_) => None, // the listener yields none
         });
         let look_up = self.look_up_programs;
         let local = self.local.map(move |result| {
             result.map(|stream| Known { peer: Arc::new(local(&stream, look_up)), stream, _seat: None })
         });
-        let serve_tcp = remote_services.serve_with_incoming_shutdown(tcp, shutdown.cancelled());
+        let serve_tcp = connection::serve(tcp, remote_services, self.spawner, shutdown.clone());
+        let serve_tcp = async { Ok(serve_tcp.await) };
         let serve_local = local_services(&service).serve_with_incoming_shutdown(local, shutdown.cancelled());
         let late = async {
             shutdown.cancelled().await;
@@ -187,16 +187,12 @@ fn both_services(service: &Service) -> Routes {
         .add_service(TrustDomainServer::new(service.clone()))
 }
 
-fn remote_services(service: &Service, strangers: &Strangers) -> Services {
+fn remote_services(service: &Service, strangers: &Strangers) -> Routes {
     let mut routes = both_services(service).add_service(AgentSyncServer::new(service.clone()));
     let router = routes.axum_router_mut();
     // Around the services that there are: of others nobody reads anything.
     *router = std::mem::take(router).route_layer(strangers.clone());
-    builder(REMOTE_CALLS)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
-        .max_connection_age(CONNECTION_AGE)
-        .add_routes(or_unknown(routes))
+    or_unknown(routes)
 }
 
 fn local_services(service: &Service) -> Services {

@@ -20,7 +20,7 @@ use finial_runtime::Shutdown;
 use futures::task::AtomicWaker;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ type Ids = Option<Arc<[Box<str>]>>;
 pub struct Watchers {
     open: Mutex<Open>,
     count: AtomicUsize,
+    closed: AtomicBool,
     /// How many changes there were.
     revision: AtomicU64,
     /// What [`IndexObserver::before`] found, until the change is made.
@@ -79,6 +80,8 @@ struct Pending {
     everything: bool,
     /// A newer stream of the agent took its place.
     displaced: bool,
+    /// The server ends.
+    closing: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,6 +120,7 @@ impl Watchers {
         Arc::new(Self {
             open: Mutex::default(),
             count: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
             revision: AtomicU64::new(0),
             before: Mutex::default(),
             bundles: WireBundles::new(feed),
@@ -153,6 +157,9 @@ impl Watchers {
         self.count.store(open.seats.len(), Ordering::Relaxed);
         let same = open.by_agent.entry(watcher.agent.path().into()).or_default();
         same.push(watcher.clone());
+        if self.closed.load(Ordering::SeqCst) {
+            watcher.tell(|pending| pending.closing = true);
+        }
         let surplus = same.len().saturating_sub(PER_AGENT_MAX);
         for oldest in same.iter().take(surplus) {
             oldest.tell(|pending| pending.displaced = true);
@@ -212,7 +219,10 @@ impl Watchers {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => {
+                    self.closed.store(true, Ordering::SeqCst);
+                    return self.all(|pending| pending.closing = true);
+                }
                 changed = changes.changed() => {
                     if changed.is_err() {
                         return;

@@ -2,6 +2,7 @@
 
 use super::{Watcher, Watchers, lock};
 use crate::authz::Call;
+use crate::endpoints::Held;
 use crate::entries::{Entries, Indexed};
 use finial_core::{ErrorKind, SelectorSet, SpiffeId, UnixSeconds};
 use finial_proto::convert::federates_with;
@@ -34,6 +35,8 @@ pub struct Opening {
     pub not_after: UnixSeconds,
     /// What it has.
     pub request: WatchRequest,
+    /// Keeps the connection.
+    pub held: Held,
 }
 
 /// The answers of one stream.
@@ -48,6 +51,7 @@ pub struct WatchStream {
     /// What could not be sent yet.
     backlog: Option<Box<Backlog>>,
     ended: bool,
+    _held: Held,
 }
 
 /// An answer in pages.
@@ -80,7 +84,7 @@ impl WatchStream {
     /// # Errors
     /// `InvalidArgument` for a number of digests that is no power of two.
     pub fn open(watchers: &Arc<Watchers>, entries: &Arc<Entries>, opening: Opening) -> Result<Self, Status> {
-        let Opening { call, timer, agent, selectors, not_after, request } = opening;
+        let Opening { call, timer, agent, selectors, not_after, request, held } = opening;
         let theirs = match request.entry_digests {
             sums if sums.is_empty() => None,
             sums => Some(Digests::received(sums).ok_or_else(|| {
@@ -97,6 +101,7 @@ impl WatchStream {
             bundles: BTreeMap::new(),
             backlog: None,
             ended: false,
+            _held: held,
         };
         this.compare(theirs, request.bundles);
         Ok(this)
@@ -171,10 +176,13 @@ impl WatchStream {
 
     /// Whether the stream may go on; `Ok(false)` when it is to be opened again.
     fn may_go_on(&self) -> Result<bool, Status> {
-        let (agent, displaced) = {
+        let (agent, displaced, closing) = {
             let mut pending = lock(&self.watcher.pending);
-            (std::mem::take(&mut pending.agent), pending.displaced)
+            (std::mem::take(&mut pending.agent), pending.displaced, pending.closing)
         };
+        if closing {
+            return Err(Status::unavailable("the server is shutting down"));
+        }
         if displaced {
             return Err(Status::unavailable("a newer stream of the same agent took the place of this one"));
         }

@@ -259,3 +259,15 @@ async fn only_agents_may_watch_and_digests_come_in_powers_of_two() {
     let workload = Agent::new(&server, workload).await;
     refused(open(&workload, WatchRequest::default()).await.map(drop), Code::PermissionDenied);
 }
+
+#[tokio::test]
+async fn a_server_that_shuts_down_ends_its_streams_at_once() {
+    let server = Server::start().await;
+    let agent = server.agent().await;
+    let mut watch = Watch::new(&agent).await;
+    watch.next().await.unwrap();
+    server.supervisor.shutdown().trigger();
+    assert_eq!(watch.next().await.unwrap_err().code(), Code::Unavailable);
+    drop((watch, agent));
+    server.supervisor.run(DEADLINE).await.unwrap();
+}

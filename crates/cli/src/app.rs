@@ -221,8 +221,6 @@ pub struct Program {
     pub version: String,
     /// All commands, in any order.
     pub commands: Vec<Command>,
-    /// First words of SPIRE's commands that are not there yet.
-    pub not_yet: &'static [&'static str],
 }
 
 enum Node {
@@ -231,7 +229,6 @@ enum Node {
     Parent,
 }
 
-const NOT_YET_HINT: &str = "hint: docs/compatibility.md of this version lists what works and what does not yet";
 const PARENT_HELP: &str = "This command is accessed by using one of the subcommands below.";
 
 impl Program {
@@ -259,10 +256,6 @@ impl Program {
             tree.get(path.as_str()).map(|node| (path, n, node))
         });
         let Some((path, used, node)) = found else {
-            if let Some(word) = words.first().filter(|word| self.not_yet.contains(word)) {
-                io.err(&format!("{} {word}: not supported yet by this version\n{NOT_YET_HINT}\n", self.name));
-                return 1;
-            }
             io.err(&self.list(&tree));
             return 127;
         };

@@ -50,15 +50,7 @@ pub(crate) fn prepare(cx: &Context, settings: &LogSettings, notices: &[Notice]) 
 
 fn start_log(settings: &LogSettings) -> std::io::Result<LogHandle> {
     log::init(&log::Settings {
-        level: match settings.level {
-            LogLevel::Panic => log::Level::Panic,
-            LogLevel::Fatal => log::Level::Fatal,
-            LogLevel::Error => log::Level::Error,
-            LogLevel::Warn => log::Level::Warning,
-            LogLevel::Info => log::Level::Info,
-            LogLevel::Debug => log::Level::Debug,
-            LogLevel::Trace => log::Level::Trace,
-        },
+        level: level(settings.level),
         format: match settings.format {
             LogFormat::Default => log::Format::Default,
             LogFormat::Text => log::Format::Text,
@@ -69,7 +61,20 @@ fn start_log(settings: &LogSettings) -> std::io::Result<LogHandle> {
     })
 }
 
-fn log_notices(notices: &[Notice]) {
+/// The log's name for a configured level.
+pub(crate) fn level(configured: LogLevel) -> log::Level {
+    match configured {
+        LogLevel::Panic => log::Level::Panic,
+        LogLevel::Fatal => log::Level::Fatal,
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Warn => log::Level::Warning,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Debug => log::Level::Debug,
+        LogLevel::Trace => log::Level::Trace,
+    }
+}
+
+pub(crate) fn log_notices(notices: &[Notice]) {
     for notice in notices {
         match notice {
             Notice::Info(text) => tracing::info!("{text}"),

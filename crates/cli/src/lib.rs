@@ -59,17 +59,17 @@ pub fn version() -> String {
 
 /// The program `spire-server`.
 pub fn spire_server() -> Program {
-    Program { name: "spire-server", version: version(), commands: server::commands(), not_yet: server::NOT_YET }
+    Program { name: "spire-server", version: version(), commands: server::commands() }
 }
 
 /// The program `spire-agent`.
 pub fn spire_agent() -> Program {
-    Program { name: "spire-agent", version: version(), commands: agent::commands(), not_yet: &[] }
+    Program { name: "spire-agent", version: version(), commands: agent::commands() }
 }
 
 /// The program `finial entries`.
 pub fn finial_entries() -> Program {
-    Program { name: "finial entries", version: version(), commands: entries::commands(), not_yet: &[] }
+    Program { name: "finial entries", version: version(), commands: entries::commands() }
 }
 
 const FINIAL_HELP: &str = "\

@@ -94,21 +94,6 @@ fn who_cannot_be_reached_is_said_with_a_hint() {
 }
 
 #[test]
-fn commands_that_are_not_there_yet_are_told_from_typos() {
-    for line in ["localauthority", "localauthority x509 show -output json", "upstreamauthority -h"] {
-        let (exit, stdout, stderr) = run(&format!("spire-server {line}"), |_| None);
-        assert_eq!((exit, stdout.as_str()), (1, ""), "{line}");
-        let word = line.split(' ').next().unwrap();
-        assert!(
-            stderr.starts_with(&format!("spire-server {word}: not supported yet by this version\nhint: ")),
-            "{stderr}"
-        );
-        assert!(stderr.contains("docs/compatibility.md"), "{stderr}");
-    }
-    assert_eq!(run("spire-server localauthorty jwt", |_| None).0, 127);
-}
-
-#[test]
 fn an_agent_that_could_not_start_is_not_called_valid() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("agent.conf");

@@ -2,12 +2,11 @@
 
 pub(crate) mod api;
 mod healthcheck;
+mod reload;
 mod run;
+mod validate;
 
 use crate::app::Command;
-
-/// What SPIRE has and we do not have yet, by first word.
-pub(crate) const NOT_YET: &[&str] = &[];
 
 pub(crate) fn commands() -> Vec<Command> {
     [run::COMMANDS, healthcheck::COMMANDS, crate::logger::of_server::COMMANDS, crate::debug::SERVER, &api::commands()]

@@ -1,13 +1,11 @@
 //! `spire-server run` and `validate`.
 
-use crate::app::{Command, Exit, Run};
+use crate::app::{Command, Run};
 use crate::context::Context;
 use crate::goflag::FlagSet;
 use crate::launch;
-use finial_catalog::CatalogError;
-use finial_config::{
-    ConfigError, Loaded, PluginConfig, SERVER_CONFIG_DEFAULT, ServerOverrides, ServerSettings, load_server,
-};
+use crate::server::reload::{Load, Reloader};
+use finial_config::{ConfigError, Loaded, SERVER_CONFIG_DEFAULT, ServerOverrides, ServerSettings, load_server};
 use finial_core::SystemClock;
 use finial_plugin::PluginContext;
 use finial_runtime::health::Health;
@@ -24,7 +22,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         "validate",
         "Validates a SPIRE server configuration file",
         flags,
-        Run::Blocking(validate),
+        Run::Blocking(super::validate::validate),
         Some("SPIRE server configuration file is invalid: "),
         true,
     ),
@@ -44,7 +42,7 @@ fn flags(set: &mut FlagSet) {
     set.string("socketPath", "", "Path to bind the SPIRE Server API socket to");
 }
 
-fn load(cx: &Context) -> Result<Loaded<ServerSettings>, Box<ConfigError>> {
+pub(super) fn load(cx: &Context) -> Result<Loaded<ServerSettings>, Box<ConfigError>> {
     let text = |name| cx.flags.string(name).to_owned();
     let overrides = ServerOverrides {
         bind_address: text("bindAddress"),
@@ -57,51 +55,14 @@ fn load(cx: &Context) -> Result<Loaded<ServerSettings>, Box<ConfigError>> {
         socket_path: text("socketPath"),
         trust_domain: text("trustDomain"),
     };
-    let path = match cx.flags.string("config") {
-        "" => SERVER_CONFIG_DEFAULT,
-        path => path,
-    };
-    load_server(Path::new(path), cx.flags.bool("expandEnv"), &|name| cx.io.var(name), &overrides)
+    load_server(config_path(cx), cx.flags.bool("expandEnv"), &|name| cx.io.var(name), &overrides)
 }
 
-fn validate(cx: Context) -> anyhow::Result<()> {
-    let settings = match load(&cx) {
-        Ok(loaded) => loaded.settings,
-        Err(error) => {
-            cx.eprintln(format!("SPIRE server configuration file is invalid: {error}"));
-            return Err(Exit(1).into());
-        }
-    };
-    let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: Arc::new(SystemClock) };
-    if let Err(error) = finial_catalog::build_server_plugins(&settings.plugins, &context) {
-        cx.io.err(&plugin_problem(&error, &settings.plugins));
-        return Err(Exit(1).into());
+pub(super) fn config_path(cx: &Context) -> &Path {
+    match cx.flags.string("config") {
+        "" => Path::new(SERVER_CONFIG_DEFAULT),
+        path => Path::new(path),
     }
-    cx.println("SPIRE server configuration file is valid.");
-    Ok(())
-}
-
-/// What is wrong with the plugins, in the form that SPIRE gives it.
-fn plugin_problem(error: &CatalogError, plugins: &[PluginConfig]) -> String {
-    let called = |name: &str| {
-        let kind = plugins.iter().find(|p| p.enabled && p.name == name).map(|p| p.kind.as_str()).unwrap_or_default();
-        format!("{kind} {name:?}")
-    };
-    let (who, what) = match error {
-        CatalogError::Count { kind: "DataStore", .. } => {
-            ("DataStore \"sql\"".into(), "'datastore' must be configured".into())
-        }
-        CatalogError::Count { kind, expected, got } => {
-            ((*kind).into(), format!("constraint not satisfied: expected {expected} but got {got}"))
-        }
-        CatalogError::Configure { name, source } => (called(name), source.to_string()),
-        CatalogError::Data { name, source } => (called(name), format!("failed to read plugin configuration: {source}")),
-        CatalogError::Unknown { name, .. } => {
-            return format!("Could not validate configuration file: failed to load plugin {name:?}: {error}\n");
-        }
-        other => return format!("Could not validate configuration file: {other}\n"),
-    };
-    format!("SPIRE server configuration file is invalid.\nValidation errors:\n\t{who}:\n\t\t{what}\n")
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {
@@ -109,10 +70,11 @@ fn run(cx: Context) -> anyhow::Result<()> {
     let log = launch::prepare(&cx, &settings.log, &notices)?;
     let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
-    launch::run("Server", runtime, log.clone(), |spawner| serve(settings, spawner, log))
+    let reload: Arc<Load> = Arc::new(move || load(&cx));
+    launch::run("Server", runtime, log.clone(), |spawner| serve(settings, reload, spawner, log))
 }
 
-async fn serve(settings: ServerSettings, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {
+async fn serve(settings: ServerSettings, reload: Arc<Load>, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {
     let admin_ids: Vec<&str> = settings.admin_ids.iter().map(finial_core::SpiffeId::as_str).collect();
     tracing::info!(
         admin_ids = format!("[{}]", admin_ids.join(" ")),
@@ -139,12 +101,14 @@ async fn serve(settings: ServerSettings, spawner: Spawner, log: LogHandle) -> Re
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
     let plugins = finial_catalog::build_server_plugins(&settings.plugins, &context)?;
     let health = Health::default();
-    let environment = Environment { clock, spawner: spawner.clone(), metrics, health: health.clone(), log: Some(log) };
+    let environment =
+        Environment { clock, spawner: spawner.clone(), metrics, health: health.clone(), log: Some(log.clone()) };
     let starting = finial_server::start(&settings, plugins, environment);
-    match launch::unless_shutdown(spawner.shutdown(), starting).await {
+    let running = match launch::unless_shutdown(spawner.shutdown(), starting).await {
         Some(started) => started?,
         None => return Ok(()),
     };
     health.start(&launch::health_settings(&settings.health), &spawner).await;
+    Reloader { load: reload, settings, live: running.live, log }.start(&spawner)?;
     Ok(())
 }

@@ -37,7 +37,9 @@ pub(crate) fn local(pair: &mut Pair) {
 
 fn usage(pair: &mut Pair, kind: &str) {
     for step in ["show", "prepare", "activate", "taint", "revoke"] {
-        for args in [&["-help"][..], &["-nope"], &["-output", "xml"], &["-socketPath", "{folder}/none", "-authorityID", "a"]] {
+        for args in
+            [&["-help"][..], &["-nope"], &["-output", "xml"], &["-socketPath", "{folder}/none", "-authorityID", "a"]]
+        {
             pair.reads(&[&["localauthority", kind, step], args].concat());
         }
     }

@@ -67,10 +67,11 @@ pub(crate) struct Outcome {
 }
 
 impl Server {
-    fn start(bin: &Path, folder: &Path, database: &Path, finial: bool) -> Self {
+    fn start(bin: &Path, folder: &Path, database: &Path, finial: bool, plugin: &str) -> Self {
         std::fs::create_dir(folder).unwrap();
         std::fs::copy(database, folder.join("db")).unwrap();
-        Self::start_in(bin, folder, "example.org", finial, r#"experimental { feature_flags = ["wit-svid"] }"#)
+        let flags = r#"experimental { feature_flags = ["wit-svid"] }"#;
+        Self::start_in(bin, folder, "example.org", finial, flags, plugin)
     }
 
     /// A server of SPIRE's own, of another trust domain, whose bundle can be fetched from the port.
@@ -80,10 +81,10 @@ impl Server {
         let endpoint = format!(
             r#"federation {{ bundle_endpoint {{ address = "127.0.0.1" port = {port} profile "https_spiffe" {{}} }} }}"#
         );
-        (Self::start_in(bin, folder, "foreign.test", false, &endpoint), port)
+        (Self::start_in(bin, folder, "foreign.test", false, &endpoint, ""), port)
     }
 
-    fn start_in(bin: &Path, folder: &Path, trust_domain: &str, finial: bool, more: &str) -> Self {
+    fn start_in(bin: &Path, folder: &Path, trust_domain: &str, finial: bool, more: &str, plugin: &str) -> Self {
         let port = free_port();
         let at = folder.display();
         let conf = format!(
@@ -92,6 +93,7 @@ plugins {{
   DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{at}/db" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   KeyManager "memory" {{ plugin_data {{}} }}
+  {plugin}
 }}"#
         );
         std::fs::write(folder.join("conf"), conf).unwrap();
@@ -118,7 +120,8 @@ plugins {{
 
     /// The arguments with this server's socket behind the command's words.
     fn args(&self, args: &[&str]) -> Vec<String> {
-        let words = args.iter().take_while(|a| !a.starts_with('-')).count().min(2);
+        let most = if args.first() == Some(&"localauthority") { 3 } else { 2 };
+        let words = args.iter().take_while(|a| !a.starts_with('-')).count().min(most);
         let mut all: Vec<String> = args[..words].iter().map(|a| (*a).to_owned()).collect();
         all.extend(["-socketPath".to_owned(), self.folder.join("s").display().to_string()]);
         all.extend(args[words..].iter().map(|a| a.replace("{folder}", &self.folder.display().to_string())));
@@ -138,6 +141,17 @@ plugins {{
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         let output = child.wait_with_output().unwrap();
         self.plain(output.status.code().unwrap(), &output.stdout, &output.stderr)
+    }
+
+    /// `finial entries`, with this server's socket behind the first word.
+    pub(crate) fn entries(&self, args: &[&str], stdin: &str) -> Outcome {
+        let (io, stdout, stderr) = Io::captured(stdin.as_bytes().to_vec(), |_| None);
+        let socket = self.folder.join("s").display().to_string();
+        let (first, rest) = args.split_first().unwrap();
+        let words = [&[*first, "-socketPath", &socket], rest].concat();
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        let code = finial_cli::finial_entries().main(&words, &io);
+        self.plain(i32::from(code), stdout.text().as_bytes(), stderr.text().as_bytes())
     }
 
     fn ours(&self, args: &[&str], stdin: &str) -> Outcome {
@@ -161,7 +175,11 @@ plugins {{
 /// Replaces what is made up by chance or by the clock, each by its kind and the order in which it first appears.
 fn by_place(mut outcome: Outcome, seen: &mut Vec<String>) -> Outcome {
     for text in [&mut outcome.stdout, &mut outcome.stderr] {
-        let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && !"-_=+/.".contains(c));
+        // when an authority ends; 1970 where nobody says
+        let ends = |line: &str| line.starts_with("  Expires at: 2");
+        let lines = text.split_inclusive('\n').map(|l| if ends(l) { "  Expires at: {moment}\n" } else { l });
+        let plain: String = lines.collect();
+        let words = plain.split_inclusive(|c: char| !c.is_ascii_alphanumeric() && !"-_=+/.".contains(c));
         let replaced = words.map(|word| {
             let bare = word.trim_end_matches(|c: char| !c.is_ascii_alphanumeric() && !"-_=+/.".contains(c));
             let tail = bare.rsplit('/').next().unwrap_or_default();
@@ -170,14 +188,17 @@ fn by_place(mut outcome: Outcome, seen: &mut Vec<String>) -> Outcome {
             if is_now {
                 return word.replace(bare, "{now}");
             }
-            if !is_uuid {
+            let of_x509 = tail.len() == 40 && tail.bytes().all(|b| b.is_ascii_hexdigit());
+            let of_key = tail.len() == 32 && tail.bytes().all(|b| b.is_ascii_alphanumeric());
+            if !(is_uuid || of_x509 || of_key) {
                 return word.to_owned();
             }
             let place = seen.iter().position(|s| s == tail).unwrap_or_else(|| {
                 seen.push(tail.to_owned());
                 seen.len() - 1
             });
-            word.replace(tail, &format!("{{uuid {place}}}"))
+            let what = if is_uuid { "uuid" } else { "authority" };
+            word.replace(tail, &format!("{{{what} {place}}}"))
         });
         *text = replaced.collect();
     }
@@ -218,7 +239,7 @@ fn seed(path: &Path) {
 
 pub(crate) struct Pair {
     pub(crate) first: Server,
-    second: Server,
+    pub(crate) second: Server,
     seen: (Vec<String>, Vec<String>),
     differences: Vec<String>,
     /// Whether the servers are compared (both asked by SPIRE's commands), and not the commands.
@@ -227,10 +248,15 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn start(bin: &Path, folder: &Path, servers: bool) -> Self {
+        Self::start_with(bin, folder, servers, "")
+    }
+
+    /// With one more plugin.
+    pub(crate) fn start_with(bin: &Path, folder: &Path, servers: bool, plugin: &str) -> Self {
         let database = folder.join("seed");
         seed(&database);
-        let first = Server::start(bin, &folder.join("a"), &database, false);
-        let second = Server::start(bin, &folder.join("b"), &database, servers);
+        let first = Server::start(bin, &folder.join("a"), &database, false, plugin);
+        let second = Server::start(bin, &folder.join("b"), &database, servers, plugin);
         Self { first, second, seen: Default::default(), differences: Vec::new(), servers }
     }
 
@@ -247,10 +273,15 @@ impl Pair {
 
     /// A command that changes something.
     pub(crate) fn changes(&mut self, args: &[&str], stdin: &str) {
-        let theirs = by_place(self.first.theirs(args, stdin), &mut self.seen.0);
-        let ours = if self.servers { self.second.theirs(args, stdin) } else { self.second.ours(args, stdin) };
+        self.changes_each(args, args, stdin);
+    }
+
+    /// The same, of each server about what is its own.
+    pub(crate) fn changes_each(&mut self, first: &[&str], second: &[&str], stdin: &str) {
+        let theirs = by_place(self.first.theirs(first, stdin), &mut self.seen.0);
+        let ours = if self.servers { self.second.theirs(second, stdin) } else { self.second.ours(second, stdin) };
         let ours = by_place(ours, &mut self.seen.1);
-        self.note(args, &theirs, &ours);
+        self.note(first, &theirs, &ours);
     }
 
     /// A command that only reads (or is refused before it changes anything).
@@ -261,6 +292,19 @@ impl Pair {
             return self.note(args, &theirs, &ours);
         }
         let (theirs, ours) = (self.first.theirs(args, ""), self.first.ours(args, ""));
+        self.note(args, &theirs, &ours);
+    }
+
+    /// The arguments as they are, of commands that end before they need a server.
+    pub(crate) fn raw(&mut self, args: &[&str]) {
+        // `localauthority wit` is ours: SPIRE has the calls and no commands for them
+        let flags = if args.first() == Some(&"localauthority") { "" } else { FLAGS.1 };
+        let output = Command::new(&self.first.bin).args(args).env(FLAGS.0, flags).output().unwrap();
+        let theirs = self.first.plain(output.status.code().unwrap(), &output.stdout, &output.stderr);
+        let words: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+        let (io, stdout, stderr) = Io::captured(Vec::new(), move |name| (name == FLAGS.0).then(|| flags.into()));
+        let code = finial_cli::spire_server().main(&words, &io);
+        let ours = self.first.plain(i32::from(code), stdout.text().as_bytes(), stderr.text().as_bytes());
         self.note(args, &theirs, &ours);
     }
 

@@ -9,8 +9,12 @@
 //! where ours keeps their order, as both do in every other answer.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
 
+mod authorities;
 mod federation;
+mod files;
 mod harness;
+mod help;
+mod validate;
 
 use harness::{Pair, spire};
 
@@ -32,6 +36,8 @@ fn each_command_beside_spires_own() {
     let Some(bin) = spire() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut pair = Pair::start(&bin, folder.path(), false);
+    help::help(&mut pair);
+    help::itself(&mut pair);
     usage(&mut pair);
     bundles(&mut pair);
     entries(&mut pair);
@@ -40,6 +46,7 @@ fn each_command_beside_spires_own() {
     minting(&mut pair);
     minted_files(&pair);
     federation::federation(&mut pair, CA);
+    authorities::local(&mut pair);
     pair.finish();
 }
 
@@ -54,7 +61,17 @@ fn our_server_answers_spires_commands_as_spires_own() {
     agents(&mut pair);
     tokens(&mut pair);
     minting(&mut pair);
+    authorities::local(&mut pair);
     pair.finish();
+}
+
+#[test]
+fn authorities_below_an_upstream_authority() {
+    let Some(bin) = spire() else { return };
+    for servers in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        authorities::upstream(&bin, folder.path(), servers);
+    }
 }
 
 const COMMANDS: [&str; 26] = [

@@ -31,16 +31,22 @@ pub(crate) enum BadBundle {
 
 impl BundleForms {
     pub(crate) fn new(bundle: Bundle) -> Result<Self, BadBundle> {
-        let ders = || bundle.x509_authorities.iter().map(|a| a.der.as_ref());
-        // A key of a kind that we do not take must not take the rest of its trust domain with it.
+        // One that we cannot read must not take the rest of its trust domain with it, here or at a workload.
+        let ders = || bundle.x509_authorities.iter().map(|a| &a.der);
+        let unreadable: Vec<bool> = ders().map(|der| is_unreadable(&bundle, der)).collect();
+        let ders = || ders().zip(&unreadable).filter(|(_, bad)| !**bad).map(|(der, _)| der);
+        if ders().next().is_none() {
+            // If none can be read something is wrong with the bundle: what is known of the domain stays.
+            TrustRoots::from_bundle(&bundle)?;
+        }
         let mut readable = Bundle::empty(bundle.trust_domain.clone());
         readable.jwt_authorities =
             bundle.jwt_authorities.iter().filter(|key| is_readable(&bundle, key)).cloned().collect();
         Ok(Self {
             id: bundle.trust_domain.id_string(),
-            x509: ders().flatten().copied().collect::<Vec<u8>>().into(),
+            x509: ders().flat_map(|der| der.iter()).copied().collect::<Vec<u8>>().into(),
             jwks: jwt_bundle_json(&readable)?.into(),
-            roots: Arc::new(TrustRoots::from_bundle(&bundle)?),
+            roots: Arc::new(TrustRoots::new(ders())?),
             jwt_keys: Arc::new(JwtKeys::from_bundle(&readable)?),
             bundle,
         })
@@ -56,6 +62,14 @@ impl BundleForms {
     pub(crate) fn tainted_jwt(&self) -> Vec<String> {
         self.bundle.jwt_authorities.iter().filter(|a| a.tainted).map(|a| a.key_id.clone()).collect()
     }
+}
+
+fn is_unreadable(bundle: &Bundle, der: &Arc<[u8]>) -> bool {
+    let read = TrustRoots::new([der]);
+    if let Err(error) = &read {
+        tracing::warn!(trust_domain_id = %bundle.trust_domain, %error, "Leaving an X.509 authority out");
+    }
+    read.is_err()
 }
 
 fn is_readable(bundle: &Bundle, key: &JwtAuthority) -> bool {
@@ -82,8 +96,33 @@ pub(crate) struct Bundles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use finial_core::KeyType;
+    use finial_core::{KeyType, X509Authority};
     use finial_crypto::PrivateKey;
+
+    #[tokio::test]
+    async fn one_root_that_cannot_be_read_costs_only_itself() {
+        let template = finial_crypto::CaTemplate {
+            subject: &finial_crypto::DistinguishedName::ca_default(),
+            trust_domain: &TrustDomain::parse("td").unwrap(),
+            not_before: 0,
+            not_after: 2_000_000_000,
+            serial: finial_crypto::SerialNumber::new(1),
+        };
+        let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
+        let ca = finial_crypto::X509Ca::self_sign(key, &template).await.unwrap();
+        let good = X509Authority { der: ca.certificate().clone(), tainted: false };
+        let bad = X509Authority { der: b"not a certificate"[..].into(), tainted: false };
+        let mut bundle = Bundle::empty(TrustDomain::parse("td").unwrap());
+        bundle.x509_authorities = vec![bad.clone(), good.clone()];
+        let forms = BundleForms::new(bundle.clone()).unwrap();
+        assert_eq!(forms.roots.certificates().len(), 1);
+        assert_eq!(&forms.x509[..], &good.der[..], "workloads' libraries refuse a list with garbage in it");
+        assert_eq!(forms.bundle, bundle, "compared with what the server sends next");
+        bundle.x509_authorities = vec![bad];
+        assert!(BundleForms::new(bundle.clone()).is_err(), "better what is known than nothing");
+        bundle.x509_authorities.clear();
+        assert!(BundleForms::new(bundle).is_ok(), "a domain may have no X.509 authorities");
+    }
 
     #[test]
     fn one_key_of_another_kind_costs_only_itself() {

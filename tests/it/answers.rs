@@ -26,9 +26,9 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 /// What was asked and what was answered.
-type Answers = Vec<(String, String)>;
+pub(crate) type Answers = Vec<(String, String)>;
 
-fn show<T: Debug>(answer: Result<Response<T>, Status>) -> String {
+pub(crate) fn show<T: Debug>(answer: Result<Response<T>, Status>) -> String {
     match answer {
         Ok(response) => format!("{:?}", response.into_inner()),
         Err(status) => format!("{:?}: {}", status.code(), status.message()),
@@ -44,6 +44,8 @@ macro_rules! ask {
         })+
     };
 }
+
+pub(crate) use ask;
 
 /// Panics with every question that was answered differently.
 fn compare(theirs: Answers, ours: Answers) {
@@ -87,7 +89,7 @@ fn plain(answer: &str) -> String {
     answer.to_owned()
 }
 
-fn both<F: Future<Output = Answers>>(ask: impl Fn(Flavor) -> F) {
+pub(crate) fn both<F: Future<Output = Answers>>(ask: impl Fn(Flavor) -> F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     let theirs = runtime.block_on(ask(Spire));
     let ours = runtime.block_on(ask(Finial));
@@ -103,7 +105,7 @@ fn selector(kind: &str, value: &str) -> Selector {
 }
 
 /// IDs in every state of disrepair.
-fn ids() -> Vec<Option<Spiffeid>> {
+pub(crate) fn ids() -> Vec<Option<Spiffeid>> {
     vec![
         None,
         id("", ""),
@@ -418,7 +420,7 @@ fn agents_and_tokens() {
 }
 
 /// CSRs in every state of disrepair.
-async fn csrs() -> Vec<Vec<u8>> {
+pub(crate) async fn csrs() -> Vec<Vec<u8>> {
     let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
     let csr = async |id: Option<&str>| {
         let id = id.map(|i| SpiffeId::parse(i).expect("an ID"));

@@ -263,11 +263,15 @@ fn a_server_killed_while_an_agent_joins_spends_the_token_with_the_agent_or_not_a
         let token = rig.server.join_token();
         let agent = format!("spiffe://example.org/spire/agent/join_token/{token}");
         let options = AgentOptions { join: false, agent: format!("join_token = \"{token}\""), ..Default::default() };
-        let bundle = options.clone();
-        let mut joining = None;
         stopped += u32::from(rig.kill_at(table, |rig| {
-            let mut agent = Agent::start(Flavor::Finial, &rig.server, &bundle);
-            Box::new(move || agent.process.ended().is_some())
+            let mut agent = Agent::start(Flavor::Finial, &rig.server, &options);
+            Box::new(move || {
+                let e = agent.process.ended().is_some();
+                if e {
+                    eprintln!("AGENT {}", agent.process.log());
+                }
+                e
+            })
         }));
         rig.assert_whole(&when);
         let count = |table: &str, column: &str, value: &str| {
@@ -278,20 +282,13 @@ fn a_server_killed_while_an_agent_joins_spends_the_token_with_the_agent_or_not_a
         assert_ne!(tokens, agents, "{when}: {tokens} tokens are left and {agents} agents are there");
         rig.server.restart();
         if tokens == "1" {
-            joining = Some(Agent::start(Flavor::Finial, &rig.server, &options));
-            eventually("the token still lets the agent in", || {
-                match rig
-                    .database
-                    .try_sql(&format!("select 1 from attested_node_entries where spiffe_id = '{agent}'"))
-                    .stdout
-                    .trim()
-                {
-                    "1" => Ok(()),
-                    _ => Err(joining.as_ref().map(|agent: &Agent| agent.process.log()).unwrap_or_default()),
-                }
+            let joined = format!("select 1 from attested_node_entries where spiffe_id = '{agent}'");
+            let again = Agent::start(Flavor::Finial, &rig.server, &options);
+            eventually("the token still lets the agent in", || match rig.database.sql(&joined).trim() {
+                "1" => Ok(()),
+                _ => Err(again.process.log()),
             });
         }
-        drop(joining);
     }
     assert!(stopped >= 2, "it stopped at {stopped} tables");
 }

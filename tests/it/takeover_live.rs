@@ -129,6 +129,7 @@ impl Fleet {
             let out = server.command_by(Spire, &words).ok().stdout;
             serde_json::from_str::<Value>(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
         };
+        let before = self.authorities();
         for kind in ["x509", "jwt"] {
             let prepare = |server| {
                 let said = order(server, kind, &["prepare"]);
@@ -142,23 +143,21 @@ impl Fleet {
                 order(server, kind, &["activate", "-authorityID", id]);
             }
         }
-        self.new_authorities(1);
+        self.new_authorities(&before);
     }
 
-    /// Waits until every workload has been served under `more` authorities that it did not know before.
-    fn new_authorities(&self, more: u64) {
-        let number = |events: &[Value], field: &str| {
-            events.iter().filter_map(|e| e[field].as_str()?.parse::<u64>().ok()).max().unwrap_or_default()
-        };
-        let targets: Vec<u64> = self.workloads.iter().map(|w| number(&events(w), "authorities") + more).collect();
+    /// Under how many authorities each workload has been served so far.
+    fn authorities(&self) -> Vec<u64> {
+        let most = |w: &Process| events(w).iter().filter_map(|e| e["authorities"].as_str()?.parse().ok()).max();
+        self.workloads.iter().map(|w| most(w).unwrap_or_default()).collect()
+    }
+
+    /// Waits until every workload is served under authorities that it did not know `before`.
+    fn new_authorities(&self, before: &[u64]) {
         eventually("authorities are rotated", || {
-            for (workload, target) in self.workloads.iter().zip(&targets) {
-                let now = number(&events(workload), "authorities");
-                if now < *target {
-                    return Err(format!("{now} of {target}"));
-                }
-            }
-            Ok(())
+            let now = self.authorities();
+            let all = now.iter().zip(before).all(|(now, before)| now > before);
+            if all { Ok(()) } else { Err(format!("{now:?} after {before:?}")) }
         });
     }
 
@@ -240,7 +239,11 @@ fn state(server: &Server) -> [String; 3] {
         .map(Value::to_string)
         .collect();
     entries.sort();
-    [entries.join("\n"), shown(&["bundle", "list", "-format", "spiffe"]), ids.join("\n")]
+    // The order of a bundle's JWT keys is the server's choice, and SPIRE's differs from one answer to the next.
+    let bundles = shown(&["bundle", "list", "-format", "spiffe"]);
+    let mut bundles: Vec<&str> = bundles.lines().map(|line| line.trim().trim_end_matches(',')).collect();
+    bundles.sort_unstable();
+    [entries.join("\n"), bundles.join("\n"), ids.join("\n")]
 }
 
 /// Ends a workload and counts: no request failed, no moment was without a valid SVID.
@@ -290,20 +293,27 @@ fn there_and_back(mut fleet: Fleet, first: Flavor, second: Flavor, rotate: impl 
 #[test]
 fn a_live_deployment_on_sqlite_changes_hands_and_back() {
     // The authority comes to its end and its successor takes over.
-    there_and_back(Fleet::start(Spire, None, 1), Spire, Finial, |fleet| fleet.new_authorities(1));
+    there_and_back(Fleet::start(Spire, None, 1), Spire, Finial, |fleet| fleet.new_authorities(&fleet.authorities()));
 }
 
 #[test]
-#[ignore = "until the store speaks PostgreSQL"]
 fn a_live_deployment_on_postgresql_changes_hands_and_back() {
     let Some(database) = testkit::postgres() else { return };
     there_and_back(Fleet::start(Spire, Some(database), 3), Spire, Finial, Fleet::rotate_by_order);
 }
 
+/// Two of them, and so one less of each step: what differs by database is the store and the feed of changes.
+#[test]
+fn a_live_deployment_on_mariadb_changes_hands_and_back() {
+    let Some(database) = testkit::mariadb() else { return };
+    there_and_back(Fleet::start(Spire, Some(database), 2), Spire, Finial, Fleet::rotate_by_order);
+}
+
 /// The control: the harness and its zeros hold for a rolling restart of SPIRE alone.
 #[test]
-#[ignore = "a minute and a half that only tells about SPIRE"]
+#[ignore = "two minutes that only tell about SPIRE"]
 fn spire_alone_restarts_without_a_failure() {
-    let Some(database) = testkit::postgres() else { return };
-    there_and_back(Fleet::start(Spire, Some(database), 3), Spire, Spire, Fleet::rotate_by_order);
+    for database in [testkit::postgres(), testkit::mariadb()].into_iter().flatten() {
+        there_and_back(Fleet::start(Spire, Some(database), 2), Spire, Spire, Fleet::rotate_by_order);
+    }
 }

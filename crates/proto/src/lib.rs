@@ -15,6 +15,10 @@ mod redact;
 /// current by `tests/descriptors.rs`.
 pub const DESCRIPTORS: &[u8] = include_bytes!("descriptors.bin");
 
+/// Metadata of `BatchNewX509SVID` by which our agents say when the first of the SVIDs that they renew ends, in unix seconds (0
+/// when a workload waits for its first): who is nearest to it is served first.
+pub const SVID_EXPIRY: &str = "finial-svid-expiry";
+
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $file:literal) => {
         $(#[$doc])*

@@ -7,7 +7,7 @@ use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};
 use crate::federation::{Federation, Real};
 use crate::follow::{self, Follower, State};
-use crate::issue::{Issuer, IssuerSettings, ttl_warnings};
+use crate::issue::{Issuer, IssuerSettings, SigningQueue, ttl_warnings};
 use crate::live::{Live, LiveSettings};
 use crate::nodes::Nodes;
 use crate::prune::{PruneListener, PruneSettings, Pruner};
@@ -292,6 +292,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         follower: follower.clone(),
         issuer,
         authority: manager.control(),
+        signing: SigningQueue::new(),
         watchers: watchers.clone(),
         svid: svid.clone(),
         bundles: known.bundles,

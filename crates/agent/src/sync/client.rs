@@ -228,16 +228,20 @@ impl ServerLink {
         within("failed to fetch federated bundle", RPC_TIMEOUT, calls).await
     }
 
-    /// X.509-SVIDs for entries, in order; `None` where the server would not.
+    /// X.509-SVIDs for entries, in order; `None` where the server would not. `expiry` is when the first that they replace ends,
+    /// 0 when a workload has none.
     pub(crate) async fn new_x509_svids(
         &self,
         csrs: &[(EntryId, Bytes)],
+        expiry: UnixSeconds,
     ) -> Result<Vec<Option<types::X509svid>>, ServerError> {
         let param = |(id, csr): &(EntryId, Bytes)| svid::NewX509svidParams {
             entry_id: id.as_str().to_owned(),
             csr: csr.clone(),
         };
         let request = svid::BatchNewX509svidRequest { params: csrs.iter().map(param).collect() };
+        let mut request = tonic::Request::new(request);
+        request.metadata_mut().insert(finial_proto::SVID_EXPIRY, expiry.into());
         let call = async { self.svids().batch_new_x509svid(request).await };
         let answer = within("failed to batch new X509 SVID(s)", RPC_TIMEOUT, call).await?.into_inner();
         let mut results = answer.results.into_iter();

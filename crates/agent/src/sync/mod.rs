@@ -13,7 +13,7 @@ mod watch;
 
 use crate::Context;
 use crate::attest;
-use crate::cache::{BundleForms, Bundles, Cache, CacheWriter, Change};
+use crate::cache::{BundleForms, Bundles, Cache, CacheWriter, Change, Record};
 use crate::entry::WorkloadEntry;
 use crate::error::{AgentError, ServerError, Verdict};
 use crate::status::AgentStatus;
@@ -21,7 +21,7 @@ use crate::svid::{AgentKey, AgentSvid};
 use client::ServerLink;
 use entries::{EntrySync, SyncStats};
 use finial_config::RebootstrapMode;
-use finial_core::{Bundle, EntryId, ErrorKind, TrustDomain};
+use finial_core::{Bundle, EntryId, ErrorKind, TrustDomain, UnixSeconds};
 use finial_crypto::tls::TlsIdentity;
 use finial_proto::convert::bundle_from_proto;
 use finial_proto::sync::{BundleVersion, VersionedBundle, WatchRequest, WatchResponse};
@@ -30,7 +30,7 @@ use finial_runtime::Backoff;
 use finial_runtime::log::Time;
 use pace::{Outcome, Pace};
 use plan::{BatchSize, Input, plan};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -477,7 +477,7 @@ impl Syncer {
                 "Renewing stale entries"
             );
             let call = self.context.metrics.call("manager.sync.fetch_svids_updates");
-            let issued = self.issue(now).await;
+            let issued = self.issue(now, &in_use).await;
             call.finish_with(&issued, |e| finial_proto::convert::kind_of(e.status.code()));
             match issued {
                 Ok(svids) => {
@@ -507,7 +507,11 @@ impl Syncer {
         Ok(complete)
     }
 
-    async fn issue(&mut self, ids: &[EntryId]) -> Result<Vec<(EntryId, Arc<crate::cache::WorkloadSvid>)>, ServerError> {
+    async fn issue(
+        &mut self,
+        ids: &[EntryId],
+        in_use: &HashSet<EntryId>,
+    ) -> Result<Vec<(EntryId, Arc<crate::cache::WorkloadSvid>)>, ServerError> {
         let snapshot = self.cache().snapshot();
         let failed =
             |e: finial_crypto::SignError| ServerError::bare(tonic::Status::internal(format!("cannot make a key: {e}")));
@@ -530,7 +534,14 @@ impl Syncer {
             }
         }
         let csrs: Vec<_> = requests.iter().map(|r| (r.entry.id.clone(), r.csr.clone())).collect();
-        let answers = self.link.new_x509_svids(&csrs).await?;
+        // Who waits for a first one is the most urgent; what is only fetched early can wait.
+        let ends = |record: &Record| match &record.svid {
+            Some(svid) => svid.not_after,
+            None if in_use.contains(&record.entry.id) => 0,
+            None => UnixSeconds::MAX,
+        };
+        let expiry = ids.iter().filter_map(|id| snapshot.record(id)).map(ends).min();
+        let answers = self.link.new_x509_svids(&csrs, expiry.unwrap_or_default()).await?;
         let mut svids = Vec::with_capacity(answers.len());
         for (request, answer) in requests.iter().zip(answers) {
             let Some(answer) = answer else {

@@ -29,7 +29,7 @@ use crate::authz::{Call, Gate};
 use crate::entries::{Entries, Turn};
 use crate::federation::Federation;
 use crate::follow::Follower;
-use crate::issue::Issuer;
+use crate::issue::{Issuer, SigningQueue};
 use crate::nodes::Nodes;
 use crate::publish::BundleFeed;
 use crate::svid::ServerSvid;
@@ -67,6 +67,8 @@ pub struct Api {
     pub issuer: Arc<Issuer>,
     /// Takes orders about authorities.
     pub authority: AuthorityControl,
+    /// Who is to get signatures first.
+    pub signing: Arc<SigningQueue>,
     /// Agents' open streams.
     pub watchers: Arc<Watchers>,
     /// The server's own SVID.

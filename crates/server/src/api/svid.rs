@@ -3,10 +3,10 @@
 use super::agent::svid_to_proto;
 use super::dns::{check_dns_name, wildcard_overlap};
 use super::{Api, IdRule, Service, check_id, id_from_proto, ok};
-use crate::authz::{Call, Permit, method};
+use crate::authz::{Call, Identity, Peer, Permit, method};
 use crate::entries::Indexed;
 use crate::issue::{IssueError, JwtRequest, X509Request};
-use finial_core::{ErrorKind, SpiffeId};
+use finial_core::{ErrorKind, SpiffeId, UnixSeconds};
 use finial_crypto::{Csr, sha256_hex};
 use finial_proto::convert::id_to_proto;
 use finial_proto::server::svid as pb;
@@ -77,12 +77,20 @@ impl Api {
         &self,
         permit: Permit<method::BatchNewX509SVID>,
         request: pb::BatchNewX509svidRequest,
+        expiry: Option<UnixSeconds>,
     ) -> Result<pb::BatchNewX509svidResponse, Status> {
         let count = request.params.len();
         if count == 0 {
             return Err(permit.fail(ErrorKind::InvalidArgument, "missing parameters"));
         }
         permit.limit(count, "rejecting request due to certificate signing rate limiting").await?;
+        // SPIRE's agents do not say when what they renew ends; their own SVID ends about then.
+        let own = |peer: &Peer| {
+            if let Peer::Remote { identity: Identity::Svid { not_after, .. }, .. } = peer { *not_after } else { 0 }
+        };
+        let expiry = expiry.unwrap_or_else(|| own(permit.peer()));
+        let turn = self.signing.turn(permit.caller_id()?.path(), expiry).await;
+        let _turn = turn.map_err(|error| permit.fail(ErrorKind::Exhausted, &error.to_string()))?;
         let (agent, selectors) = permit.agent()?;
         let ids = request.params.iter().map(|params| params.entry_id.as_str());
         let entries = self.entries.authorized_among(agent, &selectors, ids);
@@ -264,7 +272,9 @@ impl pb::svid_server::Svid for Service {
         &self,
         request: Request<pb::BatchNewX509svidRequest>,
     ) -> Result<Response<pb::BatchNewX509svidResponse>, Status> {
-        self.gate.unary(request, |permit, request| self.0.batch_new_x509svid(permit, request)).await
+        let said = request.metadata().get(finial_proto::SVID_EXPIRY);
+        let expiry = said.and_then(|text| text.to_str().ok()?.parse().ok());
+        self.gate.unary(request, |permit, request| self.0.batch_new_x509svid(permit, request, expiry)).await
     }
 
     async fn new_jwtsvid(

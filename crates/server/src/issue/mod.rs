@@ -4,12 +4,15 @@
 //! Every issue and every refusal passes `Issuer::record`, which is where an audit trail will be written.
 
 mod downstream;
+mod queue;
 mod ttl;
 mod wit;
 
 pub use downstream::IssuedCa;
 pub use ttl::{go_duration, ttl_warnings};
 pub use wit::WitRequest;
+
+pub use queue::{SigningQueue, SigningTurn};
 
 use crate::authority::plan::BACKDATE_SECONDS;
 use crate::authority::{ActiveJwt, ActiveX509, Authorities};

@@ -94,8 +94,12 @@ impl Api {
         request: pb::CountAgentsRequest,
     ) -> Result<pb::CountAgentsResponse, Status> {
         let filter = filter_from_proto!(&permit, request.filter);
-        let count = self.store.count_nodes(&filter).await;
-        let count = count.map_err(|e| store_failed(&permit, "failed to count agents", &e))?;
+        let count = if self.datastore_is_away() {
+            u64::try_from(self.nodes.count_matching(&filter)).unwrap_or(u64::MAX)
+        } else {
+            let count = self.store.count_nodes(&filter).await;
+            count.map_err(|e| store_failed(&permit, "failed to count agents", &e))?
+        };
         permit.audit();
         Ok(pb::CountAgentsResponse { count: count32(count) })
     }
@@ -107,7 +111,10 @@ impl Api {
     ) -> Result<pb::ListAgentsResponse, Status> {
         let filter = filter_from_proto!(&permit, request.filter);
         let page = page(request.page_size, &request.page_token);
-        let listed = self.store.list_nodes(&filter, page.as_ref()).await;
+        let listed = match self.datastore_is_away() {
+            true => self.nodes.list(&filter, page.as_ref()),
+            false => self.store.list_nodes(&filter, page.as_ref()).await,
+        };
         let listed = listed.map_err(|e| store_failed(&permit, "failed to list agents", &e))?;
         let agents = listed.items.iter().map(|agent| masked(agent, request.output_mask.as_ref())).collect();
         permit.audit();
@@ -120,7 +127,10 @@ impl Api {
         request: pb::GetAgentRequest,
     ) -> Result<types::Agent, Status> {
         let id = self.agent_id(&permit, request.id.as_ref())?;
-        let found = self.store.fetch_node(&id).await;
+        let found = match self.datastore_is_away() {
+            true => Ok(self.nodes.record(&id)),
+            false => self.store.fetch_node(&id).await,
+        };
         let found = found.map_err(|e| store_failed(&permit, "failed to fetch agent", &e))?;
         let agent = found.ok_or_else(|| permit.fail(ErrorKind::NotFound, "agent not found"))?;
         permit.audit();

@@ -225,8 +225,8 @@ impl Api {
         request: pb::CountEntriesRequest,
     ) -> Result<pb::CountEntriesResponse, Status> {
         let filter = filter_from_proto!(self, &permit, request.filter);
-        let count = self.store.count_entries(&filter).await;
-        let count = count.map_err(|e| store_failed(&permit, "failed to count entries", &e))?;
+        self.be_current().await;
+        let count = u64::try_from(self.entries.count_matching(&filter)).unwrap_or(u64::MAX);
         permit.audit();
         Ok(pb::CountEntriesResponse { count: count32(count) })
     }
@@ -238,10 +238,11 @@ impl Api {
     ) -> Result<pb::ListEntriesResponse, Status> {
         let filter = filter_from_proto!(self, &permit, request.filter);
         let page = page(request.page_size, &request.page_token);
-        let listed = self.store.list_entries(&filter, page.as_ref()).await;
+        self.be_current().await;
+        let listed = self.entries.list(&filter, page.as_ref());
         let listed = listed.map_err(|e| store_failed(&permit, "failed to list entries", &e))?;
         let mask = request.output_mask.as_ref();
-        let entries = listed.items.iter().map(|entry| masked(entry_to_proto(entry), mask)).collect();
+        let entries = listed.items.into_iter().map(|entry| masked(entry, mask)).collect();
         permit.audit();
         Ok(pb::ListEntriesResponse { entries, next_page_token: listed.next_page_token })
     }
@@ -256,15 +257,10 @@ impl Api {
         }
         permit.note("entry_id", &request.id);
         permit.about("entry_id", &request.id);
-        // What cannot be an ID is the ID of no entry.
-        let found = match EntryId::parse(&request.id) {
-            Ok(id) => self.store.fetch_entry(&id).await,
-            Err(_) => Ok(None),
-        };
-        let found = found.map_err(|e| store_failed(&permit, "failed to fetch entry", &e))?;
-        let entry = found.ok_or_else(|| permit.fail(ErrorKind::NotFound, "entry not found"))?;
+        self.be_current().await;
+        let entry = self.entries.get(&request.id).ok_or_else(|| permit.fail(ErrorKind::NotFound, "entry not found"))?;
         permit.audit();
-        Ok(masked(entry_to_proto(&entry), request.output_mask.as_ref()))
+        Ok(masked(entry.to_proto(), request.output_mask.as_ref()))
     }
 
     async fn batch_create_entry(

@@ -2,6 +2,7 @@
 
 use super::Call;
 use finial_proto::types;
+use finial_runtime::log::{FIELD_MARKS, literal};
 use std::borrow::Cow;
 use tonic::{Code, Status};
 
@@ -11,8 +12,31 @@ pub type Fields = Vec<(Cow<'static, str>, String)>;
 /// Separates names and values, and pairs, in the one text field by which they travel to the log's formatter.
 pub(super) const UNIT: char = '\u{1f}';
 pub(super) const RECORD: char = '\u{1e}';
-/// What no value may contain.
-pub(super) const SEPARATORS: [char; 2] = [UNIT, RECORD];
+
+/// Those of SPIRE's fields that are numbers in JSON lines, where the value is one, and those that are booleans.
+const NUMBERS: [&str; 11] = [
+    "caller_gid",
+    "caller_uid",
+    "created_at",
+    "expires_at",
+    "jwt_authority_expires_at",
+    "jwt_svid_ttl",
+    "refresh_hint",
+    "revision_number",
+    "sequence_number",
+    "ttl",
+    "x509_svid_ttl",
+];
+const BOOLEANS: [&str; 5] = ["admin", "by_banned", "by_can_reattest", "downstream", "store_svid"];
+
+/// A value as it travels to the log's formatter. Without what separates fields: a caller must not write fields of its own
+/// into our log.
+pub(super) fn travelling(name: &str, value: &str) -> String {
+    let base = name.rsplit_once('.').map_or(name, |(base, _)| base);
+    let typed = NUMBERS.contains(&base) && value.parse::<i64>().is_ok()
+        || BOOLEANS.contains(&base) && value.parse::<bool>().is_ok();
+    if typed { literal(value, value) } else { value.chars().filter(|c| !FIELD_MARKS.contains(c)).collect() }
+}
 
 pub(super) fn emit(call: &Call, fields: &Fields, code: Code, message: &str) {
     let mut line = String::new();
@@ -22,18 +46,18 @@ pub(super) fn emit(call: &Call, fields: &Fields, code: Code, message: &str) {
         }
         line.push_str(name);
         line.push(UNIT);
-        line.extend(value.chars().filter(|c| !SEPARATORS.contains(c)));
+        line.push_str(value);
     };
     add("type", "audit");
     if code == Code::Ok {
         add("status", "success");
     } else {
         add("status", "error");
-        add("status_code", code_name(code));
-        add("status_message", message);
+        add("status_code", &literal(code as i32, code_name(code)));
+        add("status_message", &travelling("", message));
     }
     for (name, value) in call.who().iter().chain(fields) {
-        add(name, value);
+        add(name, &travelling(name, value));
     }
     tracing::info!(
         subsystem_name = "api",

@@ -46,12 +46,12 @@ impl Call {
 
     /// Whether the calling agent is still as good as when the call began: long streams ask again.
     pub fn still_agent(&self) -> Result<(), Status> {
-        let Peer::Remote { identity: Identity::Svid { id, serial, not_after }, .. } = &*self.peer else {
+        let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows }, .. } = &*self.peer else {
             return Err(self.denied(None));
         };
-        let reason = match self.gate.nodes.standing(id, serial) {
+        let reason = match self.gate.nodes.standing(id, serial, follows) {
             _ if self.gate.clock.now() > *not_after => Reason::AgentExpired,
-            Standing::Current | Standing::Renewed => return Ok(()),
+            Standing::Current | Standing::Renewed | Standing::Ahead => return Ok(()),
             Standing::Unknown => Reason::AgentNotAttested,
             Standing::Banned => Reason::AgentBanned,
             Standing::Superseded => Reason::AgentNotActive,
@@ -140,8 +140,7 @@ impl Call {
     pub fn about(&self, name: &'static str, value: impl Display) {
         let mut about = self.about.lock().unwrap_or_else(PoisonError::into_inner);
         about.retain(|(known, _)| *known != name);
-        // Without what separates fields: a caller must not write fields of its own into our log.
-        let text = value.to_string().chars().filter(|c| !audit::SEPARATORS.contains(c)).collect();
+        let text = audit::travelling(name, &value.to_string());
         about.push((name, text));
     }
 
@@ -158,7 +157,7 @@ impl Call {
         }
     }
 
-    fn log_error(&self, message: &str, error: Option<&str>) {
+    pub(super) fn log_error(&self, message: &str, error: Option<&str>) {
         self.log_line(tracing::Level::ERROR, message, error);
     }
 

@@ -3,6 +3,8 @@
 //! A row also makes a type below [`method`], and handlers can only be written against the [`Permit`](super::Permit) of
 //! that type, which nothing but the gate's check hands out. A test walks the contracts and fails for an RPC without a row.
 
+use finial_policy::Verdict;
+
 /// Who may call a method; a set of classes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Who(u8);
@@ -20,6 +22,18 @@ impl Who {
     pub const AGENT: Self = Self(16);
     const MANAGER: Self = Self(2 | 4);
     const READER: Self = Self(2 | 4 | 16);
+
+    /// Those whom a policy's verdict names.
+    pub(super) fn of(verdict: Verdict) -> Self {
+        let classes = [
+            (verdict.allow, Self::ANYONE),
+            (verdict.allow_if_local, Self::LOCAL),
+            (verdict.allow_if_admin, Self::ADMIN),
+            (verdict.allow_if_downstream, Self::DOWNSTREAM),
+            (verdict.allow_if_agent, Self::AGENT),
+        ];
+        Self(classes.iter().filter(|(on, _)| *on).fold(0, |set, (_, class)| set | class.0))
+    }
 
     /// Whether the set holds `class`.
     pub fn includes(self, class: Self) -> bool {
@@ -223,7 +237,9 @@ mod tests {
             } else if let Some(rest) = line.strip_prefix("service ") {
                 service = rest.trim_end_matches('{').trim();
             } else if let Some(rest) = line.strip_prefix("rpc ")
-                && (package.starts_with("spire.api.server.") || package.starts_with("finial.server.") || package == "grpc.health.v1")
+                && (package.starts_with("spire.api.server.")
+                    || package.starts_with("finial.server.")
+                    || package == "grpc.health.v1")
             {
                 let rpc = rest.split('(').next().unwrap().trim();
                 let path = format!("/{package}.{service}/{rpc}");

@@ -3,7 +3,7 @@
 //! [`Gate::check`] looks up the method's row, finds out what the caller is, cheapest question first (anyone, local, admin by
 //! configuration, admin by entry, downstream by entry, agent), and returns a [`Permit`] of the method's type. Handlers take
 //! that permit, and nothing else makes one. All answers come from memory; the only write is the first use of an agent's
-//! renewed SVID.
+//! renewed SVID. A policy of the operator's own, if there is one, says who may in place of the row.
 
 mod audit;
 mod call;
@@ -22,9 +22,11 @@ use crate::entries::Entries;
 use crate::live::LiveSettings;
 use crate::nodes::{Nodes, Standing};
 use finial_core::{Clock, ErrorKind, Fault, SpiffeId};
+use finial_policy::{Input, Policy};
 use finial_proto::convert::status_of;
 use finial_proto::types::permission_denied_details::Reason;
 use finial_runtime::Metrics;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
@@ -42,6 +44,8 @@ pub struct GateSettings {
     pub live: LiveSettings,
     /// `audit_log_enabled`.
     pub audit_log_enabled: bool,
+    /// Says who may call what, in place of the method table.
+    pub policy: Option<Policy>,
 }
 
 /// The gate.
@@ -91,10 +95,13 @@ impl Gate {
         handler: impl FnOnce(Permit<M>, Req) -> Fut,
     ) -> Result<Response<Res>, Status>
     where
+        Req: prost::Message,
         Fut: Future<Output = Result<Res, Status>>,
     {
         let timer = self.timer(M::ROW);
-        let result = match self.check::<M, Req>(&request).await {
+        // A policy may look into the request.
+        let message = self.settings.policy.is_some().then(|| request.get_ref().encode_to_vec());
+        let result = match self.permit::<M, Req>(&request, message.as_deref()).await {
             Ok(permit) => {
                 let call = permit.0.clone();
                 let result = handler(permit, request.into_inner()).await;
@@ -119,6 +126,8 @@ impl Gate {
         let call = || self.call(row, peer, None);
         let status = match &**peer {
             Peer::Remote { identity: Identity::Unusable(why), .. } => Status::unauthenticated(why.clone()),
+            // What a policy says may depend on the message.
+            Peer::Remote { .. } if self.settings.policy.is_some() => return None,
             Peer::Remote { identity: Identity::None, .. } if !row.who.includes(Who::ANYONE) => call().denied(None),
             _ => return None,
         };
@@ -140,12 +149,20 @@ impl Gate {
         }
     }
 
-    /// Finds out whether the caller may call `M`.
+    /// Finds out whether the caller may call `M`, a method whose messages come as a stream.
     ///
     /// # Errors
     /// `PermissionDenied`, with a detail that tells an agent what to do next; `Unauthenticated` for a certificate that names
     /// nobody; `Internal` when the first use of a renewed SVID cannot be stored.
     pub async fn check<M: Method, Req>(self: &Arc<Self>, request: &Request<Req>) -> Result<Permit<M>, Status> {
+        self.permit(request, None).await
+    }
+
+    async fn permit<M: Method, Req>(
+        self: &Arc<Self>,
+        request: &Request<Req>,
+        message: Option<&[u8]>,
+    ) -> Result<Permit<M>, Status> {
         let Some(peer) = request.extensions().get::<Connection>() else {
             return Err(Status::internal("no peer information available"));
         };
@@ -153,7 +170,11 @@ impl Gate {
         if let Peer::Remote { identity: Identity::Unusable(why), .. } = &*call.peer {
             return Err(Status::unauthenticated(why.clone()));
         }
-        match self.classify(M::ROW.who, &call.peer).await {
+        let who = match &self.settings.policy {
+            None => M::ROW.who,
+            Some(policy) => judge(policy, &call, message)?,
+        };
+        match self.classify(who, &call.peer).await {
             Ok((authorized_as, authorized_via)) => {
                 call.authorized_as = authorized_as;
                 call.authorized_via = authorized_via;
@@ -171,7 +192,7 @@ impl Gate {
         if peer.is_local() {
             return if who.includes(Who::LOCAL) { Ok(("local", "transport")) } else { Err(Denial::Refused(None)) };
         }
-        let Peer::Remote { identity: Identity::Svid { id, serial, not_after }, .. } = peer else {
+        let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows }, .. } = peer else {
             return Err(Denial::Refused(None));
         };
         if who.includes(Who::ADMIN) {
@@ -186,17 +207,27 @@ impl Gate {
             return Ok(("downstream", "entries"));
         }
         if who.includes(Who::AGENT) {
-            self.check_agent(id, serial, *not_after).await?;
+            self.check_agent(id, serial, *not_after, follows).await?;
             return Ok(("agent", "datastore"));
         }
         Err(Denial::Refused(None))
     }
 
-    async fn check_agent(&self, id: &SpiffeId, serial: &str, not_after: i64) -> Result<(), Denial> {
+    async fn check_agent(
+        &self,
+        id: &SpiffeId,
+        serial: &str,
+        not_after: i64,
+        follows: &[Box<str>],
+    ) -> Result<(), Denial> {
         if self.clock.now() > not_after {
             return Err(Denial::Refused(Some((Reason::AgentExpired, "Agent SVID is expired"))));
         }
-        let (reason, log) = match self.nodes.standing(id, serial) {
+        let standing = self.nodes.judge(id, serial, follows).await.map_err(|error| {
+            let message = format!("unable to look up the agent: {error}");
+            Denial::Broken(Fault::new(error.kind(), message).because(error))
+        })?;
+        let (reason, log) = match standing {
             Standing::Current => return Ok(()),
             Standing::Renewed => match self.nodes.promote(id, serial).await {
                 Ok(()) => return Ok(()),
@@ -205,12 +236,33 @@ impl Gate {
                     return Err(Denial::Broken(Fault::new(ErrorKind::Internal, message).because(error)));
                 }
             },
+            Standing::Ahead => {
+                self.nodes.adopt(id, serial, not_after, follows).await;
+                return Ok(());
+            }
             Standing::Unknown => (Reason::AgentNotAttested, "Agent is not attested"),
             Standing::Banned => (Reason::AgentBanned, "Agent is banned"),
             Standing::Superseded => (Reason::AgentNotActive, "Agent SVID is not active"),
         };
         Err(Denial::Refused(Some((reason, log))))
     }
+}
+
+/// To whom the policy allows the call. When it gives no answer, nobody may.
+fn judge(policy: &Policy, call: &Call, message: Option<&[u8]>) -> Result<Who, Status> {
+    let program = match &*call.peer {
+        Peer::Local(process) => process.path.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default(),
+        Peer::Remote { .. } => Cow::default(),
+    };
+    let caller = call.peer.id().map_or("", SpiffeId::as_str);
+    // Policies written for SPIRE do not know our own stream; it tells an agent nothing else than this call would.
+    let full_method =
+        if call.row == method::WatchAuthorized::ROW { method::SyncAuthorizedEntries::ROW } else { call.row }.path;
+    let input = Input { caller, caller_file_path: &program, full_method, request: message };
+    policy.judge(input).map(Who::of).map_err(|error| {
+        call.log_error("Authorization failure from OPA auth", Some(&error.to_string()));
+        Status::unknown(error.to_string())
+    })
 }
 
 enum Denial {

@@ -30,7 +30,7 @@ pub struct LocalProcess {
     pub uid: u32,
     /// Group ID.
     pub gid: u32,
-    /// Its program, when it could be read (only looked up when the audit log is on).
+    /// Its program, when it could be read (only looked up for the audit log and the policy).
     pub path: Option<PathBuf>,
 }
 
@@ -47,6 +47,8 @@ pub enum Identity {
         serial: String,
         /// When it ends.
         not_after: UnixSeconds,
+        /// The serial numbers that an agent's SVID says it follows; mostly none. See [`crate::issue::follows`].
+        follows: Box<[Box<str>]>,
     },
     /// A certificate that names nobody; the text says why.
     Unusable(String),
@@ -65,7 +67,12 @@ impl Identity {
             _ => return Self::Unusable("client certificate has more than one URI SAN".into()),
         };
         match SpiffeId::parse(uri) {
-            Ok(id) => Self::Svid { id, serial: certificate.serial_decimal(), not_after: certificate.not_after() },
+            Ok(id) => Self::Svid {
+                serial: certificate.serial_decimal(),
+                not_after: certificate.not_after(),
+                follows: if id.is_agent() { crate::issue::follows(&certificate) } else { Box::default() },
+                id,
+            },
             Err(error) => Self::Unusable(format!("client certificate has a malformed URI SAN: {error}")),
         }
     }

@@ -6,6 +6,7 @@
 
 mod index;
 mod indexed;
+mod list;
 
 pub use index::Index;
 pub use indexed::Indexed;

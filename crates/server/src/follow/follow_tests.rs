@@ -264,3 +264,22 @@ async fn who_catches_up_knows_what_was_committed_before() {
         assert!(scene.told.0.lock().unwrap().contains(&format!("e{n}")));
     }
 }
+
+#[tokio::test]
+async fn who_would_be_refused_waits_for_a_look() {
+    let scene = Scene::new(|_| {}).await;
+    let follower = scene.follower.clone();
+    let following = async { follower.look_for_ever().await };
+    let asked = async {
+        scene.fake.write(1, "a");
+        assert!(scene.link.look_again().await.unwrap());
+        assert_eq!(*scene.told.0.lock().unwrap(), ["a"]);
+        scene.fake.change(|now| now.broken = true);
+        assert_eq!(scene.link.look_again().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    };
+    tokio::select! {
+        () = following => unreachable!("for ever"),
+        () = asked => {}
+    }
+    assert!(!Link::default().look_again().await.unwrap(), "nobody else writes");
+}

@@ -1,7 +1,8 @@
 //! Whether the datastore can be reached, as the last look at it told; asked before anybody waits for it.
 
 use finial_store::StoreError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// Why the datastore is away.
@@ -18,11 +19,24 @@ pub struct Link {
     away: watch::Sender<Option<Away>>,
     followed: AtomicBool,
     look: Notify,
+    /// How many looks have begun.
+    begun: AtomicU64,
+    /// The number of the last look that went well.
+    well: watch::Sender<u64>,
 }
+
+/// How long a caller waits for a look.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 impl Default for Link {
     fn default() -> Self {
-        Self { away: watch::Sender::new(None), followed: AtomicBool::new(false), look: Notify::new() }
+        Self {
+            away: watch::Sender::new(None),
+            followed: AtomicBool::new(false),
+            look: Notify::new(),
+            begun: AtomicU64::new(0),
+            well: watch::Sender::new(0),
+        }
     }
 }
 
@@ -67,6 +81,47 @@ impl Link {
     /// Asks for a look at the datastore soon.
     pub fn wake(&self) {
         self.look.notify_one();
+    }
+
+    /// Waits for a look that begins after this call, so that memory knows what was committed before it; those who ask
+    /// together share one. `false` when nobody else writes, so that memory knows everything as it is.
+    ///
+    /// # Errors
+    /// The datastore is away, or does not answer in time.
+    pub async fn look_again(&self) -> Result<bool, StoreError> {
+        if !self.is_followed() {
+            return Ok(false);
+        }
+        let begun = self.looks_begun();
+        let mut well = self.well.subscribe();
+        self.wake();
+        let looked = async {
+            tokio::select! {
+                refusal = self.lost() => Err(refusal),
+                _ = well.wait_for(|nth| *nth > begun) => Ok(true),
+            }
+        };
+        match tokio::time::timeout(LOOK_AGAIN_MAX, looked).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Busy(LOOK_AGAIN_MAX.as_secs())),
+        }
+    }
+
+    pub(super) fn looks_begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn begin_look(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    pub(super) fn went_well(&self, nth: u64) {
+        self.well.send_replace(nth);
+    }
+
+    /// The number of the last look that went well.
+    pub(super) fn last_well(&self) -> u64 {
+        *self.well.borrow()
     }
 
     /// Waits until somebody asks for a look.

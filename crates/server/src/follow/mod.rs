@@ -18,7 +18,6 @@ use finial_runtime::Shutdown;
 use finial_store::{Beat, Event, EventFeed, EventsSeen, Feed, Listener, Span, Standpoint, StoreError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -160,9 +159,6 @@ pub struct Follower {
     memory: Arc<dyn Memory>,
     link: Arc<Link>,
     state: Mutex<State>,
-    /// How many looks have begun, and the number of the last that went well.
-    begun: AtomicU64,
-    well: AtomicU64,
     federation: watch::Sender<u64>,
 }
 
@@ -170,15 +166,7 @@ impl Follower {
     /// Goes on from `state`, after which all that `memory` holds was read.
     pub fn new(source: Arc<dyn Source>, memory: Arc<dyn Memory>, link: Arc<Link>, state: State) -> Arc<Self> {
         link.set_followed();
-        Arc::new(Self {
-            source,
-            memory,
-            link,
-            state: Mutex::new(state),
-            begun: AtomicU64::new(0),
-            well: AtomicU64::new(0),
-            federation: watch::Sender::new(0),
-        })
+        Arc::new(Self { source, memory, link, state: Mutex::new(state), federation: watch::Sender::new(0) })
     }
 
     /// Tells of each change of a federation relationship, whoever made it; the number only grows.
@@ -228,18 +216,18 @@ impl Follower {
         if self.link.is_away() {
             return false;
         }
-        let begun = self.begun.load(Ordering::SeqCst);
+        let begun = self.link.looks_begun();
         let work = async {
             let mut state = self.state.lock().await;
             // One that began after the call is as good as one of its own.
-            self.well.load(Ordering::SeqCst) > begun || self.look(&mut state).await
+            self.link.last_well() > begun || self.look(&mut state).await
         };
         tokio::time::timeout(CATCH_UP_MAX, work).await.unwrap_or(false)
     }
 
     /// Looks once, and says whether that went well.
     async fn look(&self, state: &mut State) -> bool {
-        let nth = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let nth = self.link.begin_look();
         let beat = match self.beat(state).await {
             Ok(beat) => beat,
             // A connection that was cut is no outage yet.
@@ -263,7 +251,7 @@ impl Follower {
             self.memory.datastore_is_back().await;
         }
         state.last_look = Instant::now();
-        self.well.store(nth, Ordering::SeqCst);
+        self.link.went_well(nth);
         true
     }
 

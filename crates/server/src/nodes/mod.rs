@@ -91,7 +91,7 @@ impl Nodes {
         }
     }
 
-    async fn repair(self: &Arc<Self>) {
+    pub(crate) async fn repair(self: &Arc<Self>) {
         if self.turn.is_in_doubt()
             && let Err(error) = self.read_again().await
         {
@@ -132,7 +132,7 @@ impl Nodes {
         let changed = self.change(|map| match map.get_mut(&record.id) {
             Some(known) => {
                 node.inherit(known);
-                let changed = *known != node;
+                let changed = known.differs(&node);
                 *known = node;
                 changed
             }
@@ -205,6 +205,21 @@ impl Nodes {
         self.with(id, |node| node.map_or(Standing::Unknown, |node| node.standing(serial, follows)))
     }
 
+    /// The same, but an agent is not refused for what memory may have missed: it may have attested or renewed at another
+    /// server a moment ago.
+    ///
+    /// # Errors
+    /// The datastore is away, and memory does not know the agent by this SVID.
+    pub async fn judge(&self, id: &SpiffeId, serial: &str, follows: &[Box<str>]) -> Result<Standing, StoreError> {
+        match self.standing(id, serial, follows) {
+            Standing::Banned if self.turn.link().is_away() => Ok(Standing::Banned),
+            Standing::Unknown | Standing::Superseded | Standing::Banned if self.turn.link().look_again().await? => {
+                Ok(self.standing(id, serial, follows))
+            }
+            standing => Ok(standing),
+        }
+    }
+
     /// Whether the agent exists and is banned.
     pub fn is_banned(&self, id: &SpiffeId) -> bool {
         self.with(id, |node| node.is_some_and(Node::is_banned))
@@ -224,6 +239,11 @@ impl Nodes {
     pub async fn attest(self: &Arc<Self>, record: AgentRecord) -> Result<Attested, StoreError> {
         let this = self.clone();
         let work = async move {
+            // Another server may have banned it a moment ago.
+            if this.turn.link().is_followed() {
+                let known = this.store.agent_rows(std::slice::from_ref(&record.id)).await?;
+                known.iter().for_each(|(row, known)| this.put_row(known, *row));
+            }
             if this.is_banned(&record.id) {
                 return Ok(Attested::Banned);
             }

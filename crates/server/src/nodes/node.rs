@@ -102,6 +102,11 @@ impl Node {
         self.pending = before.pending.iter().filter(waits).cloned().collect();
     }
 
+    /// Whether callers can tell the two apart.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        Self { row: other.row, pending: Vec::new(), ..self.clone() } != Self { pending: Vec::new(), ..other.clone() }
+    }
+
     /// All serial numbers that are this agent's.
     pub(super) fn serials(&self) -> Box<[Box<str>]> {
         let recorded = [&self.serial, &self.new_serial].into_iter().filter(|serial| !serial.is_empty());

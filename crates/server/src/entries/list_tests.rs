@@ -1,0 +1,138 @@
+//! Memory against the datastore: the same filters, the same pages.
+
+use super::super::Turn;
+use super::*;
+use finial_core::{Entry, EntryId, ManualClock, SelectorSet, SpiffeId, TrustDomain};
+use finial_proto::convert::entry_to_proto;
+use finial_runtime::Supervisor;
+use finial_store::{Store, StoreSettings};
+use proptest::prelude::*;
+use std::sync::Arc;
+
+const BEHAVIORS: [MatchBehavior; 4] =
+    [MatchBehavior::Exact, MatchBehavior::Subset, MatchBehavior::Superset, MatchBehavior::Any];
+
+fn id(path: &str) -> SpiffeId {
+    SpiffeId::parse(&format!("spiffe://example.org/{path}")).unwrap()
+}
+
+fn selectors(bits: u8) -> Vec<Selector> {
+    (0..4).filter(|n| bits & (1 << n) != 0).map(|n| Selector { kind: "s".into(), value: n.to_string() }).collect()
+}
+
+fn domains(bits: u8) -> Vec<TrustDomain> {
+    let names = ["a.test", "b.test"];
+    names.iter().zip([1, 2]).filter(|(_, bit)| bits & bit != 0).map(|(n, _)| TrustDomain::parse(n).unwrap()).collect()
+}
+
+#[derive(Clone, Debug)]
+struct Plan {
+    path: u8,
+    parent: u8,
+    selectors: u8,
+    federates_with: u8,
+    downstream: bool,
+    hint: u8,
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    (0..3u8, 0..3u8, 1..16u8, 0..4u8, any::<bool>(), 0..3u8).prop_map(
+        |(path, parent, selectors, federates_with, downstream, hint)| Plan {
+            path,
+            parent,
+            selectors,
+            federates_with,
+            downstream,
+            hint,
+        },
+    )
+}
+
+fn parent(n: u8) -> SpiffeId {
+    match n {
+        0 => id("spire/server"),
+        n => id(&format!("spire/agent/{n}")),
+    }
+}
+
+fn entry(n: usize, plan: &Plan) -> Entry {
+    Entry {
+        id: EntryId::parse(&format!("e{n}")).unwrap(),
+        spiffe_id: id(&format!("w{}", plan.path)),
+        parent_id: parent(plan.parent),
+        selectors: SelectorSet::new(selectors(plan.selectors)),
+        x509_svid_ttl: 0,
+        jwt_svid_ttl: 0,
+        federates_with: domains(plan.federates_with),
+        admin: false,
+        downstream: plan.downstream,
+        expires_at: 0,
+        dns_names: vec!["x".into()],
+        revision_number: 0,
+        store_svid: false,
+        hint: ["", "x", "y"][plan.hint as usize].into(),
+        created_at: 0,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
+}
+
+fn filter() -> impl Strategy<Value = EntryFilter> {
+    let some = |range: std::ops::Range<u8>| proptest::option::weighted(0.3, range);
+    (some(0..3), some(0..3), some(1..16), some(1..4), some(0..3), some(0..2), 0..4usize).prop_map(
+        |(path, above, wanted, federates_with, hint, downstream, behavior)| EntryFilter {
+            spiffe_id: path.map(|n| id(&format!("w{n}"))),
+            parent_id: above.map(parent),
+            selectors: wanted.map(|bits| (BEHAVIORS[behavior], selectors(bits))),
+            federates_with: federates_with.map(|bits| (BEHAVIORS[behavior], domains(bits))),
+            hint: hint.map(|n| ["", "x", "y"][n as usize].into()),
+            downstream: downstream.map(|n| n == 1),
+        },
+    )
+}
+
+async fn same(plans: &[Plan], filters: &[EntryFilter], gone: usize, size: u32) {
+    let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
+    for trust_domain in domains(3) {
+        let bundle = finial_core::Bundle::empty(trust_domain);
+        store.create_bundle(&bundle).await.unwrap();
+    }
+    let turn = Turn::new(Supervisor::default().spawner());
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let entries = Entries::load(store.clone(), turn, trust_domain).await.unwrap();
+    let wanted = plans.iter().enumerate().map(|(n, plan)| entry(n, plan)).collect();
+    entries.create(wanted).await.unwrap();
+    entries.delete(vec![EntryId::parse(&format!("e{gone}")).unwrap()]).await.unwrap();
+    for filter in filters {
+        let stored = store.list_entries(filter, None).await.unwrap();
+        let stored: Vec<_> = stored.items.iter().map(entry_to_proto).collect();
+        assert_eq!(entries.list(filter, None).unwrap().items, stored, "{filter:?}");
+        assert_eq!(entries.count_matching(filter), stored.len(), "{filter:?}");
+        let mut page = Page { token: String::new(), size };
+        loop {
+            let stored = store.list_entries(filter, Some(&page)).await.unwrap();
+            let listed = entries.list(filter, Some(&page)).unwrap();
+            assert_eq!(listed.next_page_token, stored.next_page_token, "{filter:?}");
+            assert_eq!(listed.items, stored.items.iter().map(entry_to_proto).collect::<Vec<_>>());
+            page.token = listed.next_page_token;
+            if page.token.is_empty() {
+                break;
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn memory_answers_as_the_datastore_does(
+        plans in proptest::collection::vec(plan(), 0..20),
+        filters in proptest::collection::vec(filter(), 1..12),
+        gone in 0..20usize,
+        size in 1..5u32,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(same(&plans, &filters, gone, size));
+    }
+}

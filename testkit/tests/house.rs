@@ -25,6 +25,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-agent-bin", 7),
     ("testkit", 7),
     ("finial-tests", 8),
+    ("fleet", 8),
 ];
 
 /// Dependencies between rooms of one level that the house allows.

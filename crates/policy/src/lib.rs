@@ -28,7 +28,7 @@ const STEPS_PER_CHECK: NonZeroU32 = NonZeroU32::MIN.saturating_add(255);
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
     /// A file cannot be read.
-    #[error("open {}: {source}", path.display())]
+    #[error("open {}: {}", path.display(), finial_runtime::errno_text(source))]
     Unreadable {
         /// Which one.
         path: PathBuf,

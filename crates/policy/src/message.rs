@@ -94,7 +94,6 @@ mod tests {
     use finial_proto::server::trustdomain::BatchCreateFederationRelationshipRequest;
     use finial_proto::types::{Entry, FederationRelationship, SelectorMatch, Spiffeid};
     use finial_proto::types::{HttpsspiffeProfile, federation_relationship::BundleEndpointProfile};
-    use prost::Message as _;
     use serde_json::json;
 
     fn shown(method: &str, request: &impl prost::Message) -> Json {

@@ -66,6 +66,11 @@ impl Level {
         Self::ALL.into_iter().find(|level| level.as_str().eq_ignore_ascii_case(text))
     }
 
+    fn of(stored: &AtomicU8) -> Self {
+        let number = stored.load(Ordering::Relaxed);
+        Self::ALL.into_iter().find(|level| *level as u8 == number).unwrap_or(Self::Info)
+    }
+
     fn filter(self) -> LevelFilter {
         match self {
             Self::Panic | Self::Fatal => LevelFilter::OFF,
@@ -104,6 +109,17 @@ impl std::fmt::Display for Time {
     }
 }
 
+/// Marks a value with two forms.
+const LITERAL_MARK: char = '\u{1c}';
+
+/// What no text from outside may contain in a field named at run time: it would make fields, or forms, of its own.
+pub const FIELD_MARKS: [char; 4] = [LITERAL_MARK, TIME_MARK, '\u{1e}', '\u{1f}'];
+
+/// A number, a boolean or another JSON value as the value of a field named at run time, with the form that text lines show.
+pub fn literal(json: impl std::fmt::Display, text: impl std::fmt::Display) -> String {
+    format!("{LITERAL_MARK}{json}{LITERAL_MARK}{text}")
+}
+
 /// Where and how to log.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -125,7 +141,7 @@ enum Sink {
 
 struct Shared {
     level: AtomicU8,
-    launch: Level,
+    launch: AtomicU8,
     sink: Sink,
 }
 
@@ -136,13 +152,18 @@ pub struct LogHandle(Arc<Shared>);
 impl LogHandle {
     /// The level now.
     pub fn level(&self) -> Level {
-        let number = self.0.level.load(Ordering::Relaxed);
-        Level::ALL.into_iter().find(|level| *level as u8 == number).unwrap_or(Level::Info)
+        Level::of(&self.0.level)
     }
 
-    /// The level at start.
+    /// The level at start, or of the last reload.
     pub fn launch_level(&self) -> Level {
-        self.0.launch
+        Level::of(&self.0.launch)
+    }
+
+    /// Changes the level as if the program had started with it.
+    pub fn relaunch(&self, level: Level) {
+        self.0.launch.store(level as u8, Ordering::Relaxed);
+        self.set_level(level);
     }
 
     /// Changes the level, for all that follows.
@@ -210,7 +231,11 @@ pub fn with_writer(
 }
 
 fn build(settings: &Settings, sink: Sink, clock: Arc<dyn Clock>) -> (Log, LogHandle) {
-    let shared = Arc::new(Shared { level: AtomicU8::new(settings.level as u8), launch: settings.level, sink });
+    let shared = Arc::new(Shared {
+        level: AtomicU8::new(settings.level as u8),
+        launch: AtomicU8::new(settings.level as u8),
+        sink,
+    });
     let offset = UtcOffset::current_local_offset().unwrap_or(UtcOffset::UTC);
     let style = format::Style { format: settings.format, source_location: settings.source_location, offset };
     let handle = LogHandle(shared);
@@ -345,6 +370,16 @@ mod tests {
         assert!(text.ends_with(expected), "{text}");
     }
 
+    #[test]
+    fn fields_named_at_run_time_may_have_types() {
+        let fields = format!("ttl\u{1f}{}\u{1e}status_code\u{1f}{}", literal(60, 60), literal(5, "NotFound"));
+        let act = |_: &LogHandle| tracing::info!(fields, "API accessed");
+        let text = logged(&settings(Format::Text), act);
+        assert!(text.ends_with("msg=\"API accessed\" status_code=NotFound ttl=60\n"), "{text}");
+        let json = logged(&settings(Format::Json), act);
+        assert!(json.contains("\"status_code\":5,") && json.contains("\"ttl\":60}"), "{json}");
+    }
+
     proptest::proptest! {
         /// Whatever a client sends into a log line: one line, and JSON gives it back as it was.
         #[test]
@@ -356,7 +391,7 @@ mod tests {
             proptest::prop_assert!(!line.trim_end_matches('\n').chars().any(char::is_control), "{}", line);
             let line = logged(&settings(Format::Json), act);
             let parsed: serde_json::Value = serde_json::from_str(&line).expect("is JSON");
-            if !text.starts_with(TIME_MARK) {
+            if !text.starts_with([TIME_MARK, LITERAL_MARK]) {
                 proptest::prop_assert_eq!(parsed["spiffe_id"].as_str(), Some(text.as_str()));
             }
         }
@@ -374,6 +409,10 @@ mod tests {
             tracing::error!("five");
             handle.set_level(handle.launch_level());
             tracing::info!("six");
+            handle.relaunch(Level::Error);
+            handle.set_level(Level::Debug);
+            handle.set_level(handle.launch_level());
+            tracing::info!("seven");
         });
         let words: Vec<_> = text.lines().filter_map(|l| l.rsplit_once("msg=")).map(|(_, w)| w).collect();
         assert_eq!(words, ["two", "four", "six"]);

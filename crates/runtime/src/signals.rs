@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 pub fn signals(spawner: &Spawner, shutdown: Shutdown, log: Option<LogHandle>) -> std::io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut reload = signal(SignalKind::user_defined1())?;
     let mut reopen = signal(SignalKind::user_defined2())?;
     spawner.service("signals", async move {
@@ -18,6 +19,8 @@ pub fn signals(spawner: &Spawner, shutdown: Shutdown, log: Option<LogHandle>) ->
             tokio::select! {
                 _ = interrupt.recv() => shutdown.trigger(),
                 _ = terminate.recv() => shutdown.trigger(),
+                // Whoever reloads its settings then listens for it, too.
+                _ = hangup.recv() => {}
                 _ = reload.recv() => {}
                 _ = reopen.recv() => {
                     if let Some(Err(error)) = log.as_ref().map(LogHandle::reopen) {

@@ -1,6 +1,6 @@
 //! How a line looks: the rules of logrus, which readers of SPIRE's logs rely on.
 
-use super::{Format, TIME_MARK};
+use super::{Format, LITERAL_MARK, TIME_MARK};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -100,6 +100,13 @@ impl Style {
             let Value::String(text) = value else { continue };
             if let Some(seconds) = text.strip_prefix(TIME_MARK).and_then(|s| s.parse().ok()) {
                 *text = self.time_field(seconds);
+            } else if let Some((json, plain)) =
+                text.strip_prefix(LITERAL_MARK).and_then(|forms| forms.split_once(LITERAL_MARK))
+            {
+                *value = match self.format {
+                    Format::Json => serde_json::from_str(json).unwrap_or_else(|_| plain.into()),
+                    Format::Default | Format::Text => plain.into(),
+                };
             }
         }
         let time = self.time(now_ms);

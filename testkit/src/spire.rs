@@ -51,6 +51,8 @@ pub struct ServerOptions {
     pub plugins: String,
     /// How far its clock is from everybody else's, seconds.
     pub clock_ahead_seconds: i64,
+    /// A PEM file of the roots that it trusts for the web; those of the machine by default.
+    pub web_roots: Option<PathBuf>,
 }
 
 impl Default for ServerOptions {
@@ -62,6 +64,7 @@ impl Default for ServerOptions {
             server: String::new(),
             plugins: String::new(),
             clock_ahead_seconds: 0,
+            web_roots: None,
         }
     }
 }
@@ -99,6 +102,7 @@ pub struct Server {
     binary: PathBuf,
     config: PathBuf,
     clock_ahead_seconds: i64,
+    web_roots: Option<PathBuf>,
 }
 
 impl Server {
@@ -141,17 +145,27 @@ plugins {{
             ),
         );
         let binary = flavor.binary(&dir, "spire-server");
-        let clock_ahead_seconds = options.clock_ahead_seconds;
-        let process = Self::launch(&binary, &config, &dir, clock_ahead_seconds);
+        let (clock_ahead_seconds, web_roots) = (options.clock_ahead_seconds, options.web_roots.clone());
+        let process = Self::launch(&binary, &config, &dir, clock_ahead_seconds, web_roots.as_deref());
         let trust_domain = options.trust_domain.clone();
-        let mut server = Self { process, dir, port, trust_domain, binary, config, clock_ahead_seconds };
+        let mut server = Self { process, dir, port, trust_domain, binary, config, clock_ahead_seconds, web_roots };
         server.wait_healthy();
         server
     }
 
-    fn launch(binary: &Path, config: &Path, dir: &Workdir, clock_ahead_seconds: i64) -> Process {
+    fn launch(
+        binary: &Path,
+        config: &Path,
+        dir: &Workdir,
+        clock_ahead_seconds: i64,
+        web_roots: Option<&Path>,
+    ) -> Process {
         let mut command = process::command(binary);
         command.arg("run").arg("-config").arg(config);
+        if let Some(file) = web_roots {
+            // Go reads the directory as well.
+            command.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "/nonexistent");
+        }
         if clock_ahead_seconds != 0 {
             other_clock(&mut command, clock_ahead_seconds);
         }
@@ -166,7 +180,8 @@ plugins {{
 
     /// The same without waiting for it.
     pub fn begin(&mut self) {
-        self.process = Self::launch(&self.binary, &self.config, &self.dir, self.clock_ahead_seconds);
+        let (ahead, roots) = (self.clock_ahead_seconds, self.web_roots.as_deref());
+        self.process = Self::launch(&self.binary, &self.config, &self.dir, ahead, roots);
     }
 
     /// Starts it again as the other's, on the same data, after it has ended.

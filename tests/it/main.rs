@@ -1,6 +1,7 @@
 //! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
 
 mod answers;
+mod audit;
 mod answers_trust;
 mod clients;
 mod documents;
@@ -9,6 +10,7 @@ mod guide;
 mod kill_points;
 mod outage;
 mod pushed;
+mod reload;
 mod several;
 mod spire;
 mod takeover;

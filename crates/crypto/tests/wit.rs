@@ -60,7 +60,7 @@ async fn what_is_signed_is_what_the_standard_shows_and_is_accepted() {
     let token = authority().sign(&claims).await.unwrap();
     assert_eq!(part(&token, 0), r#"{"alg":"ES256","kid":"wit","typ":"wit+jwt"}"#);
     let written = part(&token, 1);
-    assert!(written.starts_with(r#"{"cnf":{"jwk":{"alg":"ES384","crv":"P-384","kty":"EC","x":""#), "{written}");
+    assert!(written.starts_with(r#"{"cnf":{"jwk":{"kty":"EC","crv":"P-384","alg":"ES384","x":""#), "{written}");
     assert!(written.ends_with(&format!(r#""}}}},"exp":{},"iat":{NOW},"sub":"spiffe://example.org/web"}}"#, NOW + 60)));
     let svid = check(&token).unwrap();
     assert_eq!((svid.id, svid.expires_at), (id.clone(), NOW + 60));

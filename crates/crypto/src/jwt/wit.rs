@@ -8,7 +8,6 @@ use crate::signer::{SignError, Signer};
 use finial_core::{ErrorKind, SpiffeId, UnixSeconds};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Section 2.2: `typ` is this, always.
@@ -31,7 +30,7 @@ pub struct WitSvidClaims<'a> {
     pub sub: &'a SpiffeId,
 }
 
-/// As Go writes them: by name, also within the key.
+/// As Go writes them: by name, the key as go-jose has it.
 #[derive(Serialize)]
 struct Written<'a> {
     cnf: Confirmation,
@@ -44,13 +43,18 @@ struct Written<'a> {
 
 #[derive(Serialize)]
 struct Confirmation {
-    jwk: BTreeMap<String, Value>,
+    jwk: Map<String, Value>,
 }
 
 impl WitSvidClaims<'_> {
     fn written(&self) -> Written<'_> {
-        let mut jwk: BTreeMap<String, Value> = public_key_to_jwk(self.key, None).into_iter().collect();
+        let (mut jwk, mut members) = (Map::new(), public_key_to_jwk(self.key, None));
+        // go-jose writes the algorithm after what the key is, before its numbers.
+        for name in ["kty", "crv"] {
+            jwk.extend(members.shift_remove(name).map(|value| (name.to_owned(), value)));
+        }
         jwk.insert("alg".into(), self.key_algorithm.jwa().into());
+        jwk.extend(members);
         Written { cnf: Confirmation { jwk }, exp: self.exp, iat: self.iat, iss: self.iss, sub: self.sub.as_str() }
     }
 }

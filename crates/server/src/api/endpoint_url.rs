@@ -1,6 +1,6 @@
 //! The URLs of bundle endpoints, held against SPIRE's rules, in the words of Go's parser.
 
-/// The URL with its scheme in lower case, as Go writes it again.
+/// The URL with its scheme in lower case and its path escaped, as Go writes it again.
 ///
 /// # Errors
 /// What SPIRE says of it.
@@ -15,7 +15,11 @@ pub(super) fn check(url: &str) -> Result<String, String> {
     match authority.map(|a| a.rsplit_once('@').map_or((None, a), |(user, host)| (Some(user), host))) {
         None | Some((_, "")) => Err("bundle endpoint URL must specify the host".into()),
         Some((Some(_), _)) => Err("bundle endpoint URL must not contain user info".into()),
-        Some((None, _)) => Ok(format!("{scheme}:{rest}")),
+        Some((None, host)) => {
+            let path = before_query.get("//".len() + host.len()..).unwrap_or_default();
+            let tail = rest.get(before_query.len()..).unwrap_or_default();
+            Ok(format!("{scheme}://{host}{}{tail}", escaped(path)))
+        }
     }
 }
 
@@ -91,6 +95,31 @@ fn check_escapes(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A path as it was, if nothing in it needs an escape; else decoded and escaped anew.
+fn escaped(path: &str) -> String {
+    if path.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:@[]%/".contains(&b)) {
+        return path.to_owned();
+    }
+    let mut out = String::with_capacity(path.len() + 16);
+    let mut rest = path.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        let digits = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        let byte = match digits.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(decoded) => {
+                rest = after.get(2..).unwrap_or_default();
+                decoded
+            }
+            None => *first,
+        };
+        match byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@".contains(&byte) {
+            true => out.push(char::from(byte)),
+            false => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::check;
@@ -102,6 +131,7 @@ mod tests {
             assert_eq!(check(good).as_deref(), Ok(good));
         }
         assert_eq!(check("HTTPS://A/x").as_deref(), Ok("https://A/x"));
+        assert_eq!(check("https://a/ é%41?ü#ö").as_deref(), Ok("https://a/%20%C3%A9A?ü#ö"));
         for (bad, why) in [
             ("", "bundle endpoint URL must use the https scheme"),
             ("http://a", "bundle endpoint URL must use the https scheme"),

@@ -178,8 +178,29 @@ impl KeyManager for Memory {
     }
 }
 
+/// The keys of one of several servers, each with a prefix of its own.
+struct KeysOf(&'static str, Arc<Memory>);
+
+#[async_trait]
+impl KeyManager for KeysOf {
+    async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, PluginError> {
+        self.1.generate_key(&format!("{}{id}", self.0), key_type).await
+    }
+
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, PluginError> {
+        self.1.key(&format!("{}{id}", self.0)).await
+    }
+
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, PluginError> {
+        let all = self.1.keys().await?;
+        Ok(all.into_iter().filter_map(|(id, key)| Some((id.strip_prefix(self.0)?.to_owned(), key))).collect())
+    }
+}
+
 /// A process on top of what survives it.
 pub(crate) struct World {
+    /// Which of several servers; empty where there is one.
+    pub(crate) name: &'static str,
     pub(crate) memory: Arc<Memory>,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) settings: AuthoritySettings,
@@ -207,7 +228,19 @@ impl World {
             jwt_key_type: Some(KeyType::EcP256),
             wit_key_type: None,
         };
-        Self { memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings, upstream: None }
+        Self { name: "", memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings, upstream: None }
+    }
+
+    /// Another server on the same datastore, whose clock goes so many seconds ahead.
+    pub(crate) fn beside(&self, name: &'static str, ahead_seconds: i64) -> Self {
+        let clock = Arc::new(ManualClock::at(self.now() + ahead_seconds));
+        Self {
+            name,
+            memory: self.memory.clone(),
+            clock,
+            settings: self.settings.clone(),
+            upstream: self.upstream.clone(),
+        }
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -220,7 +253,7 @@ impl World {
         let feed = BundleFeed::open(self.memory.clone(), trust_domain()).await?;
         let parts = AuthorityParts {
             store: self.memory.clone(),
-            keys: self.memory.clone(),
+            keys: Arc::new(KeysOf(self.name, self.memory.clone())),
             upstream: self.upstream.clone(),
             feed: feed.clone(),
             authorities: authorities.clone(),

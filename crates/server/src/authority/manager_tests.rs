@@ -3,7 +3,7 @@ use finial_proto::journal as pb;
 use prost::Message;
 
 /// What must hold at any moment for whoever verifies: what signs is in the bundle, in the datastore and in the feed.
-fn assert_verifiable(world: &World, process: &Process, place: &str) {
+pub(super) fn assert_verifiable(world: &World, process: &Process, place: &str) {
     let stored = world.bundle();
     let published = process.feed.own();
     if let Some(active) = process.authorities.x509() {
@@ -288,6 +288,51 @@ async fn without_jwt_svids_there_is_no_jwt_authority() {
     let process = world.start().await;
     assert!(process.x509_id().is_some() && process.jwt_id().is_none());
     assert!(world.bundle().unwrap().jwt_authorities.is_empty());
+}
+
+/// By row: the active authority that the row is found by, and the one that its entries have.
+fn rows(world: &World) -> Vec<(String, Vec<String>)> {
+    let data = world.memory.data.lock().unwrap();
+    let active = |row: &finial_store::CaJournal| {
+        let entries = pb::Entries::decode(row.data.as_slice()).unwrap();
+        let active = entries.x509_c_as.into_iter().filter(|e| e.status() == pb::Status::Active);
+        (row.active_x509_authority_id.clone(), active.map(|e| e.authority_id).collect())
+    };
+    data.journals.values().map(active).collect()
+}
+
+#[tokio::test]
+async fn servers_on_one_datastore_keep_a_journal_each_whatever_their_clocks_say() {
+    let first = World::new();
+    let worlds = [first.beside("one ", 0), first.beside("two ", 60), first.beside("three ", -60)];
+    let mut processes = Vec::new();
+    for world in &worlds {
+        processes.push(world.start().await);
+    }
+    for round in 0..4 {
+        let signing: Vec<_> = processes.iter().map(|p| p.x509_id().unwrap()).collect();
+        let rows = rows(&first);
+        assert_eq!(rows.len(), 3, "round {round}: each has one row");
+        for id in &signing {
+            assert!(rows.contains(&(id.clone(), vec![id.clone()])), "round {round}: {rows:?}");
+        }
+        let bundle = first.bundle().unwrap();
+        for (at, world) in worlds.iter().enumerate() {
+            assert_verifiable(world, &processes[at], "of several");
+            let twin = world.load().await.unwrap();
+            assert_eq!(twin.x509_id(), Some(signing[at].clone()), "round {round}: each finds its own again");
+            assert_eq!(twin.jwt_id(), processes[at].jwt_id());
+            // What the others sign is verified by what this one reads of them.
+            let others = twin.feed.own().unwrap().bundle.x509_authorities.len();
+            assert_eq!(others, bundle.x509_authorities.len());
+        }
+        for (at, world) in worlds.iter().enumerate() {
+            world.clock.advance(21 * HOUR);
+            processes[at].manager.check().await.unwrap();
+        }
+        let now: Vec<_> = processes.iter().map(|p| p.x509_id().unwrap()).collect();
+        assert!(now.iter().zip(&signing).all(|(now, then)| now != then), "round {round}: all rotated");
+    }
 }
 
 #[tokio::test]

@@ -294,7 +294,9 @@ impl AuthorityManager {
     }
 
     /// Marks or removes an authority in the bundle, in the datastore and for all who read the feed.
-    async fn mark(&self, kind: AuthorityKind, step: TaintStep, id: &str, failed: &str) -> Result<(), OrderError> {
+    async fn mark(&mut self, kind: AuthorityKind, step: TaintStep, id: &str, failed: &str) -> Result<(), OrderError> {
+        // A journal that still calls it active would bring it back after a crash.
+        self.flush_journal().await.map_err(OrderError::failed(failed))?;
         let trust_domain = &self.settings.trust_domain;
         let marking = self.parts.store.mark_authority(trust_domain, kind, step, id);
         within("the datastore", marking, AuthorityError::Bundle).await.map_err(OrderError::failed(failed))?;

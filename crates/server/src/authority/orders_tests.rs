@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{HOUR, Process, START, World};
+use crate::testing::{HOUR, Lost, Process, START, World};
 use AuthorityKind::{Jwt, Wit, X509};
 use finial_core::KeyType;
 
@@ -186,4 +186,59 @@ async fn the_task_takes_orders_and_after_it_ended_nobody_waits() {
     tokio::join!(process.manager.run(shutdown.clone()), act);
     let error = control.order(Order::Prepare(X509)).await.unwrap_err();
     assert_eq!((error.kind, error.to_string()), (ErrorKind::Unavailable, "server is shutting down".into()));
+}
+
+/// Replaces the authority that signs, by orders, until it is out of the bundle; with a fault on the way, after which the
+/// process may be gone. Returns how many calls that took.
+async fn replace(kind: AuthorityKind, fault: Option<(usize, Lost)>, crash: bool) -> usize {
+    let world = world();
+    let mut process = world.start().await;
+    let place = format!("{kind} {fault:?} crash {crash}");
+    let [Some((first, _)), _] = ids(&process, kind) else { panic!("{place}: one signs") };
+    world.fail(fault);
+    for _ in 0..12 {
+        let before = ids(&process, kind);
+        let known = in_bundle(&world, kind).into_iter().find(|(id, _)| *id == first);
+        let order = match (before, known) {
+            (_, None) => break,
+            ([Some((current, _)), Some((next, Status::Prepared))], _) if current == first => {
+                Order::Activate(kind, next)
+            }
+            ([Some((current, _)), _], _) if current == first => Order::Prepare(kind),
+            (_, Some((_, false))) => Order::Taint(kind, first.clone()),
+            (_, Some((_, true))) => Order::Revoke(kind, first.clone()),
+        };
+        let failed = process.manager.obey(order).await.is_err();
+        if crash && (failed || world.fault_fired()) {
+            process = match world.load().await {
+                Ok(loaded) => loaded,
+                Err(_) => world.load().await.expect("a single fault"),
+            };
+        }
+        let _ = process.manager.check().await;
+        super::super::manager_tests::assert_verifiable(&world, &process, &place);
+    }
+    let calls = world.calls();
+    assert!(in_bundle(&world, kind).iter().all(|(id, _)| *id != first), "{place}: it never came to its end");
+    process.manager.check().await.expect("the fault is over");
+    let [Some((second, Status::Active)), _] = ids(&process, kind) else { panic!("{place}: one signs") };
+    assert_ne!(second, first);
+    let [Some((again, Status::Active)), _] = ids(&world.load().await.unwrap(), kind) else { panic!("{place}: lost") };
+    assert_eq!(again, second, "{place}: a restart finds another");
+    calls
+}
+
+#[tokio::test]
+async fn a_server_killed_at_any_step_of_a_rotation_by_hand_loses_nothing() {
+    for kind in KINDS {
+        let calls = replace(kind, None, false).await;
+        assert!(calls >= 8, "{calls}");
+        for crash in [false, true] {
+            for lost in [Lost::Request, Lost::Answer] {
+                for at in 0..calls {
+                    replace(kind, Some((at, lost)), crash).await;
+                }
+            }
+        }
+    }
 }

@@ -5,40 +5,26 @@ mod common;
 use common::*;
 use finial_core::AgentRecord;
 use finial_store::{AgentFilter, EntryFilter, Store, StoreError, StoreSettings};
-use sqlx::SqlitePool;
-use std::path::Path;
 
-async fn edit(path: &Path, statements: &[&str]) {
-    let pool = SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(path)).await.unwrap();
-    for statement in statements {
-        sqlx::query(sqlx::AssertSqlSafe(*statement)).execute(&pool).await.unwrap();
-    }
-    pool.close().await;
+on_every_database!(
+    older_schemas_are_brought_forward,
+    what_cannot_be_migrated_is_refused_and_stays_as_it_was,
+    the_next_minor_release_may_have_been_there,
+);
+
+/// Makes a database with one entry and one agent, states another version in it, and opens it again. `None` where the
+/// database is not installed.
+async fn reopened(lab: Lab, statements: &[&str], disabled: bool) -> Option<(Result<Store, StoreError>, Closed)> {
+    let opened = lab.open().await?;
+    create(&opened, entry("1", "/1", "/p", &["t:a"])).await;
+    opened.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+    let opened = opened.closed().await;
+    opened.edit(statements).await;
+    let settings = StoreSettings { disable_migration: disabled, ..opened.settings.clone() };
+    Some((Store::open(settings, clock()).await, opened))
 }
 
-async fn stated(path: &Path) -> (i64, String) {
-    let pool = SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(path)).await.unwrap();
-    let row = sqlx::query_as("SELECT version, code_version FROM migrations").fetch_one(&pool).await.unwrap();
-    pool.close().await;
-    row
-}
-
-/// Makes a database with one entry and one agent, states another version in it, and opens it again.
-async fn reopened(statements: &[&str], disabled: bool) -> (Result<Store, StoreError>, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("db");
-    let store = Store::open(StoreSettings::file(&path), clock()).await.unwrap();
-    create(&store, entry("1", "/1", "/p", &["t:a"])).await;
-    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
-    store.close().await;
-    drop(store);
-    edit(&path, statements).await;
-    let settings = StoreSettings { disable_migration: disabled, ..StoreSettings::file(&path) };
-    (Store::open(settings, clock()).await, folder)
-}
-
-#[tokio::test]
-async fn older_schemas_are_brought_forward() {
+async fn older_schemas_are_brought_forward(lab: Lab) {
     let to_24 = [
         "ALTER TABLE registered_entries DROP COLUMN additional_attributes",
         "UPDATE migrations SET version = 24, code_version = '1.14.0'",
@@ -49,7 +35,7 @@ async fn older_schemas_are_brought_forward() {
         "UPDATE migrations SET version = 23, code_version = '1.8.0'",
     ];
     for statements in [&to_24[..], &to_23[..]] {
-        let (store, folder) = reopened(statements, false).await;
+        let Some((store, opened)) = reopened(lab, statements, false).await else { return };
         let store = store.unwrap();
         let mut new = entry("2", "/2", "/p", &["t:a"]);
         new.jwt_svid_include_jti = true;
@@ -57,12 +43,13 @@ async fn older_schemas_are_brought_forward() {
         assert_eq!(store.fetch_entry(&new.id).await.unwrap(), Some(new));
         assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 2);
         assert_eq!(store.count_nodes(&AgentFilter::default()).await.unwrap(), 1);
-        assert_eq!(stated(&folder.path().join("db")).await, (25, "1.15.3".to_owned()));
+        store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+        store.close().await;
+        assert_eq!(opened.stated().await, (25, "1.15.3".to_owned()));
     }
 }
 
-#[tokio::test]
-async fn what_cannot_be_migrated_is_refused_and_stays_as_it_was() {
+async fn what_cannot_be_migrated_is_refused_and_stays_as_it_was(lab: Lab) {
     for (statement, disabled, text) in [
         (
             "UPDATE migrations SET version = 22, code_version = '1.7.2'",
@@ -80,19 +67,40 @@ async fn what_cannot_be_migrated_is_refused_and_stays_as_it_was() {
             "datastore-sql: auto-migration must be enabled for current DB",
         ),
     ] {
-        let (store, folder) = reopened(&[statement], disabled).await;
+        let Some((store, opened)) = reopened(lab, &[statement], disabled).await else { return };
         assert_eq!(store.map(|_| ()).unwrap_err().to_string(), text);
-        let version = stated(&folder.path().join("db")).await;
+        let version = opened.stated().await;
         assert!(statement.contains(&format!("{}, code_version = '{}'", version.0, version.1)));
     }
 }
 
-#[tokio::test]
-async fn the_next_minor_release_may_have_been_there() {
+async fn the_next_minor_release_may_have_been_there(lab: Lab) {
     let next = "UPDATE migrations SET version = 26, code_version = '1.16.0-dev'";
-    let (store, folder) = reopened(&[next], false).await;
-    assert_eq!(store.unwrap().count_entries(&EntryFilter::default()).await.unwrap(), 1);
-    assert_eq!(stated(&folder.path().join("db")).await, (26, "1.16.0-dev".to_owned()));
+    let Some((store, opened)) = reopened(lab, &[next], false).await else { return };
+    let store = store.unwrap();
+    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1);
+    store.close().await;
+    assert_eq!(opened.stated().await, (26, "1.16.0-dev".to_owned()));
+}
+
+/// MySQL ends a transaction with each table that is made: what a server that was killed half-way left is completed.
+#[tokio::test]
+async fn half_made_tables_are_completed() {
+    let Some(opened) = Lab::MySql.open().await else { return };
+    let opened = opened.closed().await;
+    let whole = opened.database.as_ref().unwrap().schema();
+    opened.edit(&["DELETE FROM migrations", "DROP TABLE ca_journals", "DROP TABLE selectors"]).await;
+    let store = Store::open(opened.settings.clone(), clock()).await.unwrap();
+    create(&store, entry("1", "/1", "/p", &["t:a"])).await;
+    assert_eq!(opened.stated().await, (25, "1.15.3".to_owned()));
+    // how far the numbers have come is no part of it
+    let line = |line: &str| line.split(' ').filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect::<String>();
+    let lines = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(line).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(lines(&opened.database.as_ref().unwrap().schema()), lines(&whole));
 }
 
 /// SPIRE writes moments in the time zone of its machine.
@@ -104,7 +112,7 @@ async fn moments_of_every_time_zone_are_compared_as_moments() {
         "UPDATE registered_entries SET created_at = '2026-11-22 17:33:30.5-04:30'",
         "UPDATE attested_node_entries_events SET created_at = '2026-11-23 03:03:20+05:00'",
     ];
-    let (store, _folder) = reopened(&statements, false).await;
+    let Some((store, _opened)) = reopened(Lab::Sqlite, &statements, false).await else { return };
     let store = store.unwrap();
     let listed = store.list_nodes(&AgentFilter::default(), None).await.unwrap().items;
     assert_eq!(listed.iter().map(|a: &AgentRecord| a.expires_at).collect::<Vec<_>>(), [NOW - 1]);

@@ -1,6 +1,6 @@
 //! One connection to whichever database it is, and how it is made.
 
-use super::{Dialect, Place, Query, Row, Value, time::time_text};
+use super::{Dialect, Place, Query, Row, Value, literal, time::time_text};
 use crate::StoreError;
 use crate::dsn::mysql::MySqlDsn;
 use crate::dsn::postgres::PostgresDsn;
@@ -223,6 +223,10 @@ macro_rules! with_driver {
                 }
                 Err(e) => Err(e),
             },
+            Link::MySql($conn) if !persistent => {
+                let $q = sqlx::raw_sql(AssertSqlSafe(literal::inlined(text.as_str(), &$query.values)));
+                limited($self.statement_max, $work).await.map(Into::into)
+            }
             Link::MySql($conn) => match mysql_arguments(&$query.values) {
                 Ok(arguments) => {
                     let $q = sqlx::query_with(text, arguments).persistent(persistent);
@@ -320,6 +324,10 @@ impl Conn {
             Link::Postgres(conn) => {
                 let q = sqlx::query_with(text, postgres_arguments(&query.values)?).persistent(persistent);
                 drain(most, q.fetch(conn).map_ok(Row::Postgres), &mut take).await
+            }
+            Link::MySql(conn) if !persistent => {
+                let q = sqlx::raw_sql(AssertSqlSafe(literal::inlined(text.as_str(), &query.values)));
+                drain(most, q.fetch(conn).map_ok(Row::MySql), &mut take).await
             }
             Link::MySql(conn) => {
                 let q = sqlx::query_with(text, mysql_arguments(&query.values)?).persistent(persistent);

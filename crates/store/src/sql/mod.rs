@@ -3,6 +3,7 @@
 
 mod conn;
 mod fault;
+mod literal;
 mod pool;
 mod query;
 mod row;

@@ -36,9 +36,55 @@ impl std::ops::Deref for Opened {
 }
 
 impl Opened {
+    /// The same database without the store, so that another may open it.
+    pub async fn closed(self) -> Closed {
+        self.store.close().await;
+        Closed { settings: self.settings, database: self.database, _folder: self.folder }
+    }
+
     /// Another server on the same database (not for SQLite).
     pub async fn another(&self) -> Store {
         Store::open(self.settings.clone(), self.clock.clone()).await.unwrap()
+    }
+}
+
+/// A database that nobody has open.
+pub struct Closed {
+    pub settings: StoreSettings,
+    pub database: Option<testkit::Database>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Closed {
+    /// Runs statements behind the store's back.
+    pub async fn edit(&self, statements: &[&str]) {
+        if let Some(database) = &self.database {
+            statements.iter().for_each(|statement| drop(database.sql(statement)));
+            return;
+        }
+        let pool = self.pool().await;
+        for statement in statements {
+            sqlx::query(sqlx::AssertSqlSafe(*statement)).execute(&pool).await.unwrap();
+        }
+        pool.close().await;
+    }
+
+    /// Schema version and release as the database states them.
+    pub async fn stated(&self) -> (i64, String) {
+        if let Some(database) = &self.database {
+            let row = database.sql("SELECT version, code_version FROM migrations");
+            let (version, code) = row.trim().split_once('\t').unwrap();
+            return (version.parse().unwrap(), code.to_owned());
+        }
+        let pool = self.pool().await;
+        let row = sqlx::query_as("SELECT version, code_version FROM migrations").fetch_one(&pool).await.unwrap();
+        pool.close().await;
+        row
+    }
+
+    async fn pool(&self) -> sqlx::SqlitePool {
+        let path = self.settings.path.as_ref().unwrap();
+        sqlx::SqlitePool::connect_with(sqlx::sqlite::SqliteConnectOptions::new().filename(path)).await.unwrap()
     }
 }
 

@@ -193,8 +193,24 @@ pub(crate) fn report(error: &anyhow::Error, io: &Io) {
 /// The error, and what to do about it.
 fn print_error(error: &anyhow::Error, io: &Io) {
     io.err(&format!("{error:#}\n"));
-    if let Some(hint) = error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::hint) {
+    let of_call = || error.chain().find_map(|e| e.downcast_ref::<RpcError>()).and_then(RpcError::hint);
+    let advised = error.chain().find_map(|e| e.downcast_ref::<Advised>()).map(|advised| advised.hint.clone());
+    if let Some(hint) = advised.or_else(of_call) {
         io.err(&format!("hint: {hint}\n"));
+    }
+}
+
+/// An error with advice, which is printed on a line of its own: the words of the error may be SPIRE's.
+#[derive(Debug, thiserror::Error)]
+#[error("{error:#}")]
+pub(crate) struct Advised {
+    error: anyhow::Error,
+    hint: String,
+}
+
+impl Advised {
+    pub(crate) fn new(error: anyhow::Error, hint: String) -> anyhow::Error {
+        Self { error, hint }.into()
     }
 }
 

@@ -26,8 +26,14 @@ fn says_what_is_wrong_with_a_file() {
             "Error: invalid federated trust domain: trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores\n",
         ),
     ] {
-        assert_eq!(run(&CREATE, text.as_bytes()), (1, want.to_owned()), "{text}");
+        let (code, stderr) = run(&CREATE, text.as_bytes());
+        let error: String = stderr.split_inclusive('\n').filter(|line| !line.starts_with("hint: ")).collect();
+        assert_eq!((code, error), (1, want.to_owned()), "{text}");
     }
+    let many = r#"{"entries": [{"spiffe_id": "spiffe://a/b", "parent_id": "spiffe://a/c"}, {"spiffe_id": "x"}, {}]}"#;
+    let (_, stderr) = run(&CREATE, many.as_bytes());
+    let hint = "hint: it is entry 2 of the file, with spiffe_id \"x\", and 1 more cannot be read; nothing was sent\n";
+    assert!(stderr.ends_with(hint), "{stderr}");
     // what can be read is sent, in any case of letters
     for text in ["{}", "null", r#"{"ENTRIES": null, "x": 1}"#] {
         assert!(run(&CREATE, text.as_bytes()).1.contains("dial unix /none/sock"), "{text}");

@@ -28,8 +28,9 @@ pub struct ConfigError {
     pub notices: Vec<Notice>,
     /// How to log it, as far as it is known.
     pub log: LogSettings,
-    /// The plugins, as far as they could be read: what is wrong with them can be told as well.
-    pub plugins: Vec<PluginConfig>,
+    /// The plugins, as far as they could be read, so that what is wrong with them can be told as well; None if there
+    /// are none to be read.
+    pub plugins: Option<Vec<PluginConfig>>,
     /// The trust domain, if it could be read.
     pub trust_domain: Option<TrustDomain>,
 }

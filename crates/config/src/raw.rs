@@ -195,7 +195,7 @@ pub(crate) fn plugins(resolver: &mut Resolver) -> Option<Vec<PluginConfig>> {
             found.push(plugin);
         }
     }
-    resolver.plugins.clone_from(&found);
+    resolver.plugins = Some(found.clone());
     Some(found)
 }
 

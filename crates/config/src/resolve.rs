@@ -25,7 +25,7 @@ pub(crate) struct Resolver {
     /// Keys that a flag set, so that no place in the file is named for them.
     pub(crate) overridden: Vec<&'static str>,
     pub(crate) log: LogSettings,
-    pub(crate) plugins: Vec<PluginConfig>,
+    pub(crate) plugins: Option<Vec<PluginConfig>>,
     pub(crate) trust_domain: Option<TrustDomain>,
 }
 
@@ -72,7 +72,7 @@ impl Resolver {
             notices: Vec::new(),
             overridden,
             log: LogSettings::default(),
-            plugins: Vec::new(),
+            plugins: None,
             trust_domain: None,
         };
         match finial_hcl::parse(text) {

@@ -114,9 +114,9 @@ fn validate(cx: Context) -> anyhow::Result<()> {
             Ok(())
         }
         Err(mut error) => {
-            if let Some(trust_domain) = error.trust_domain.clone() {
-                // the file could not be read as a whole; its plugins may have been
-                error.problems.extend(plugin_problems(&error.plugins, &trust_domain));
+            if let (Some(plugins), Some(trust_domain)) = (&error.plugins, &error.trust_domain) {
+                // the file could not be read as a whole; its plugins were
+                error.problems.extend(plugin_problems(plugins, trust_domain));
             }
             launch::log_now(&error.log, &error.notices);
             cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));

@@ -32,9 +32,10 @@ pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
             in_spires_form(config_path(&cx), &found)
         }
         Err(mut error) => {
-            let nobody = TrustDomain::parse("invalid");
-            if let Some(trust_domain) = error.trust_domain.clone().or(nobody.ok()) {
-                let found = plugin_problems(&error.plugins, &trust_domain);
+            // any name will do where the file has none
+            let trust_domain = error.trust_domain.clone().or_else(|| TrustDomain::parse("invalid").ok());
+            if let (Some(plugins), Some(trust_domain)) = (&error.plugins, trust_domain) {
+                let found = plugin_problems(plugins, &trust_domain);
                 error.problems.extend(found.into_iter().map(|found| {
                     let message = format!("{}: {}", found.who, found.problem.message);
                     Problem { message, ..found.problem }

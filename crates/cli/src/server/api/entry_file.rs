@@ -1,5 +1,6 @@
 //! The files that `entry create -data`, `entry update -data` and `entry delete -file` read.
 
+use crate::app::Advised;
 use crate::context::Context;
 use crate::server::api::{FILE_BYTES_MAX, id};
 use anyhow::Context as _;
@@ -58,10 +59,26 @@ struct Ids {
     ids: Option<Vec<String>>,
 }
 
-/// The entries of a file (`-`: standard input).
+/// The entries of a file (`-`: standard input). Of a bad one it is said which it is, and how many more there are.
 pub(crate) fn entries(cx: &Context, path: &str) -> anyhow::Result<Vec<types::Entry>> {
     let file: Entries = read(cx, path)?;
-    file.entries.unwrap_or_default().into_iter().map(FileEntry::into_wire).collect()
+    let written = file.entries.unwrap_or_default();
+    let mut entries = Vec::with_capacity(written.len());
+    let mut first = None;
+    let mut bad = 0;
+    for (index, entry) in written.into_iter().enumerate() {
+        let id = entry.spiffe_id.clone();
+        match entry.into_wire() {
+            Ok(entry) => entries.push(entry),
+            Err(error) => {
+                bad += 1;
+                first.get_or_insert((index + 1, id, error));
+            }
+        }
+    }
+    let Some((number, id, error)) = first else { return Ok(entries) };
+    let more = if bad > 1 { format!(", and {} more cannot be read", bad - 1) } else { String::new() };
+    Err(Advised::new(error, format!("it is entry {number} of the file, with spiffe_id {id:?}{more}; nothing was sent")))
 }
 
 /// The entry IDs of a file (`-`: standard input).

@@ -6,6 +6,7 @@ mod answers_trust;
 mod clients;
 mod documents;
 mod faults;
+mod forced_rotation;
 mod guide;
 mod kill_points;
 mod outage;

@@ -167,7 +167,9 @@ impl Api {
         self.check_jwt_enabled(&permit)?;
         if permit.audited() {
             permit.note("ttl", request.ttl);
-            permit.note("audience", request.audience.join(","));
+            if !request.audience.is_empty() {
+                permit.note("audience", request.audience.join(","));
+            }
         }
         let id = id_from_proto(&self.trust_domain, request.id.as_ref(), IdRule::Workload)
             .map_err(|e| permit.fail_with(ErrorKind::InvalidArgument, "invalid SPIFFE ID", e))?;

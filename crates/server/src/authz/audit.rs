@@ -29,9 +29,15 @@ const NUMBERS: [&str; 11] = [
 ];
 const BOOLEANS: [&str; 5] = ["admin", "by_banned", "by_can_reattest", "downstream", "store_svid"];
 
+/// How bundles are deleted, by number.
+const MODES: [&str; 3] = ["RESTRICT", "DELETE", "DISSOCIATE"];
+
 /// A value as it travels to the log's formatter. Without what separates fields: a caller must not write fields of its own
 /// into our log.
 pub(super) fn travelling(name: &str, value: &str) -> String {
+    if let (true, Some(number)) = (name == "mode", MODES.iter().position(|mode| *mode == value)) {
+        return literal(number, value);
+    }
     let base = name.rsplit_once('.').map_or(name, |(base, _)| base);
     let typed = NUMBERS.contains(&base) && value.parse::<i64>().is_ok()
         || BOOLEANS.contains(&base) && value.parse::<bool>().is_ok();

@@ -179,9 +179,8 @@ fn refresh(pair: &mut Pair) {
     ];
     pair.changes(&created, "");
     let start = Instant::now();
-    for id in ["a.test", "foreign.test"] {
-        while pair.first.theirs(&["federation", "refresh", "-id", id], "").stderr.contains("no federation relationship")
-        {
+    for (server, id) in [(&pair.first, "a.test"), (&pair.first, "foreign.test"), (&pair.second, "foreign.test")] {
+        while server.theirs(&["federation", "refresh", "-id", id], "").stderr.contains("no federation relationship") {
             assert!(start.elapsed() < Duration::from_secs(60), "the relationship with {id} is never refreshed");
             std::thread::park_timeout(Duration::from_millis(200));
         }

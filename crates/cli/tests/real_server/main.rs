@@ -61,6 +61,7 @@ fn our_server_answers_spires_commands_as_spires_own() {
     agents(&mut pair);
     tokens(&mut pair);
     minting(&mut pair);
+    federation::federation(&mut pair, CA);
     authorities::local(&mut pair);
     pair.finish();
 }

@@ -1,0 +1,170 @@
+//! The database goes away and comes back, the same or another.
+
+use crate::lab::*;
+use finial_core::ErrorKind;
+use finial_server::nodes::{Renewal, Standing};
+use testkit::{Postgres, PostgresPair};
+use testkit::{Proxy, Weather};
+
+#[tokio::test]
+async fn writes_are_refused_at_once_and_all_heals() {
+    for database in databases() {
+        let proxy = Proxy::to(database.port());
+        let server = Server::at(&database, database.dsn_at(proxy.port())).await;
+        let other = Server::on(&database).await;
+        server.run();
+        server.nodes.attest(record(1, "1")).await.unwrap();
+        server.entries.create(vec![entry(1, 1)]).await.unwrap();
+        proxy.weather(Weather::Refusing);
+        proxy.cut(None);
+        until("the outage is noticed", async || server.link.is_away()).await;
+
+        let refused = server.entries.create(vec![entry(2, 1)]).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+        assert_eq!(server.entries.authorized(&agent_id(1), &Default::default()).len(), 1);
+        assert_eq!(server.nodes.judge(&agent_id(1), "1", &[]).await.unwrap(), Standing::Current);
+        // An agent that is not known may have come at another server: that is no reason to send it away.
+        let unsure = server.nodes.judge(&agent_id(2), "1", &[]).await.unwrap_err();
+        assert_eq!(unsure.kind(), ErrorKind::Unavailable);
+        // Others go on, and this one hears of it later.
+        other.entries.create(vec![entry(3, 1)]).await.unwrap();
+        other.nodes.attest(record(3, "1")).await.unwrap();
+
+        proxy.weather(Weather::Fair);
+        until("it answers again", async || !server.link.is_away()).await;
+        server.entries.create(vec![entry(4, 1)]).await.unwrap();
+        server.assert_current().await;
+        assert_eq!(server.entries.count(), 3);
+    }
+}
+
+#[tokio::test]
+async fn agents_renew_while_the_database_is_away() {
+    for database in databases() {
+        let proxy = Proxy::to(database.port());
+        let here = Server::at(&database, database.dsn_at(proxy.port())).await;
+        let there = Server::at(&database, database.dsn_at(proxy.port())).await;
+        here.nodes.attest(record(1, "1")).await.unwrap();
+        here.nodes.attest(record(2, "1")).await.unwrap();
+        here.nodes.ban(agent_id(2)).await.unwrap();
+        assert!(here.follower.catch_up().await && there.follower.catch_up().await);
+        here.run();
+        there.run();
+        proxy.weather(Weather::Refusing);
+        proxy.cut(None);
+        until("both notice", async || here.link.is_away() && there.link.is_away()).await;
+
+        let id = agent_id(1);
+        let renew = async |serial: &str| {
+            assert_eq!(here.nodes.renew(&id, serial.into(), 9).await.unwrap(), Renewal::DatastoreAway);
+            let follows = here.nodes.serials(&id).unwrap();
+            let current = follows[0].clone();
+            assert!(here.nodes.renew_without_datastore(&id, follows, serial, 9));
+            assert_eq!(here.nodes.standing(&id, serial, &[]), Standing::Current);
+            [current]
+        };
+        let follows = renew("2").await;
+        // The other server does not know it; the certificate says whose it is.
+        assert_eq!(there.nodes.standing(&id, "2", &[]), Standing::Superseded);
+        assert_eq!(there.nodes.standing(&id, "2", &follows), Standing::Ahead);
+        there.nodes.adopt(&id, "2", 9, &follows).await;
+        assert_eq!(there.nodes.standing(&id, "2", &follows), Standing::Current);
+        // The agent uses it, and renews once more.
+        renew("3").await;
+        assert!(here.nodes.serials(&agent_id(2)).is_none(), "no banned agent renews");
+        assert!(here.nodes.serials(&agent_id(9)).is_none(), "no unknown agent renews");
+
+        proxy.weather(Weather::Fair);
+        until("both hear it", async || !here.link.is_away() && !there.link.is_away()).await;
+        until("all is stored", async || {
+            let stored = here.store.fetch_node(&id).await.unwrap().unwrap();
+            (stored.serial_number.as_str(), stored.new_serial_number.as_str()) == ("2", "3")
+        })
+        .await;
+        for server in [&here, &there] {
+            server.assert_current().await;
+            assert_eq!(server.nodes.standing(&id, "3", &[]), Standing::Renewed);
+            assert_eq!(server.nodes.standing(&id, "2", &[]), Standing::Current);
+            assert_eq!(server.nodes.standing(&id, "1", &[]), Standing::Superseded);
+        }
+    }
+}
+
+/// Evicted and attested anew elsewhere: what was renewed meanwhile is void.
+#[tokio::test]
+async fn a_renewal_in_an_outage_does_not_outlive_the_agent() {
+    let Some(database) = testkit::postgres() else { return };
+    let proxy = Proxy::to(database.port());
+    let here = Server::at(&database, database.dsn_at(proxy.port())).await;
+    let there = Server::on(&database).await;
+    here.nodes.attest(record(1, "1")).await.unwrap();
+    here.run();
+    proxy.weather(Weather::Refusing);
+    proxy.cut(None);
+    until("it notices", async || here.link.is_away()).await;
+    let id = agent_id(1);
+    let follows = here.nodes.serials(&id).unwrap();
+    assert!(here.nodes.renew_without_datastore(&id, follows.clone(), "2", 9));
+    assert!(there.follower.catch_up().await);
+    there.nodes.delete(id.clone()).await.unwrap();
+    there.nodes.attest(record(1, "5")).await.unwrap();
+    assert_eq!(there.nodes.standing(&id, "2", &follows), Standing::Superseded);
+    proxy.weather(Weather::Fair);
+    until("it hears", async || here.nodes.standing(&id, "5", &[]) == Standing::Current).await;
+    assert_eq!(here.nodes.standing(&id, "2", &follows), Standing::Superseded);
+    here.assert_current().await;
+}
+
+#[tokio::test]
+async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
+    let Some(pair) = PostgresPair::start() else { return };
+    let database = pair.primary.database();
+    let proxy = Proxy::to(database.port());
+    let server = Server::at(&database, database.dsn_at(proxy.port())).await;
+    server.run();
+    server.entries.create(vec![entry(1, 1)]).await.unwrap();
+    pair.wait_caught_up();
+    // The standby is down; what is written now dies with the primary.
+    pair.standby.stop();
+    server.entries.create(vec![entry(2, 1)]).await.unwrap();
+    server.nodes.attest(record(1, "1")).await.unwrap();
+    assert_eq!(server.entries.count(), 2);
+    pair.primary.kill();
+    proxy.cut(None);
+    pair.standby.start_again();
+    until("the outage is noticed", async || server.link.is_away()).await;
+    pair.standby.promote();
+    proxy.set_targets(&[pair.standby.port()]);
+    until("it answers again", async || !server.link.is_away()).await;
+    server.assert_current().await;
+    assert_eq!((server.entries.count(), server.nodes.count()), (1, 0), "memory is what the new primary holds");
+    server.entries.create(vec![entry(3, 1)]).await.unwrap();
+    server.assert_current().await;
+}
+
+#[tokio::test]
+async fn a_restart_and_a_read_only_time_are_lived_through() {
+    let Some(postgres) = Postgres::start() else { return };
+    let database = postgres.database();
+    let server = Server::on(&database).await;
+    server.run();
+    server.nodes.attest(record(1, "1")).await.unwrap();
+    server.entries.create(vec![entry(1, 1)]).await.unwrap();
+    postgres.crash();
+    postgres.start_again();
+    until("it answers again", async || server.follower.catch_up().await).await;
+    server.entries.create(vec![entry(2, 1)]).await.unwrap();
+    server.assert_current().await;
+
+    postgres.read_only(true);
+    until("writes are refused", async || {
+        let refused = server.entries.create(vec![entry(3, 1)]).await;
+        refused.is_err_and(|error| error.kind() == ErrorKind::Unavailable)
+    })
+    .await;
+    assert_eq!(server.nodes.renew(&agent_id(1), "2".into(), 9).await.unwrap(), Renewal::DatastoreAway);
+    postgres.read_only(false);
+    until("writes work again", async || server.entries.create(vec![entry(3, 1)]).await.is_ok()).await;
+    server.assert_current().await;
+    assert_eq!(server.entries.count(), 3);
+}

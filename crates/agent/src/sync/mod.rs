@@ -3,6 +3,7 @@
 //! What to do is decided by [`plan`], a pure function. A Finial server tells what changes through a stream ([`watch`]), and is
 //! then hardly ever asked; SPIRE's is asked at every interval.
 
+mod bundles;
 pub(crate) mod client;
 mod entries;
 pub(crate) mod jwt;
@@ -13,7 +14,7 @@ mod watch;
 
 use crate::Context;
 use crate::attest;
-use crate::cache::{BundleForms, Bundles, Cache, CacheWriter, Change, Record};
+use crate::cache::{BundleForms, Cache, CacheWriter, Change, Record};
 use crate::entry::WorkloadEntry;
 use crate::error::{AgentError, ServerError, Verdict};
 use crate::status::AgentStatus;
@@ -21,16 +22,14 @@ use crate::svid::{AgentKey, AgentSvid};
 use client::ServerLink;
 use entries::{EntrySync, SyncStats};
 use finial_config::RebootstrapMode;
-use finial_core::{Bundle, EntryId, ErrorKind, TrustDomain, UnixSeconds};
+use finial_core::{EntryId, ErrorKind, TrustDomain, UnixSeconds};
 use finial_crypto::tls::TlsIdentity;
-use finial_proto::convert::bundle_from_proto;
-use finial_proto::sync::{BundleVersion, VersionedBundle, WatchRequest, WatchResponse};
-use finial_proto::types;
+use finial_proto::sync::{BundleVersion, WatchRequest, WatchResponse};
 use finial_runtime::Backoff;
 use finial_runtime::log::Time;
 use pace::{Outcome, Pace};
 use plan::{BatchSize, Input, plan};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -356,89 +355,6 @@ impl Syncer {
         Ok(complete)
     }
 
-    /// All bundles, if any of them changed.
-    fn take_bundles(&mut self, new: Vec<VersionedBundle>, gone: &[String]) -> Result<Option<Bundles>, ServerError> {
-        let known = self.cache().snapshot().bundles.clone();
-        let own_domain = known.own.bundle.trust_domain.clone();
-        let mut fresh: BTreeMap<TrustDomain, Arc<BundleForms>> = BTreeMap::new();
-        for VersionedBundle { bundle, version } in new {
-            let Some(wire) = bundle else { continue };
-            let Ok(domain) = TrustDomain::parse(&wire.trust_domain) else { continue };
-            let old = if domain == own_domain { Some(&known.own) } else { known.federated.get(&domain) };
-            match read_bundle(&domain, old, &wire) {
-                Ok(bundle) => {
-                    self.told.insert(domain.clone(), (bundle.clone(), version));
-                    fresh.insert(domain, bundle);
-                }
-                Err(error) if domain == own_domain => return Err(bad_own_bundle(&error)),
-                Err(error) => warn_of_bundle(&domain, &error),
-            }
-        }
-        self.told.retain(|domain, _| !gone.iter().any(|name| name == domain.as_str()));
-        let mut bundles =
-            Bundles { own: fresh.get(&own_domain).unwrap_or(&known.own).clone(), federated: BTreeMap::new() };
-        for domain in self.federated_domains() {
-            let kept = known.federated.get(&domain).filter(|_| !gone.iter().any(|name| name == domain.as_str()));
-            let told = self.told.get(&domain).map(|(bundle, _)| bundle);
-            if let Some(bundle) = fresh.get(&domain).or(kept).or(told).cloned() {
-                bundles.federated.insert(domain, bundle);
-            }
-        }
-        Ok(self.changed_bundles(&known, bundles))
-    }
-
-    fn federated_domains(&self) -> BTreeSet<TrustDomain> {
-        self.entries.values().flat_map(|e| e.federates_with.iter().cloned()).collect()
-    }
-
-    /// All bundles, if any of them changed.
-    async fn fetch_bundles(&mut self) -> Result<Option<Bundles>, ServerError> {
-        let known = self.cache().snapshot().bundles.clone();
-        let mut bundles = Bundles { own: known.own.clone(), federated: BTreeMap::new() };
-        let domain = known.own.bundle.trust_domain.clone();
-        bundles.own =
-            read_bundle(&domain, Some(&known.own), &self.link.bundle().await?).map_err(|e| bad_own_bundle(&e))?;
-        let domains = self.federated_domains();
-        for (domain, bundle) in self.link.federated_bundles(domains.into_iter().collect()).await? {
-            let Some(bundle) = bundle else { continue };
-            match read_bundle(&domain, known.federated.get(&domain), &bundle) {
-                Ok(bundle) => {
-                    bundles.federated.insert(domain, bundle);
-                }
-                Err(error) => warn_of_bundle(&domain, &error),
-            }
-        }
-        Ok(self.changed_bundles(&known, bundles))
-    }
-
-    /// The bundles if they are others than those known.
-    fn changed_bundles(&mut self, known: &Bundles, bundles: Bundles) -> Option<Bundles> {
-        self.context.metrics.gauge("sync_bundles_total", bundles.federated.len() as f64 + 1.0, &[]);
-        let same_federated = known.federated.len() == bundles.federated.len()
-            && known.federated.iter().zip(&bundles.federated).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
-        if Arc::ptr_eq(&known.own, &bundles.own) && same_federated {
-            return None;
-        }
-        if !Arc::ptr_eq(&known.own, &bundles.own) {
-            self.own_bundle_changed(&bundles.own);
-        }
-        Some(bundles)
-    }
-
-    fn own_bundle_changed(&mut self, own: &BundleForms) {
-        store_bundle(&self.context, own);
-        self.tainted = own.tainted_x509();
-        let tainted_jwt = own.tainted_jwt();
-        if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
-            let removed = self.cache().jwt.purge_tainted(&tainted_jwt);
-            self.context.metrics.sample("cache_manager.tainted_jwt_svids.workload", removed as f64, &[]);
-            tracing::info!(subsystem_name = SUBSYSTEM, jwt_authority_key_ids = %tainted_jwt.join(","), tainted_jwt_svids = removed,
-                "JWT-SVIDs were removed from the JWT cache because they were issued by a tainted authority"
-            );
-        }
-        self.tainted_jwt_done = tainted_jwt;
-    }
-
     /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch. Whether all were issued.
     async fn update_svids(&mut self) -> Result<bool, ServerError> {
         self.svids_updated = Some(Instant::now());
@@ -623,7 +539,7 @@ impl Syncer {
 
     /// SVID and bundle, in one write.
     fn store(&self) {
-        let roots = roots(&self.cache().snapshot().bundles.own);
+        let roots = bundles::roots(&self.cache().snapshot().bundles.own);
         if let Err(error) = self.context.storage.store(&self.svid.chain, self.svid.reattestable, &roots) {
             tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Could not store SVID");
         }
@@ -633,64 +549,5 @@ impl Syncer {
         if let Err(error) = self.context.storage.delete_svid() {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to remove SVID");
         }
-    }
-}
-
-fn roots(own: &BundleForms) -> Vec<Arc<[u8]>> {
-    own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect()
-}
-
-fn store_bundle(context: &Context, own: &BundleForms) {
-    if let Err(error) = context.storage.store_bundle(&roots(own)) {
-        tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not store bundle");
-    }
-}
-
-fn bad_own_bundle(error: &str) -> ServerError {
-    ServerError::bare(tonic::Status::internal(format!("failed to parse trust domain bundle: {error}")))
-}
-
-fn warn_of_bundle(domain: &TrustDomain, error: &str) {
-    tracing::warn!(subsystem_name = SUBSYSTEM, %error, trust_domain_id = %domain,
-        "Received malformed bundle from SPIRE server; are the server and agent versions compatible?"
-    );
-}
-
-fn read_bundle(
-    domain: &TrustDomain,
-    known: Option<&Arc<BundleForms>>,
-    wire: &types::Bundle,
-) -> Result<Arc<BundleForms>, String> {
-    bundle_from_proto(wire).map_err(|e| e.to_string()).and_then(|bundle| renew(domain, known, bundle))
-}
-
-/// The forms of the bundle of `domain`: the known ones if it did not change. One that calls itself otherwise would be handed
-/// to workloads under a name for which nobody asked.
-fn renew(domain: &TrustDomain, known: Option<&Arc<BundleForms>>, bundle: Bundle) -> Result<Arc<BundleForms>, String> {
-    if bundle.trust_domain != *domain {
-        return Err(format!(
-            "bundle of trust domain {:?} instead of {:?}",
-            bundle.trust_domain.as_str(),
-            domain.as_str()
-        ));
-    }
-    match known.filter(|k| k.bundle == bundle) {
-        Some(known) => Ok(known.clone()),
-        None => BundleForms::new(bundle).map(Arc::new).map_err(|e| e.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bundle_is_taken_under_the_name_that_was_asked_for_only() {
-        let bundle = |name: &str| Bundle::empty(TrustDomain::parse(name).unwrap());
-        let own = renew(&TrustDomain::parse("td").unwrap(), None, bundle("td")).unwrap();
-        let again = renew(&TrustDomain::parse("td").unwrap(), Some(&own), bundle("td")).unwrap();
-        assert!(Arc::ptr_eq(&own, &again));
-        let error = renew(&TrustDomain::parse("other").unwrap(), None, bundle("td")).unwrap_err();
-        assert_eq!(error, r#"bundle of trust domain "td" instead of "other""#);
     }
 }

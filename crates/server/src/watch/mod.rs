@@ -274,3 +274,6 @@ impl NodesObserver for Watchers {
         self.all(|pending| pending.agent = true);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,6 +52,13 @@ impl Connections {
         }
     }
 
+    pub(crate) fn replica(&self) -> Option<&Arc<Pool>> {
+        match self {
+            Self::File { .. } => None,
+            Self::Server { replica, .. } => replica.as_ref(),
+        }
+    }
+
     /// How the connections that write are made.
     pub(crate) fn connector(&self) -> &Connector {
         match self {

@@ -57,6 +57,14 @@ impl Store {
         let version = store.database_version().await?;
         let (read_only, kind) = (settings.read_only, dialect.name());
         tracing::info!(subsystem_name = "sql", read_only, r#type = kind, version, "Connected to SQL database");
+        if let Some(replica) = store.inner.connections.replica() {
+            match replica.take().await {
+                Ok(_) => {
+                    tracing::info!(subsystem_name = "sql", read_only = true, r#type = kind, "Connected to SQL database")
+                }
+                Err(error) => tracing::warn!(subsystem_name = "sql", %error, "The read-only database does not serve"),
+            }
+        }
         Ok(store)
     }
 

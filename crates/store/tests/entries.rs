@@ -10,6 +10,7 @@ on_every_database!(
     every_field_comes_back,
     a_similar_entry_is_returned_instead,
     a_refused_entry_leaves_the_rest_of_its_batch,
+    what_the_database_refuses_leaves_the_rest_of_its_batch,
     filters_match_as_sets,
     pages_are_full_and_end_with_an_empty_one,
     an_update_changes_what_is_named_and_counts_the_revision,
@@ -109,6 +110,26 @@ async fn a_refused_entry_leaves_the_rest_of_its_batch(lab: Lab) {
     );
     assert_eq!(paths(&store, EntryFilter::default()).await, ["/g"]);
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["g"]);
+}
+
+/// A value that the database cannot keep whole is refused, never cut off or changed.
+async fn what_the_database_refuses_leaves_the_rest_of_its_batch(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    let hinted = |id: &str, hint: String| finial_core::Entry { hint, ..entry(id, &format!("/{id}"), "/a", &["t:a"]) };
+    let new = [("good", "h".to_owned()), ("long", "x".repeat(300)), ("zero", "a\0b".into()), ("wide", "😀".into())];
+    let results = store.create_entries(new.iter().map(|(id, hint)| hinted(id, hint.clone())).collect()).await.unwrap();
+    let kept: Vec<&str> = new.iter().zip(&results).filter(|(_, r)| r.is_ok()).map(|((id, _), _)| *id).collect();
+    let expected: &[&str] = match lab {
+        Lab::Sqlite => &["good", "long", "zero", "wide"],
+        Lab::Postgres => &["good", "long", "wide"],
+        Lab::MySql => &["good", "zero"],
+    };
+    assert_eq!(kept, expected, "{results:?}");
+    for (id, hint) in &new {
+        let stored = store.fetch_entry(&EntryId::parse(id).unwrap()).await.unwrap();
+        let wanted = kept.contains(id).then(|| hint.clone());
+        assert_eq!(stored.map(|entry| entry.hint), wanted, "{id}");
+    }
 }
 
 async fn filters_match_as_sets(lab: Lab) {

@@ -73,7 +73,8 @@ impl EntryUpdate {
 }
 
 impl Store {
-    /// Stores a batch in one transaction; each entry has its own result, in order. `entry.id` is kept, so the caller
+    /// Stores a batch in one transaction (one for each where the database itself refuses some); each entry has its own
+    /// result, in order. `entry.id` is kept, so the caller
     /// makes it when the operator did not; `created_at` is set here; the revision starts at 0.
     pub async fn create_entries(
         &self,
@@ -81,7 +82,23 @@ impl Store {
     ) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
         self.counted("datastore.registration_entry.create", async {
             let now = self.now();
-            transact!(self, |tx| create::create(&mut tx, &entries, now).await)
+            let refused = match transact!(self, |tx| create::create(&mut tx, &entries, now).await) {
+                Err(error @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) => error,
+                result => return result,
+            };
+            if entries.len() == 1 {
+                return Ok(vec![Err(refused)]);
+            }
+            // the database refuses one of them (a value that is too long for its column, say): each on its own tells which
+            let mut results = Vec::with_capacity(entries.len());
+            for entry in &entries {
+                let one = std::slice::from_ref(entry);
+                match transact!(self, |tx| create::create(&mut tx, one, now).await) {
+                    Err(error @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) => results.push(Err(error)),
+                    result => results.extend(result?),
+                }
+            }
+            Ok(results)
         })
         .await
     }

@@ -311,7 +311,11 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
-    background(&env.spawner, "federation", federation.run(shutdown.clone()));
+    background(
+        &env.spawner,
+        "federation",
+        federation.run(follower.as_ref().map(|f| f.federation_changes()), shutdown.clone()),
+    );
     background(&env.spawner, "bundle feed", bundles.run(shutdown.clone()));
     background(&env.spawner, "agents and entries", nodes.run(shutdown.clone()));
     if let Some(follower) = follower {

@@ -20,13 +20,16 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Who speaks in the log.
 const SUBSYSTEM: &str = "bundle_client";
-/// How often the relationships are read again when nobody says that they changed.
-const RELATIONSHIPS_EVERY: Duration = Duration::from_secs(10);
+/// How often the relationships are read again when nobody says that they changed: somebody always does, so this is a
+/// second line of defence.
+const RELATIONSHIPS_EVERY: Duration = Duration::from_secs(600);
+/// The same after they could not be read.
+const READ_RETRY: Duration = Duration::from_secs(10);
 /// A bundle is fetched so often within its refresh hint.
 const ATTEMPTS_PER_HINT: u32 = 4;
 /// No hint is taken to be shorter; without any bundle it is tried as often as this.
@@ -100,15 +103,15 @@ impl Federation {
         Ok(true)
     }
 
-    /// Looks after all bundles until shutdown.
-    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
+    /// Looks after all bundles until shutdown. `stored` tells when another server changed a relationship.
+    pub async fn run(self: Arc<Self>, mut stored: Option<watch::Receiver<u64>>, shutdown: Shutdown) {
         let mut fetches = FuturesUnordered::new();
         let mut read_again = Instant::now();
-        let mut changed = self.ground.changed();
+        let mut configured = self.ground.changed();
         loop {
             if Instant::now() >= read_again {
-                self.read_or_log().await;
-                read_again = Instant::now() + RELATIONSHIPS_EVERY;
+                let read = self.read_or_log().await;
+                read_again = Instant::now() + if read { RELATIONSHIPS_EVERY } else { READ_RETRY };
             }
             for (trust_domain, endpoint, fetching) in self.take_due(FETCHES_MAX.saturating_sub(fetches.len())) {
                 let this = &self;
@@ -122,7 +125,8 @@ impl Federation {
                 () = shutdown.cancelled() => return,
                 Some((trust_domain, wait)) = fetches.next(), if !fetches.is_empty() => self.schedule(&trust_domain, wait),
                 () = self.reload.notified() => read_again = Instant::now(),
-                _ = changed.changed() => read_again = Instant::now(),
+                () = change(&mut stored) => read_again = Instant::now(),
+                _ = configured.changed() => read_again = Instant::now(),
                 () = tokio::time::sleep_until(next) => {}
             }
         }
@@ -132,11 +136,18 @@ impl Federation {
         act(&mut self.managed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn read_or_log(&self) {
+    /// Whether the relationships could be read.
+    async fn read_or_log(&self) -> bool {
         let _order = self.reading.lock().await;
         match self.ground.relationships().await {
-            Ok(wanted) => self.with(|managed| reconcile(managed, wanted)),
-            Err(error) => tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to reload configs"),
+            Ok(wanted) => {
+                self.with(|managed| reconcile(managed, wanted));
+                true
+            }
+            Err(error) => {
+                tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to reload configs");
+                false
+            }
         }
     }
 
@@ -223,6 +234,17 @@ impl Federation {
         self.ground.save(fetched).await.map_err(FederationError::Save)?;
         Ok(Outcome::Changed)
     }
+}
+
+/// The next change that is told; never when there is nobody who would.
+async fn change(told: &mut Option<watch::Receiver<u64>>) {
+    if let Some(receiver) = told
+        && receiver.changed().await.is_ok()
+    {
+        return;
+    }
+    *told = None;
+    std::future::pending().await
 }
 
 /// Makes what is looked after what is wanted. What is new or changed is due at once.

@@ -26,12 +26,20 @@ struct Play {
     began: Instant,
     settings: LiveSettings,
     fetched: Notify,
+    /// Tells of changes at other servers.
+    others: watch::Sender<u64>,
 }
 
 impl Play {
     fn new() -> Arc<Self> {
         let settings = LiveSettings::new(Live::default());
-        Arc::new(Self { stage: Mutex::default(), began: Instant::now(), settings, fetched: Notify::new() })
+        Arc::new(Self {
+            stage: Mutex::default(),
+            began: Instant::now(),
+            settings,
+            fetched: Notify::new(),
+            others: watch::Sender::new(0),
+        })
     }
 
     fn set<T>(&self, act: impl FnOnce(&mut Stage) -> T) -> T {
@@ -107,7 +115,7 @@ fn bundle(text: &str, root: u8, sequence_number: u64) -> Bundle {
 /// With a task that runs until the test ends.
 fn running(play: &Arc<Play>) -> (Arc<Federation>, finial_runtime::Supervisor) {
     let (federation, supervisor) = (play.federation(), finial_runtime::Supervisor::default());
-    let task = federation.clone().run(supervisor.shutdown());
+    let task = federation.clone().run(Some(play.others.subscribe()), supervisor.shutdown());
     supervisor.spawner().service("federation", async move {
         task.await;
         Ok::<(), std::convert::Infallible>(())
@@ -160,10 +168,11 @@ async fn relationships_come_change_and_go() {
     let (federation, _supervisor) = running(&play);
     tokio::time::sleep(Duration::from_secs(5)).await;
     play.set(|s| s.relationships.insert(name("a.test"), with("https://a.test")));
-    assert_eq!(play.fetches(1).await, [10], "found without being told");
+    play.others.send_modify(|n| *n += 1);
+    assert_eq!(play.fetches(1).await, [5], "at once when another server tells");
     play.set(|s| s.relationships.insert(name("a.test"), with("https://elsewhere.test")));
     federation.reload();
-    assert_eq!(play.fetches(2).await, [10, 10], "at once when its endpoint changes");
+    assert_eq!(play.fetches(2).await, [5, 5], "at once when its endpoint changes");
     play.set(|s| s.relationships_fail = true);
     federation.reload();
     assert!(federation.refresh(&name("a.test")).await.unwrap(), "what is known stays while they cannot be read");

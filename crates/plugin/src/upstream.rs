@@ -2,6 +2,7 @@
 
 use crate::PluginError;
 use async_trait::async_trait;
+use finial_core::{ErrorKind, JwtAuthority, X509Authority};
 use std::sync::Arc;
 
 /// An X.509 authority that an upstream authority signed.
@@ -14,8 +15,6 @@ pub struct MintedX509Ca {
 }
 
 /// Signs the X.509 authorities of this trust domain. A server has at most one; without it, authorities are self-signed.
-///
-/// JWT authorities stay local: nothing here publishes them upstream yet.
 #[async_trait]
 pub trait UpstreamAuthority: Send + Sync {
     /// Its configured name, such as `disk`.
@@ -24,4 +23,16 @@ pub trait UpstreamAuthority: Send + Sync {
     /// Signs the request (PKCS#10, DER; the trust domain's ID is its one URI SAN) as a CA that lives `ttl_seconds`, or
     /// shorter if it must. The caller verifies what comes back and gives the call its deadline.
     async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError>;
+
+    /// Makes a JWT key known above, and returns all that are known there, this one included. `Unimplemented` where nothing
+    /// above knows of JWT keys: then they stay with this server's datastore.
+    async fn publish_jwt_key(&self, _key: &JwtAuthority) -> Result<Vec<JwtAuthority>, PluginError> {
+        Err(PluginError::new(ErrorKind::Unimplemented, "upstream authority does not support publishing JWT keys"))
+    }
+
+    /// Waits until the roots are others than at the last call or signature, and returns all of them; tainted ones are to be
+    /// left. May be dropped while it waits without losing a change. Never returns where nothing is heard between signatures.
+    async fn next_roots(&self) -> Result<Vec<X509Authority>, PluginError> {
+        std::future::pending().await
+    }
 }

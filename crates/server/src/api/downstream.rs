@@ -2,6 +2,7 @@
 
 use super::bundle::{jwt_from_proto, key_fields, wit_from_proto};
 use super::{Api, der_chain, store_failed};
+use crate::authority::published_upstream;
 use crate::authz::{Call, Permit, method};
 use finial_core::{Bundle, ErrorKind};
 use finial_crypto::{Csr, sha256_hex};
@@ -49,8 +50,13 @@ impl Api {
         permit.limit(1, "rejecting request due to key publishing rate limiting").await?;
         let missing = || permit.fail(ErrorKind::InvalidArgument, "missing JWT authority");
         let key = request.jwt_authority.ok_or_else(missing)?;
-        let jwt_authorities = jwt_from_proto(&[key])
+        let mut jwt_authorities = jwt_from_proto(&[key])
             .map_err(|why| permit.fail_with(ErrorKind::InvalidArgument, "invalid JWT authority", why))?;
+        if let (Some(upstream), Some(key)) = (&self.plugins.upstream_authority, jwt_authorities.first()) {
+            let published = published_upstream(upstream.as_ref(), key.clone()).await;
+            jwt_authorities =
+                published.map_err(|e| permit.fail_with(e.kind(), "failed to publish JWT key", e.bare()))?;
+        }
         let more = Bundle { jwt_authorities, ..Bundle::empty(self.trust_domain.clone()) };
         let bundle = self.publish(&permit, more, "failed to publish JWT key").await?;
         permit.audit();

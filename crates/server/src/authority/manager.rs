@@ -7,6 +7,7 @@ use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, Slot, Sources, TokenKey};
 use super::standing::Retry;
 use super::tokens::TokenKind;
+use super::upstream;
 use super::{
     ActiveX509, Authorities, AuthorityError, AuthorityKind, AuthorityState, AuthorityStore, SUBSYSTEM, SlotStates,
     States,
@@ -119,6 +120,8 @@ pub struct AuthorityManager {
     orders: mpsc::Receiver<Waiting>,
     /// By kind: X.509, JWT, WIT.
     pub(super) retries: (Retry, Retry, Retry),
+    /// What the upstream authority said of its roots and is not in the bundle yet.
+    pub(super) told_roots: Option<Vec<X509Authority>>,
 }
 
 /// Gives a call its deadline.
@@ -158,8 +161,19 @@ impl AuthorityManager {
         let [jwt, wit] = TokenKind::ALL.map(|kind| sources.keys(kind, journal.keys(kind).iter()));
         let (control, orders) = AuthorityControl::new();
         let health = RotationHealth::default();
-        let manager =
-            Self { settings, parts, journal, x509, jwt, wit, health, control, orders, retries: Default::default() };
+        let manager = Self {
+            settings,
+            parts,
+            journal,
+            x509,
+            jwt,
+            wit,
+            health,
+            control,
+            orders,
+            retries: Default::default(),
+            told_roots: None,
+        };
         manager.publish_states();
         manager.publish_x509();
         TokenKind::ALL.into_iter().for_each(|kind| manager.publish_key(kind));
@@ -191,12 +205,17 @@ impl AuthorityManager {
     pub async fn run(mut self, shutdown: Shutdown) {
         let mut next_check = Instant::now() + self.wait();
         let mut bundles = self.parts.feed.changes();
+        let upstream = self.parts.upstream.clone();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(order) = self.orders.recv() => {
                     self.answer(order).await;
                     next_check = next_check.min(Instant::now() + self.wait());
+                }
+                roots = upstream::next_roots(upstream.as_deref()) => {
+                    self.told_roots = Some(roots);
+                    let _ = self.heed_upstream().await;
                 }
                 Ok(()) = bundles.changed() => {
                     // What fails is tried again with the next check.
@@ -226,7 +245,8 @@ impl AuthorityManager {
     /// One round: does what is due. The first error is logged and returned.
     pub async fn check(&mut self) -> Result<(), AuthorityError> {
         self.save_journal().await;
-        let heeded = self.heed_bundle().await;
+        let heeded = self.heed_upstream().await;
+        let heeded = heeded.and(self.heed_bundle().await);
         let x509 = self.check_x509().await;
         if let Err(error) = &x509 {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to rotate X509 CA");

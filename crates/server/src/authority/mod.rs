@@ -15,11 +15,13 @@ mod slots;
 mod standing;
 mod store;
 mod tokens;
+mod upstream;
 
 pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationHealth};
 pub use orders::{AuthorityControl, Order, OrderError};
 pub(crate) use standing::{KeyIds, Standing};
 pub use store::{AuthorityStore, TaintStep};
+pub(crate) use upstream::published_upstream;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use finial_core::{ErrorKind, UnixSeconds};
@@ -60,6 +62,9 @@ pub enum AuthorityError {
     /// The upstream authority does not sign it.
     #[error("unable to mint X509 CA: {0}")]
     Mint(#[source] PluginError),
+    /// The upstream authority does not take the JWT key.
+    #[error("unable to publish JWT key: {0}")]
+    Publish(#[source] PluginError),
     /// What the upstream authority signed is not a CA for this trust domain.
     #[error("invalid upstream-signed X509 CA: invalid X509 CA: {0}")]
     BadUpstream(&'static str),
@@ -79,9 +84,10 @@ pub enum AuthorityError {
 
 impl AuthorityError {
     /// The cause alone where the caller says itself what failed.
-    fn bare(&self) -> String {
+    pub(crate) fn bare(&self) -> String {
         match self {
             Self::Bundle(error) => error.to_string(),
+            Self::Publish(error) => error.to_string(),
             _ => self.to_string(),
         }
     }
@@ -89,7 +95,7 @@ impl AuthorityError {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::ListKeys(e) | Self::GenerateKey(e) | Self::Mint(e) => e.kind,
+            Self::ListKeys(e) | Self::GenerateKey(e) | Self::Mint(e) | Self::Publish(e) => e.kind,
             Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) => e.kind(),
             Self::Sign(e) => e.kind(),
             Self::Timeout(..) => ErrorKind::Timeout,

@@ -3,7 +3,7 @@ use super::super::{AuthorityStore, Order, TaintStep};
 use super::*;
 use crate::testing::{HOUR, Process, World, trust_domain};
 use AuthorityKind::{Jwt, Wit, X509};
-use finial_core::KeyType;
+use finial_core::{KeyType, X509Authority};
 use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthority};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -117,6 +117,9 @@ async fn while_the_key_manager_is_away_the_tainted_one_goes_on_and_is_replaced_t
 struct Switch {
     now: Mutex<Arc<Upstream>>,
     minted: AtomicUsize,
+    /// JWT keys that are known above; none where it knows nothing of them.
+    jwt: Mutex<Option<Vec<JwtAuthority>>>,
+    roots: tokio::sync::watch::Sender<Vec<X509Authority>>,
 }
 
 #[async_trait::async_trait]
@@ -130,13 +133,32 @@ impl UpstreamAuthority for Switch {
         let now = self.now.lock().unwrap().clone();
         now.mint_x509_ca(csr, ttl_seconds).await
     }
+
+    async fn publish_jwt_key(&self, key: &JwtAuthority) -> Result<Vec<JwtAuthority>, PluginError> {
+        let mut known = self.jwt.lock().unwrap();
+        let unknown = || PluginError::new(finial_core::ErrorKind::Unimplemented, "no");
+        let keys = known.as_mut().ok_or_else(unknown)?;
+        keys.push(key.clone());
+        Ok(keys.clone())
+    }
+
+    async fn next_roots(&self) -> Result<Vec<X509Authority>, PluginError> {
+        let mut roots = self.roots.subscribe();
+        roots.wait_for(|roots| !roots.is_empty()).await.unwrap();
+        Ok(self.roots.send_replace(Vec::new()))
+    }
 }
 
 async fn below_upstream() -> (World, Arc<Switch>, String) {
     let mut world = World::new();
     let first = Arc::new(Upstream::new().await);
     let id = super::super::journal::hex(&first.ca.subject_key_id());
-    let switch = Arc::new(Switch { now: Mutex::new(first), minted: AtomicUsize::new(0) });
+    let switch = Arc::new(Switch {
+        now: Mutex::new(first),
+        minted: AtomicUsize::new(0),
+        jwt: Mutex::default(),
+        roots: Default::default(),
+    });
     world.upstream = Some(switch.clone());
     (world, switch, id)
 }
@@ -198,4 +220,68 @@ async fn an_upstream_authority_is_tainted_and_revoked_once_nothing_that_signs_ha
     process.manager.obey(Order::RevokeUpstream(root)).await.unwrap();
     assert_eq!(world.bundle().unwrap().x509_authorities.len(), 1);
     process.manager.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn jwt_keys_are_made_known_above_where_that_is_possible() {
+    let (world, switch, _) = below_upstream().await;
+    let above = JwtAuthority { key_id: "above".into(), public_key: vec![1].into(), expires_at: 0, tainted: false };
+    *switch.jwt.lock().unwrap() = Some(vec![above]);
+    let process = world.start().await;
+    let ids = |keys: &[JwtAuthority]| keys.iter().map(|k| k.key_id.clone()).collect::<Vec<_>>();
+    let expected = ["above".to_owned(), process.jwt_id().unwrap()];
+    assert_eq!(ids(switch.jwt.lock().unwrap().as_ref().unwrap()), expected);
+    assert_eq!(ids(&world.bundle().unwrap().jwt_authorities), expected, "and what is known there is known here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_upstream_authority_tells_of_its_roots_itself() {
+    let (world, switch, first_id) = below_upstream().await;
+    let process = world.start().await;
+    let (feed, authorities) = (process.feed.clone(), process.authorities.clone());
+    let first_ca = process.x509_id();
+    let root = |upstream: &Upstream, tainted| X509Authority { der: upstream.ca.certificate().clone(), tainted };
+    let (first, second) = (switch.now.lock().unwrap().clone(), Arc::new(Upstream::new().await));
+    *switch.now.lock().unwrap() = second.clone();
+    let shutdown = finial_runtime::Shutdown::new();
+    let until = async |what: &str, done: &dyn Fn(&Bundle) -> bool| {
+        let mut changes = feed.changes();
+        let wait = async {
+            while !feed.own().is_some_and(|own| done(&own.bundle)) {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect(what);
+    };
+    let act = async {
+        switch.roots.send_replace(vec![root(&first, false), root(&second, false)]);
+        until("the new root is known", &|bundle| bundle.x509_authorities.contains(&root(&second, false))).await;
+        switch.roots.send_replace(vec![root(&first, true), root(&second, false)]);
+        until("the old one is tainted", &|bundle| bundle.x509_authorities.iter().any(|a| a.tainted)).await;
+        let active = authorities.x509().unwrap();
+        assert_ne!(Some(&active.authority_id), first_ca.as_ref(), "another signs before anyone hears of the taint");
+        assert_ne!(active.upstream_authority_id, first_id);
+        switch.roots.send_replace(vec![root(&second, false)]);
+        let gone = |bundle: &Bundle| bundle.x509_authorities.iter().all(|a| a.der != *first.ca.certificate());
+        until("the old one is gone", &gone).await;
+        shutdown.trigger();
+    };
+    tokio::join!(process.manager.run(shutdown.clone()), act);
+}
+
+#[tokio::test]
+async fn roots_that_could_not_be_stored_are_stored_later() {
+    let (world, _, _) = below_upstream().await;
+    let mut process = world.start().await;
+    let more = Upstream::new().await;
+    let root = X509Authority { der: more.ca.certificate().clone(), tainted: false };
+    process.manager.told_roots = Some(vec![root.clone()]);
+    world.fail_all(true);
+    assert!(process.manager.check().await.is_err());
+    world.fail_all(false);
+    process.manager.check().await.unwrap();
+    assert!(world.bundle().unwrap().x509_authorities.contains(&root));
+    let before = world.calls();
+    process.manager.check().await.unwrap();
+    assert_eq!(world.calls(), before, "once is enough");
 }

@@ -3,6 +3,7 @@
 use super::manager::{AuthorityManager, STEPS_MAX, activate, retire, vacate};
 use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, TokenKey};
+use super::upstream::published_upstream;
 use super::{ActiveJwt, ActiveWit, AuthorityError, SUBSYSTEM};
 use crate::issue::Rfc3339;
 use finial_core::{Bundle, JwtAuthority, KeyType};
@@ -129,7 +130,12 @@ impl AuthorityManager {
             // One for the current slot is active, and saved, right after it is in the bundle.
             self.save_journal().await;
         }
-        let key = vec![JwtAuthority { key_id: key_id.clone(), public_key, expires_at: not_after, tainted: false }];
+        let key = JwtAuthority { key_id: key_id.clone(), public_key, expires_at: not_after, tainted: false };
+        let keys = match self.parts.upstream.as_deref() {
+            Some(upstream) if kind == TokenKind::Jwt => published_upstream(upstream, key).await,
+            _ => Ok(vec![key]),
+        };
+        let key = keys.inspect_err(|_| self.journal.remove(&key_id))?;
         let mut addition = Bundle::empty(self.settings.trust_domain.clone());
         match kind {
             TokenKind::Jwt => addition.jwt_authorities = key,

@@ -12,6 +12,8 @@ use tonic::Status;
 
 /// Entries or revisions per message.
 const PAGE: usize = 500;
+/// IDs per request: twenty pages. SPIRE's agents ask for one page.
+const IDS_MAX: usize = 20 * PAGE;
 /// How long an agent may be silent on the stream.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(180);
 
@@ -51,6 +53,10 @@ impl Api {
         drop(entries);
         while let Some(SyncAuthorizedEntriesRequest { mut ids, .. }) = inlet.next().await? {
             permit.still_agent()?;
+            if ids.len() > IDS_MAX {
+                let message = format!("too many entry IDs in one request: {} (max {IDS_MAX})", ids.len());
+                return Err(Status::invalid_argument(message));
+            }
             ids.sort_unstable();
             ids.dedup();
             // As they are now: what has changed since its revision was sent comes changed, and what is gone does not come.

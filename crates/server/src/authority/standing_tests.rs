@@ -241,7 +241,8 @@ async fn the_upstream_authority_tells_of_its_roots_itself() {
     let (feed, authorities) = (process.feed.clone(), process.authorities.clone());
     let first_ca = process.x509_id();
     let root = |upstream: &Upstream, tainted| X509Authority { der: upstream.ca.certificate().clone(), tainted };
-    let (first, second) = (switch.now.lock().unwrap().clone(), Arc::new(Upstream::new().await));
+    let second = Arc::new(Upstream::new().await);
+    let first = switch.now.lock().unwrap().clone();
     *switch.now.lock().unwrap() = second.clone();
     let shutdown = finial_runtime::Shutdown::new();
     let until = async |what: &str, done: &dyn Fn(&Bundle) -> bool| {

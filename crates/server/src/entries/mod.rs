@@ -128,7 +128,7 @@ pub trait IndexObserver: Send + Sync {
 }
 
 /// How many entries are read at once.
-const PAGE: u32 = 5000;
+const PAGE: u32 = 1000;
 /// How many entries are read by their IDs at once.
 const READ_SOME: usize = 500;
 

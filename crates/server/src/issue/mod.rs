@@ -257,7 +257,7 @@ impl Issuer {
     }
 
     /// The same for an agent whose SVID cannot be stored now: its subject says which one it follows, so that any server
-    /// that knows the agent by that one knows it by this one, too. See docs/adr/0007.
+    /// that knows the agent by that one knows it by this one, too. See docs/adr/0008.
     pub async fn agent_x509_svid_following(
         &self,
         id: &SpiffeId,

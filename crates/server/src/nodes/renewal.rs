@@ -1,4 +1,4 @@
-//! Renewed SVIDs: given out, stored, used; also while the datastore is away. See docs/adr/0007.
+//! Renewed SVIDs: given out, stored, used; also while the datastore is away. See docs/adr/0008.
 
 use super::node::{Node, Pending};
 use super::{Nodes, Standing};

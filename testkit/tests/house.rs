@@ -97,7 +97,7 @@ fn banned_crates_are_not_compiled_in() {
             "none",
             "--edges",
             "normal,build,dev",
-            "--offline",
+            "--locked",
         ])
         .current_dir(root())
         .output()

@@ -20,7 +20,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use testkit::Flavor::{self, Spire};
+use testkit::Flavor::{self, Finial, Spire};
 use testkit::{Server, ServerOptions, Workdir, free_port};
 use tonic::transport::Channel;
 
@@ -388,14 +388,14 @@ fn web_certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
     (file("web.key"), file("web.pem"), file("root.pem"))
 }
 
-/// A real SPIRE server of another trust domain that serves its bundle.
-fn endpoint(trust_domain: &str, profile: &str) -> (Server, u16) {
+/// A server of another trust domain that serves its bundle.
+fn endpoint(flavor: Flavor, trust_domain: &str, profile: &str) -> (Server, u16) {
     let port = free_port();
     let server = format!(
         "federation {{ bundle_endpoint {{ address = \"127.0.0.1\" port = {port} refresh_hint = \"7m\" {profile} }} }}"
     );
     let options = ServerOptions { trust_domain: trust_domain.into(), server, ..ServerOptions::default() };
-    (Server::start(Spire, &options), port)
+    (Server::start(flavor, &options), port)
 }
 
 async fn stored(server: &Server, name: &str) -> types::Bundle {
@@ -415,6 +415,16 @@ fn cut(answer: String) -> String {
 
 #[test]
 fn bundles_are_fetched_from_the_real_spires_endpoints() {
+    fetch_from(Spire);
+}
+
+#[test]
+fn the_real_spire_fetches_bundles_from_our_endpoints() {
+    fetch_from(Finial);
+}
+
+/// What both fetch from the endpoints of servers of that flavor must be the same.
+fn fetch_from(serving: Flavor) {
     let files = Workdir::new();
     let (key, certificate, root) = web_certificate(files.path());
     let profile = format!(
@@ -422,8 +432,8 @@ fn bundles_are_fetched_from_the_real_spires_endpoints() {
         certificate.display(),
         key.display()
     );
-    let (web_server, web_port) = endpoint("web.org", &profile);
-    let (spiffe_server, spiffe_port) = endpoint("spiffe.org", "profile \"https_spiffe\" {}");
+    let (web_server, web_port) = endpoint(serving, "web.org", &profile);
+    let (spiffe_server, spiffe_port) = endpoint(serving, "spiffe.org", "profile \"https_spiffe\" {}");
     let (web_url, spiffe_url) = (format!("https://localhost:{web_port}/"), format!("https://127.0.0.1:{spiffe_port}/"));
     let id = "spiffe://spiffe.org/spire/server";
     let of = |name: &str, url: &str, profile| FederationRelationship {
@@ -484,7 +494,7 @@ fn health_can_be_watched() {
     // SPIRE has no Watch; the health protocol says what it does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
-        let server = Server::start(Flavor::Finial, &ServerOptions::default());
+        let server = Server::start(Finial, &ServerOptions::default());
         let mut client = HealthClient::new(uds_channel(server.socket()));
         let mut watched = client.watch(HealthCheckRequest::default()).await.expect("a stream").into_inner();
         let first = watched.message().await.expect("an answer").expect("an answer");

@@ -11,6 +11,7 @@ mod authority;
 pub mod client;
 mod guard;
 pub mod https;
+pub mod https_server;
 mod peer;
 pub mod proxy;
 pub mod tls;

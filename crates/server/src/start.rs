@@ -5,7 +5,7 @@ use crate::authority::{Authorities, AuthorityError, AuthorityManager, AuthorityP
 use crate::authz::{Gate, GateSettings};
 use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};
-use crate::federation::{Federation, Real};
+use crate::federation::{EndpointError, EndpointParts, Federation, Real, serve_bundle};
 use crate::follow::{self, Follower, State};
 use crate::issue::{Issuer, IssuerSettings, SigningQueue, ttl_warnings};
 use crate::live::{Live, LiveSettings};
@@ -68,6 +68,9 @@ pub enum StartError {
     /// `proxy_protocol_trusted_cidrs` names no network.
     #[error("invalid proxy_protocol_trusted_cidrs: {0}")]
     Proxies(#[from] InvalidNetwork),
+    /// The bundle endpoint cannot be served.
+    #[error(transparent)]
+    BundleEndpoint(#[from] EndpointError),
     /// The health checks.
     #[error("health: {0}")]
     Health(BoxError),
@@ -80,6 +83,8 @@ pub struct Running {
     pub address: SocketAddr,
     /// Where the local socket is.
     pub socket_path: PathBuf,
+    /// Where our bundle is served to others, if it is.
+    pub bundle_endpoint: Option<SocketAddr>,
     /// What can be changed while it runs.
     pub live: LiveSettings,
 }
@@ -117,9 +122,7 @@ impl PruneListener for Forget {
 
 /// Says what is configured and does not work yet.
 fn check_supported(settings: &ServerSettings) {
-    let federation = &settings.federation;
     let left_out = [
-        ("federation.bundle_endpoint", federation.bundle_endpoint.is_some()),
         ("profiling_enabled", settings.profiling.enabled),
     ];
     for (name, _) in left_out.iter().filter(|(_, configured)| *configured) {
@@ -161,6 +164,24 @@ impl Known {
             Follower::new(feed, Arc::new(memory), turn.link().clone(), state)
         });
         Ok(Self { store, turn, entries, nodes, bundles, follower })
+    }
+
+    /// Serves our bundle to others, if that is configured.
+    async fn serve_bundle(
+        &self,
+        settings: &ServerSettings,
+        env: &Environment,
+        svid: &ServerSvid,
+    ) -> Result<Option<SocketAddr>, EndpointError> {
+        let Some(endpoint) = &settings.federation.bundle_endpoint else { return Ok(None) };
+        let parts = EndpointParts {
+            bundles: self.bundles.clone(),
+            svid: svid.tls_identity(),
+            exchange: KeyExchange::post_quantum(settings.require_pq_kem),
+            clock: env.clock.clone(),
+            spawner: env.spawner.clone(),
+        };
+        serve_bundle(endpoint, parts).await
     }
 
     fn federation(&self, settings: &ServerSettings, env: &Environment, live: LiveSettings) -> Arc<Federation> {
@@ -271,6 +292,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let (entries, nodes) = (known.entries.clone(), known.nodes.clone());
     let gate = Gate::new(gate_settings, entries, nodes, env.metrics.clone(), env.clock.clone());
     let endpoints = listen(settings, &env, &known, &svid, live.clone())?;
+    let bundle_endpoint = known.serve_bundle(settings, &env, &svid).await?;
     let (bundles, store) = (known.bundles.clone(), known.store.clone());
     let link = known.turn.link().clone();
     crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone(), link)
@@ -307,7 +329,8 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         info,
     }));
     let nodes = service.nodes.clone();
-    let running = Running { address: endpoints.address(), socket_path: settings.socket_path.clone(), live };
+    let (address, socket_path) = (endpoints.address(), settings.socket_path.clone());
+    let running = Running { address, socket_path, bundle_endpoint, live };
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));

@@ -4,11 +4,14 @@
 //! configuration's counts. One task looks after them all: it fetches each bundle four times within its refresh hint and
 //! stores it when it is another one. Several servers on one datastore do the same work side by side, which hurts nobody.
 
+mod endpoint;
 mod fetch;
 mod ground;
 #[cfg(test)]
 mod tests;
 
+pub use endpoint::EndpointError;
+pub(crate) use endpoint::{EndpointParts, serve as serve_bundle};
 pub use fetch::FederationError;
 pub(crate) use ground::{Ground, Real};
 

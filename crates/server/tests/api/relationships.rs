@@ -1,10 +1,11 @@
 //! The TrustDomain service, and bundles fetched from endpoints over real TLS.
 
 use crate::harness::*;
-use finial_config::{EndpointProfile, FederatesWith};
+use finial_config::{BundleEndpointProfile, BundleEndpointSettings, EndpointProfile, FederatesWith};
 use finial_core::{SpiffeId, TrustDomain};
 use finial_crypto::bundle::{BundleFormat, bundle_to_json};
 use finial_crypto::tls::{TlsIdentity, server_config};
+use finial_net::https::{FetchError, FetchLimits};
 use finial_proto::convert::bundle_from_proto;
 use finial_proto::server::bundle::{GetBundleRequest, GetFederatedBundleRequest};
 use finial_proto::server::trustdomain::trust_domain_client::TrustDomainClient;
@@ -13,7 +14,9 @@ use finial_proto::types::federation_relationship::BundleEndpointProfile as Profi
 use finial_proto::types::{self, FederationRelationship, FederationRelationshipMask};
 use finial_runtime::Spawner;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -247,6 +250,97 @@ async fn each_way_to_fail_is_told_apart_and_leaves_the_bundle_as_it_was() {
     assert_eq!(message, "no relationship with trust domain \"nobody.test\"");
     let message = refused(refresh(&server, "no body").await, Code::InvalidArgument);
     assert!(message.starts_with("failed to parse trust domain: "), "{message}");
+}
+
+async fn serving(name: &str, profile: BundleEndpointProfile) -> Server {
+    let refresh_hint = Duration::from_secs(420);
+    let address = "127.0.0.1:0".parse().unwrap();
+    Server::with(|settings| {
+        settings.trust_domain = TrustDomain::parse(name).unwrap();
+        settings.federation.bundle_endpoint = Some(BundleEndpointSettings { address, refresh_hint, profile });
+    })
+    .await
+}
+
+#[tokio::test]
+async fn our_own_bundle_is_served_with_our_svid_and_others_fetch_it() {
+    let (server, other) = (Server::start().await, serving("other.test", BundleEndpointProfile::HttpsSpiffe).await);
+    let address = other.running.bundle_endpoint.unwrap();
+    let bundle = other.bundles().get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
+    let relationship = FederationRelationship {
+        trust_domain: "other.test".into(),
+        bundle_endpoint_url: format!("https://{address}"),
+        bundle_endpoint_profile: spiffe("spiffe://other.test/spire/server"),
+        trust_domain_bundle: Some(types::Bundle { refresh_hint: 0, jwt_authorities: vec![], ..bundle.clone() }),
+    };
+    assert_eq!(create(&server, vec![relationship.clone()]).await[0].0.code, 0);
+    wait_for_hint(&server, "other.test", 420).await;
+    let request = GetFederatedBundleRequest { trust_domain: "other.test".into(), output_mask: None };
+    let fetched = server.bundles().get_federated_bundle(request).await.unwrap().into_inner();
+    assert_eq!(fetched.x509_authorities, bundle.x509_authorities);
+    assert_eq!(fetched.jwt_authorities[0].key_id, bundle.jwt_authorities[0].key_id);
+    let lost = FederationRelationship { bundle_endpoint_url: format!("https://{address}/else"), ..relationship };
+    assert_eq!(update(&server, lost, None).await.0.code, 0);
+    let message = refused(refresh(&server, "other.test").await, Code::Internal);
+    assert!(message.ends_with("unexpected status 404 fetching bundle: 404 page not found\n"), "{message}");
+}
+
+/// Makes a certificate for 127.0.0.1, valid for everyone's clock, and gives its root.
+fn web_certificate(folder: &Path, certificate: &Path, key: &Path) -> Vec<u8> {
+    let openssl = |args: &[&str]| {
+        let out = std::process::Command::new("openssl").args(args).current_dir(folder).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    let new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650"];
+    openssl(&[&["req", "-x509", "-subj", "/CN=root", "-keyout", "root.key", "-out", "root.pem"], &new[..]].concat());
+    let leaf = ["req", "-x509", "-CA", "root.pem", "-CAkey", "root.key", "-subj", "/CN=leaf"];
+    let names = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
+    let files = ["-keyout", key.to_str().unwrap(), "-out", certificate.to_str().unwrap()];
+    openssl(&[&leaf[..], &names, &files, &new].concat());
+    std::fs::read(folder.join("root.pem")).unwrap()
+}
+
+async fn fetch(address: SocketAddr, root: &[u8]) -> Result<String, FetchError> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(
+        finial_crypto::pem::certificates(root).unwrap().iter().map(|der| der.to_vec().into()),
+    );
+    let config = finial_crypto::web::web_client_config(roots, Arc::new(finial_core::ManualClock::at(NOW))).unwrap();
+    let limits = FetchLimits { time: DEADLINE, body: 1 << 20 };
+    let fetched = finial_net::https::get(&format!("https://{address}/"), Arc::new(config), limits).await?;
+    assert_eq!(fetched.status, http::StatusCode::OK);
+    Ok(String::from_utf8(fetched.body.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn our_own_bundle_is_served_with_a_certificate_from_files_that_may_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("web.pem"), folder.path().join("web.key"));
+    let profile = BundleEndpointProfile::ServingCertFile {
+        cert_file_path: certificate.clone(),
+        key_file_path: key.clone(),
+        file_sync_interval: Duration::from_millis(20),
+    };
+    let missing = Server::try_with(|settings| {
+        let (address, refresh_hint) = ("127.0.0.1:0".parse().unwrap(), Duration::from_secs(60));
+        let profile = profile.clone();
+        settings.federation.bundle_endpoint = Some(BundleEndpointSettings { address, refresh_hint, profile });
+    });
+    let message = missing.await.err().unwrap().to_string();
+    assert!(message.starts_with("bundle endpoint: failed to load certificate "), "{message}");
+    let root = web_certificate(folder.path(), &certificate, &key);
+    let server = serving("example.org", profile).await;
+    let address = server.running.bundle_endpoint.unwrap();
+    let json: serde_json::Value = serde_json::from_str(&fetch(address, &root).await.unwrap()).unwrap();
+    assert_eq!((&json["spiffe_refresh_hint"], json["keys"].as_array().unwrap().len()), (&420.into(), 2));
+    let newer = web_certificate(folder.path(), &certificate, &key);
+    let changed = async {
+        while fetch(address, &newer).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, changed).await.expect("the new certificate");
+    assert!(fetch(address, &root).await.is_err());
 }
 
 #[tokio::test]

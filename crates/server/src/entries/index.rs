@@ -15,6 +15,8 @@ use std::ops::Bound;
 /// Where an entry is.
 type SlotId = u32;
 const NONE: SlotId = SlotId::MAX;
+/// Entries looked at on the way up before it is tried from above.
+const CLIMB_MAX: usize = 64;
 
 /// Neighbours in a chain.
 #[derive(Clone, Copy)]
@@ -335,7 +337,8 @@ impl Index {
     }
 
     /// For each ID, in order, its entry if the agent may have it. Walks up from the entry, so that the cost does not
-    /// grow with the number of entries that the agent has.
+    /// grow with the number of entries that the agent has; and once down instead, where very many lie above it (all nodes of
+    /// a fleet that joined by tokens for one ID).
     pub fn authorized_among<'i>(
         &self,
         agent: &SpiffeId,
@@ -343,29 +346,56 @@ impl Index {
         ids: impl Iterator<Item = &'i str>,
     ) -> Vec<Option<Indexed>> {
         let roots = self.roots(agent, selectors);
-        ids.map(|id| self.get(id).filter(|entry| self.hangs_below(entry, &roots)).cloned()).collect()
+        let mut reached = None;
+        let mut may = |entry: &&Indexed| {
+            self.hangs_below(entry, &roots).unwrap_or_else(|| {
+                reached.get_or_insert_with(|| self.reached_from(&roots)).contains(entry.parent_path())
+            })
+        };
+        ids.map(|id| self.get(id).filter(&mut may).cloned()).collect()
     }
 
-    fn hangs_below(&self, entry: &Indexed, roots: &HashSet<&str>) -> bool {
+    /// `None` when that would take longer than to go down from the roots.
+    fn hangs_below(&self, entry: &Indexed, roots: &HashSet<&str>) -> Option<bool> {
         if entry.is_foreign() {
-            return false;
+            return Some(false);
         }
         if roots.contains(entry.parent_path()) {
-            return true;
+            return Some(true);
         }
         let mut seen = HashSet::from([entry.parent_path()]);
         let mut open = vec![entry.parent_path()];
+        let mut steps = 0;
         while let Some(path) = open.pop() {
             for above in self.named(path) {
                 if roots.contains(above.parent_path()) {
-                    return true;
+                    return Some(true);
                 }
                 if seen.insert(above.parent_path()) {
                     open.push(above.parent_path());
                 }
+                steps += 1;
+                if steps > CLIMB_MAX {
+                    return None;
+                }
             }
         }
-        false
+        Some(false)
+    }
+
+    /// All paths below which something hangs that can be reached from the roots, these included.
+    fn reached_from<'a>(&'a self, roots: &HashSet<&'a str>) -> HashSet<&'a str> {
+        let mut seen = roots.clone();
+        let mut open: Vec<&str> = seen.iter().copied().collect();
+        while let Some(path) = open.pop() {
+            for entry in self.below(path) {
+                let parent = self.children.head(&self.slots, &self.hasher, entry.path()) != NONE;
+                if parent && seen.insert(entry.path()) {
+                    open.push(entry.path());
+                }
+            }
+        }
+        seen
     }
 }
 

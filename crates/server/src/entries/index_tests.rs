@@ -165,3 +165,19 @@ fn lists_are_in_the_order_of_rows_and_go_on_after_one() {
     index.put(&entry("a", "/w", "/spire/agent/a", &[1]), 50);
     assert_eq!(names(&index, 0, 9), ["c", "d", "a"]);
 }
+
+/// All nodes of a fleet that joined by tokens for one ID: very many entries lie above what all of them may have.
+#[test]
+fn an_entry_below_very_many_is_found_from_either_side() {
+    let mut index = Index::new(trust_domain());
+    for n in 0..10 * CLIMB_MAX {
+        index.put(&entry(&format!("alias{n}"), "/fleet", &format!("/spire/agent/{n}"), &[0]), 0);
+    }
+    index.put(&entry("shared", "/shared", "/fleet", &[0]), 0);
+    index.put(&entry("deeper", "/deeper", "/shared", &[0]), 0);
+    index.put(&entry("other", "/other", "/elsewhere", &[0]), 0);
+    for (agent, has) in [("/spire/agent/0", true), ("/spire/agent/639", true), ("/spire/agent/stranger", false)] {
+        let found = index.authorized_among(&id(agent), &selectors(&[]), ["shared", "deeper", "other"].into_iter());
+        assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [has, has, false], "{agent}");
+    }
+}

@@ -139,3 +139,16 @@ fn an_endless_policy_ends_in_a_refusal() {
     let error = policy.judge(call("slow")).unwrap_err();
     assert!(error.to_string().contains("time"), "{error}");
 }
+
+/// Neither true nor undefined, which `not` would turn into true.
+#[test]
+fn a_call_that_needs_a_builtin_that_is_not_there_is_refused() {
+    let calls = ["time.now_ns() > 0", "http.send({\"url\": \"x\"}).status_code == 200", "io.jwt.decode(input.caller)"];
+    for call in calls.into_iter().flat_map(|call| [call.to_owned(), format!("not {call}")]) {
+        let policy = policy(&format!("allow = true if {{ input.caller == \"x\"; {call} }}"), None).unwrap();
+        let judge = |caller| policy.judge(Input { caller, full_method: "/x/y", ..Input::default() });
+        assert_eq!(judge("y").unwrap(), NOBODY);
+        let error = judge("x").unwrap_err();
+        assert!(error.to_string().contains("could not find function"), "{call}: {error}");
+    }
+}

@@ -1,4 +1,4 @@
-//! What callers without a certificate may cost: anybody who reaches the port can be one.
+//! What callers over TCP may cost, above all those without a certificate: anybody who reaches the port can be one.
 //!
 //! tonic reads a whole message before a handler, and with it the [`Gate`], sees the call. So strangers are told here, before
 //! anything is read, that a method is not for them, and the messages of the two methods that are for anyone are limited.
@@ -10,10 +10,14 @@
 //!   at most [`CONNECTIONS_PER_ADDRESS`], 1,024, connections.
 //!
 //! One connection can thus hold 32 MiB + 256 KiB. Honest calls need some KiB, so thousands of nodes behind one gateway fit.
+//!
+//! Members are held to the same by their IDs, but only for the newest message of each call, as their streams are long: an
+//! agent's node that was taken over must not take the server with it. 1 GiB ([`MEMBERS_BYTES_MAX`]) by all.
 
 use crate::api::PAYLOAD_BYTES_MAX;
 use crate::authz::{Connection, Gate, Identity, Method, MethodRow, Peer, TABLE, method};
 use bytes::{Buf, Bytes};
+use finial_core::SpiffeId;
 use futures::future::Either;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -34,6 +38,11 @@ const ATTEST_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 128 * 1024;
 /// Bytes of messages of open calls by one address, and by all.
 const BYTES_PER_ADDRESS: usize = 32 * 1024 * 1024;
 const BYTES_MAX: usize = 16 * BYTES_PER_ADDRESS;
+/// The same by one member, and by all.
+const BYTES_PER_MEMBER: usize = 32 * 1024 * 1024;
+const MEMBERS_BYTES_MAX: usize = 32 * BYTES_PER_MEMBER;
+/// Largest message of a member, in bytes: tonic's own limit, and grpc-go's.
+const MEMBER_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Connections by one address, and by all: three quarters of all that a listener takes, the rest is for members.
 const CONNECTIONS_PER_ADDRESS: usize = 1024;
 const CONNECTIONS_MAX: usize = 12_288;
@@ -44,32 +53,37 @@ pub(super) struct Strangers {
     gate: Arc<Gate>,
     connections: Arc<Ledger>,
     bytes: Arc<Ledger>,
+    members: Arc<Ledger>,
 }
 
 impl Strangers {
     pub(super) fn new(gate: Arc<Gate>) -> Self {
         let connections = Ledger::new(CONNECTIONS_PER_ADDRESS, CONNECTIONS_MAX);
-        Self { gate, connections, bytes: Ledger::new(BYTES_PER_ADDRESS, BYTES_MAX) }
+        let bytes = Ledger::new(BYTES_PER_ADDRESS, BYTES_MAX);
+        Self { gate, connections, bytes, members: Ledger::new(BYTES_PER_MEMBER, MEMBERS_BYTES_MAX) }
     }
 
     /// A place for a new connection, which a member does not need; `Err` if strangers have enough of them.
     pub(super) fn seat(&self, peer: &Peer) -> Result<Option<Share>, Full> {
         let Some(address) = stranger(peer) else { return Ok(None) };
-        let mut share = Share::of(&self.connections, address);
+        let mut share = Share::of(&self.connections, Key::Address(address));
         share.grow(1).map(|()| Some(share))
     }
 
     /// Answers without reading the call's messages, or says how they are limited.
     fn meter(&self, path: &str, peer: Option<&Connection>) -> Result<Option<Meter>, Status> {
-        let Some((peer, address)) = peer.and_then(|peer| Some((peer, stranger(peer)?))) else { return Ok(None) };
+        let Some(peer) = peer else { return Ok(None) };
+        let Some(address) = stranger(peer) else {
+            let share = peer.id().map(|id| Share::of(&self.members, Key::Member(id.clone())));
+            return Ok(share.map(|share| Meter::new(MEMBER_MESSAGE_BYTES_MAX, share, false)));
+        };
         let row: Option<&'static MethodRow> = TABLE.iter().copied().find(|row| row.path == path);
         if let Some(refusal) = row.and_then(|row| self.gate.refuse_unread(row, peer)) {
             return Err(refusal);
         }
         let attests = path == method::AttestAgent::ROW.path;
         let message_max = if attests { ATTEST_BYTES_MAX } else { MESSAGE_BYTES_MAX };
-        let share = Share::of(&self.bytes, address);
-        Ok(Some(Meter { message_max, share, header: [0; HEADER_BYTES], header_filled: 0, missing: 0 }))
+        Ok(Some(Meter::new(message_max, Share::of(&self.bytes, Key::Address(address)), true)))
     }
 }
 
@@ -88,6 +102,13 @@ fn stranger(peer: &Peer) -> Option<IpAddr> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
+/// Who holds something.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Key {
+    Address(IpAddr),
+    Member(SpiffeId),
+}
+
 /// Who holds how much.
 struct Ledger {
     each: usize,
@@ -98,7 +119,7 @@ struct Ledger {
 #[derive(Default)]
 struct Held {
     all: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_key: HashMap<Key, usize>,
 }
 
 impl Ledger {
@@ -110,41 +131,46 @@ impl Ledger {
 /// What one connection or call holds; given back on drop.
 pub(super) struct Share {
     ledger: Arc<Ledger>,
-    address: IpAddr,
+    key: Key,
     amount: usize,
 }
 
 impl Share {
-    fn of(ledger: &Arc<Ledger>, address: IpAddr) -> Self {
-        Self { ledger: ledger.clone(), address, amount: 0 }
+    fn of(ledger: &Arc<Ledger>, key: Key) -> Self {
+        Self { ledger: ledger.clone(), key, amount: 0 }
     }
 
     fn grow(&mut self, by: usize) -> Result<(), Full> {
         let mut held = self.ledger.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_address = held.by_address.get(&self.address).copied().unwrap_or_default();
-        if by > self.ledger.each.saturating_sub(of_address) || by > self.ledger.all.saturating_sub(held.all) {
+        let of_key = held.by_key.get(&self.key).copied().unwrap_or_default();
+        if by > self.ledger.each.saturating_sub(of_key) || by > self.ledger.all.saturating_sub(held.all) {
             return Err(Full);
         }
         held.all += by;
-        held.by_address.insert(self.address, of_address + by);
+        held.by_key.insert(self.key.clone(), of_key + by);
         self.amount += by;
         Ok(())
+    }
+
+    fn give_back(&mut self) {
+        let amount = std::mem::take(&mut self.amount);
+        if amount == 0 {
+            return;
+        }
+        let mut held = self.ledger.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.all -= amount;
+        if let Some(of_key) = held.by_key.get_mut(&self.key) {
+            *of_key -= amount;
+            if *of_key == 0 {
+                held.by_key.remove(&self.key);
+            }
+        }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        if self.amount == 0 {
-            return;
-        }
-        let mut held = self.ledger.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.all -= self.amount;
-        if let Some(of_address) = held.by_address.get_mut(&self.address) {
-            *of_address -= self.amount;
-            if *of_address == 0 {
-                held.by_address.remove(&self.address);
-            }
-        }
+        self.give_back();
     }
 }
 
@@ -155,6 +181,8 @@ const HEADER_BYTES: usize = 5;
 struct Meter {
     message_max: usize,
     share: Share,
+    /// Whether all messages of the call count until it ends, or only the newest.
+    keeps: bool,
     header: [u8; HEADER_BYTES],
     header_filled: usize,
     /// Bytes of the current message that are still to come.
@@ -162,6 +190,10 @@ struct Meter {
 }
 
 impl Meter {
+    fn new(message_max: usize, share: Share, keeps: bool) -> Self {
+        Self { message_max, share, keeps, header: [0; HEADER_BYTES], header_filled: 0, missing: 0 }
+    }
+
     fn note(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
         while !bytes.is_empty() {
             let of_message = bytes.len().min(self.missing);
@@ -190,7 +222,11 @@ impl Meter {
             return Err(Status::resource_exhausted(message));
         }
         self.missing = length;
-        let full = |_| Status::resource_exhausted("too many bytes in open calls without a client certificate");
+        if !self.keeps {
+            self.share.give_back();
+        }
+        let whose = if self.keeps { " without a client certificate" } else { " of one client or of all" };
+        let full = |_| Status::resource_exhausted(format!("too many bytes in open calls{whose}"));
         self.share.grow(length.saturating_add(HEADER_BYTES)).map_err(full)
     }
 }
@@ -279,9 +315,9 @@ mod tests {
     #[test]
     fn shares_are_counted_by_address_and_in_all_and_given_back() {
         let ledger = Ledger::new(10, 15);
-        let mut one = Share::of(&ledger, address("10.0.0.1"));
-        let mut again = Share::of(&ledger, address("10.0.0.1"));
-        let mut other = Share::of(&ledger, address("10.0.0.2"));
+        let mut one = Share::of(&ledger, key("10.0.0.1"));
+        let mut again = Share::of(&ledger, key("10.0.0.1"));
+        let mut other = Share::of(&ledger, key("10.0.0.2"));
         assert_eq!(one.grow(8), Ok(()));
         assert_eq!(again.grow(3), Err(Full), "of one address");
         assert_eq!(again.grow(2), Ok(()));
@@ -292,7 +328,30 @@ mod tests {
         assert_eq!(again.grow(8), Ok(()));
         drop((again, other));
         let held = ledger.held.lock().unwrap();
-        assert!(held.all == 0 && held.by_address.is_empty(), "no leftovers");
+        assert!(held.all == 0 && held.by_key.is_empty(), "no leftovers");
+    }
+
+    fn key(text: &str) -> Key {
+        Key::Address(address(text))
+    }
+
+    /// Streams of agents last for hours: only what a call holds now counts, and all calls of one agent together.
+    #[test]
+    fn a_members_stream_is_charged_for_its_newest_message() {
+        let ledger = Ledger::new(1000, 10_000);
+        let member = |name: &str| Key::Member(SpiffeId::parse(&format!("spiffe://example.org/{name}")).unwrap());
+        let meter = |name: &str| Meter::new(900, Share::of(&ledger, member(name)), false);
+        let message = [&[0, 0, 0, 1, 144][..], &[7; 400]].concat();
+        let (mut one, mut two, mut three) = (meter("a"), meter("a"), meter("a"));
+        for _ in 0..100 {
+            one.note(&message).unwrap();
+        }
+        assert_eq!(one.share.amount, 405);
+        two.note(&message).unwrap();
+        assert_eq!(three.note(&message).unwrap_err().code(), tonic::Code::ResourceExhausted);
+        meter("b").note(&message).unwrap();
+        drop(one);
+        three.note(&message[405..]).unwrap();
     }
 
     #[test]
@@ -320,9 +379,7 @@ mod tests {
         let too_large: Vec<u8> = [3, 301].into_iter().flat_map(message).collect();
         for cut in [1, 2, 4, 5, 6, 7, 100, 1000] {
             let ledger = Ledger::new(1000, 1000);
-            let share = Share::of(&ledger, address("10.0.0.1"));
-            let fresh = Meter { message_max: 300, share, header: [0; 5], header_filled: 0, missing: 0 };
-            let mut meter = fresh;
+            let mut meter = Meter::new(300, Share::of(&ledger, key("10.0.0.1")), true);
             for part in ends_well.chunks(cut) {
                 meter.note(part).unwrap();
             }

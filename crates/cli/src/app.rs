@@ -209,8 +209,8 @@ pub(crate) struct Advised {
 }
 
 impl Advised {
-    pub(crate) fn new(error: anyhow::Error, hint: String) -> anyhow::Error {
-        Self { error, hint }.into()
+    pub(crate) fn new(error: anyhow::Error, hint: String) -> Self {
+        Self { error, hint }
     }
 }
 

@@ -75,7 +75,10 @@ pub(crate) fn canonical(mut entry: types::Entry) -> types::Entry {
 }
 
 /// What no two entries may share: SPIFFE ID, parent and selectors.
-pub(crate) fn identity(entry: &types::Entry) -> (String, String, Vec<(String, String)>) {
+pub(crate) type Identity = (String, String, Vec<(String, String)>);
+
+/// The identity of a canonical entry.
+pub(crate) fn identity(entry: &types::Entry) -> Identity {
     use crate::server::api::print::id;
     let selectors = entry.selectors.iter().map(|s| (s.r#type.clone(), s.value.clone())).collect();
     (id(entry.spiffe_id.as_ref()), id(entry.parent_id.as_ref()), selectors)

@@ -1,6 +1,6 @@
 //! What would have to be done so that a server's entries are those of a file: a pure function.
 
-use super::file::{Placed, canonical, identity};
+use super::file::{Identity, Placed, canonical, identity};
 use crate::server::api::print;
 use finial_config::Problem;
 use finial_proto::types::{self, Entry};
@@ -56,7 +56,7 @@ impl Plan {
 pub(crate) fn plan(wanted: &[Placed], existing: Vec<Entry>, mode: Mode) -> Result<Plan, Vec<Problem>> {
     let existing: Vec<Entry> = existing.into_iter().map(canonical).collect();
     let by_id: HashMap<&str, usize> = existing.iter().enumerate().map(|(at, e)| (e.id.as_str(), at)).collect();
-    let mut by_identity: HashMap<_, Vec<usize>> = HashMap::new();
+    let mut by_identity: HashMap<Identity, Vec<usize>> = HashMap::new();
     for (at, entry) in existing.iter().enumerate() {
         by_identity.entry(identity(entry)).or_default().push(at);
     }
@@ -107,7 +107,7 @@ fn collisions(
     matched: &[Option<usize>],
     existing: &[Entry],
     taken: &HashSet<usize>,
-    by_identity: &HashMap<(String, String, Vec<(String, String)>), Vec<usize>>,
+    by_identity: &HashMap<Identity, Vec<usize>>,
     mode: Mode,
 ) -> Vec<Problem> {
     let holder = |wanted: &Placed, is_stable: &dyn Fn(&usize) -> bool| {

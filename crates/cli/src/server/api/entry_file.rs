@@ -78,7 +78,8 @@ pub(crate) fn entries(cx: &Context, path: &str) -> anyhow::Result<Vec<types::Ent
     }
     let Some((number, id, error)) = first else { return Ok(entries) };
     let more = if bad > 1 { format!(", and {} more cannot be read", bad - 1) } else { String::new() };
-    Err(Advised::new(error, format!("it is entry {number} of the file, with spiffe_id {id:?}{more}; nothing was sent")))
+    Err(Advised::new(error, format!("it is entry {number} of the file, with spiffe_id {id:?}{more}; nothing was sent"))
+        .into())
 }
 
 /// The entry IDs of a file (`-`: standard input).

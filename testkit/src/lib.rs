@@ -12,6 +12,6 @@ mod spire;
 
 pub use client::{Client, Serving};
 pub use database::{Database, DatabaseKind, Held, MariaDb, Postgres, PostgresPair, mariadb, postgres};
-pub use process::{Output, Process, Workdir, eventually, finial, free_port, uid};
+pub use process::{Output, Process, Workdir, eventually, eventually_within, finial, free_port, uid};
 pub use proxy::{Proxy, Weather};
 pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, datastore, require_spire};

@@ -54,12 +54,19 @@ pub fn free_port() -> u16 {
 }
 
 /// Asks again until `probe` gives a value; panics with `what` and its last complaint when the deadline has passed.
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
-    let end = Instant::now() + DEADLINE;
+#[track_caller]
+pub fn eventually<T>(what: &str, probe: impl FnMut() -> Result<T, String>) -> T {
+    eventually_within(DEADLINE, what, probe)
+}
+
+/// [`eventually`] with a deadline of one's own, for what takes its time by design.
+#[track_caller]
+pub fn eventually_within<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Result<T, String>) -> T {
+    let end = Instant::now() + deadline;
     loop {
         match probe() {
             Ok(value) => return value,
-            Err(why) if Instant::now() > end => panic!("{what}: not within {DEADLINE:?}: {why}"),
+            Err(why) if Instant::now() > end => panic!("{what}: not within {deadline:?}: {why}"),
             Err(_) => std::thread::sleep(POLL), // between two questions to a real process
         }
     }

@@ -88,17 +88,7 @@ fn banned_crates_are_not_compiled_in() {
     assert!(banned.len() >= 4, "deny.toml lists no bans: its form changed?");
     // Not the lock file, which also names optional crates that nothing turns on.
     let tree = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--workspace",
-            "--target",
-            "all",
-            "--prefix",
-            "none",
-            "--edges",
-            "normal,build,dev",
-            "--locked",
-        ])
+        .args(["tree", "--workspace", "--target", "all", "--prefix", "none", "--edges", "normal,build,dev", "--locked"])
         .current_dir(root())
         .output()
         .unwrap();

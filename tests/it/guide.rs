@@ -156,7 +156,12 @@ fn agent_config(root: &Path, port: u16, server: &Host) -> String {
     let root = root.display();
     let token = server.run("spire-server token generate -spiffeID spiffe://example.org/node").ok().stdout;
     let token = token.lines().find_map(|l| l.strip_prefix("Token: ")).expect("a token").to_owned();
-    let bundle = server.run("spire-server bundle show").ok().stdout;
+    // SPIRE answers from a bundle that may be a second old; an agent that begins with such a one may not get to know the newest
+    // of the three servers.
+    let bundle = eventually("the bundle has every server's authority", || {
+        let pem = server.run("spire-server bundle show").ok().stdout;
+        if pem.matches("BEGIN CERTIFICATE").count() >= 3 { Ok(pem) } else { Err(pem) }
+    });
     let bundle_path = server.dir.write("bundle.pem", &bundle);
     format!(
         r#"agent {{

@@ -4,17 +4,21 @@
 
 use serde_json::Value;
 use std::process::Command;
+use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
 use testkit::{
     Agent, AgentOptions, Client, Database, Flavor, Output, Process, Proxy, Server, ServerOptions, Workdir, eventually,
 };
+
+/// `ca_ttl` below.
+const AUTHORITY_LIFE: Duration = Duration::from_secs(75);
 
 /// Short lives, so that a minute and a half holds many renewals and two generations of authorities. An authority must live
 /// long enough for SPIRE, which looks every 10 s whether the last sixth of its life has begun.
 const TIMES: &str = r#"ca_ttl = "75s"
     default_x509_svid_ttl = "16s"
     default_jwt_svid_ttl = "20s"
-    agent_ttl = "40s"
+    agent_ttl = "24s"
     audit_log_enabled = true"#;
 
 /// SPIRE reads entries from SQL on a timer; Finial has no such key, and says so without refusing it.
@@ -52,6 +56,7 @@ impl Fleet {
             ..Default::default()
         };
         let servers: Vec<Server> = (0..count).map(|_| Server::start(flavor, &options)).collect();
+        servers.iter().for_each(|server| knows_authorities(server, count));
         let balancer = Proxy::balancing(&servers.iter().map(|s| s.port).collect::<Vec<_>>());
         let expected = register(&servers[0], &dir);
 
@@ -154,7 +159,7 @@ impl Fleet {
 
     /// Waits until every workload is served under authorities that it did not know `before`.
     fn new_authorities(&self, before: &[u64]) {
-        eventually("authorities are rotated", || {
+        eventually_within(AUTHORITY_LIFE * 2, "authorities are rotated", || {
             let now = self.authorities();
             let all = now.iter().zip(before).all(|(now, before)| now > before);
             if all { Ok(()) } else { Err(format!("{now:?} after {before:?}")) }
@@ -189,6 +194,16 @@ impl Fleet {
             assert!(renews_by_attesting || !log.contains("Successfully reattested node"), "{log}");
         }
     }
+}
+
+/// Waits until the server shows the authorities of all servers: SPIRE answers from a bundle that may be a second old, and an
+/// agent that begins with such a one may not get to know the newest server.
+fn knows_authorities(server: &Server, count: usize) {
+    eventually("the server knows every server's authority", || {
+        let pem = server.command(&["bundle", "show"]).ok().stdout;
+        let known = pem.matches("BEGIN CERTIFICATE").count();
+        if known >= count { Ok(()) } else { Err(format!("{known} of {count}")) }
+    });
 }
 
 /// Entries, node aliases, and another trust domain's bundle; what a workload must always have.

@@ -146,7 +146,10 @@ impl Endpoints {
             result.map(|stream| Known { peer: Arc::new(local(&stream, look_up)), stream, _seat: None })
         });
         let serve_tcp = connection::serve(tcp, remote_services, self.spawner, shutdown.clone());
-        let serve_tcp = async { Ok(serve_tcp.await) };
+        let serve_tcp = async {
+            serve_tcp.await;
+            Ok(())
+        };
         let serve_local = local_services(&service).serve_with_incoming_shutdown(local, shutdown.cancelled());
         let late = async {
             shutdown.cancelled().await;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
 use testkit::{
     Agent, AgentOptions, Client, Database, Flavor, Output, Process, Proxy, Server, ServerOptions, Workdir, eventually,
+    eventually_within,
 };
 
 /// `ca_ttl` below.

@@ -121,7 +121,7 @@ impl Context {
 
 fn metrics(settings: &AgentSettings) -> Metrics {
     let telemetry = &settings.telemetry;
-    if telemetry.prometheus.is_none() {
+    if telemetry.prometheus.is_none() && telemetry.statsd.is_empty() && telemetry.dogstatsd.is_empty() {
         return Metrics::disabled();
     }
     let host = telemetry.hostname_label.unwrap_or(true);
@@ -158,6 +158,8 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
             AgentError::internal(format!("failed to serve metrics: {}", listen_text(&address, &e))).because(e)
         })?;
     }
+    let pushed = context.metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &context.spawner);
+    pushed.await.map_err(AgentError::internal)?;
     context.metrics.started(&context.version, settings.trust_domain.as_str());
     let status = Arc::new(AgentStatus::default());
     endpoints::start_health(&context, status.clone());

@@ -145,8 +145,6 @@ pub(crate) fn check_telemetry(settings: &TelemetrySettings) -> Result<(), String
     let filters =
         [&settings.allowed_prefixes, &settings.blocked_prefixes, &settings.allowed_labels, &settings.blocked_labels];
     no_effect(&[
-        ("telemetry DogStatsd", !settings.dogstatsd.is_empty()),
-        ("telemetry Statsd", !settings.statsd.is_empty()),
         ("telemetry M3", !settings.m3.is_empty()),
         ("telemetry InMem", settings.in_mem),
         ("filtering metrics by prefix or label", filters.iter().any(|f| !f.is_empty())),
@@ -163,7 +161,7 @@ pub(crate) fn no_effect(configured: &[(&str, bool)]) {
 
 /// Metrics, if a sink that we have is configured.
 pub(crate) fn metrics(settings: &TelemetrySettings, prefix: &str, trust_domain: &TrustDomain) -> Metrics {
-    if settings.prometheus.is_none() {
+    if settings.prometheus.is_none() && settings.statsd.is_empty() && settings.dogstatsd.is_empty() {
         return Metrics::disabled();
     }
     let host = settings.hostname_label.unwrap_or(true);

@@ -1,9 +1,11 @@
-//! Metrics with SPIRE's names, in Prometheus' text form.
+//! Metrics with SPIRE's names, in Prometheus' text form and pushed to StatsD and DogStatsD.
 
 mod names;
+mod push;
 mod store;
 
 pub use names::{rpc_key, status_name};
+pub use push::Form;
 
 use crate::Spawner;
 use crate::http::{Answer, serve};
@@ -11,7 +13,7 @@ use finial_core::ErrorKind;
 use http::StatusCode;
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 use store::{Kind, Store};
 
@@ -30,6 +32,7 @@ struct Inner {
     settings: Settings,
     started: Instant,
     store: Mutex<Store>,
+    sinks: RwLock<Vec<push::Sink>>,
 }
 
 /// Takes measurements. Clones share one store; a disabled one does nothing and costs nothing.
@@ -47,7 +50,41 @@ impl Metrics {
 
     /// Measures.
     pub fn new(settings: Settings) -> Self {
-        Self(Some(Arc::new(Inner { settings, started: Instant::now(), store: Mutex::default() })))
+        Self(Some(Arc::new(Inner {
+            settings,
+            started: Instant::now(),
+            store: Mutex::default(),
+            sinks: RwLock::default(),
+        })))
+    }
+
+    /// From now on sends each measurement to `address` (`host:port`) over UDP, until shutdown. Does nothing when disabled.
+    ///
+    /// # Errors
+    /// When the name is not known or there is no socket to be had. Whether anybody listens there is not known.
+    pub async fn push_to(&self, form: Form, address: &str, spawner: &Spawner) -> std::io::Result<()> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        let sink = push::Sink::open(form, address, spawner).await?;
+        inner.sinks.write().unwrap_or_else(PoisonError::into_inner).push(sink);
+        Ok(())
+    }
+
+    /// [`Metrics::push_to`] each of these addresses.
+    ///
+    /// # Errors
+    /// Names the first sink that cannot be sent to.
+    pub async fn push_to_all(
+        &self,
+        statsd: &[String],
+        dogstatsd: &[String],
+        spawner: &Spawner,
+    ) -> Result<(), String> {
+        let statsd = statsd.iter().map(|address| (Form::Statsd, address));
+        for (form, address) in statsd.chain(dogstatsd.iter().map(|address| (Form::DogStatsd, address))) {
+            let failed = |error| format!("telemetry {form:?} {address}: {}", crate::errno_text(&error));
+            self.push_to(form, address, spawner).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Whether anything is measured at all.
@@ -92,8 +129,11 @@ impl Metrics {
         let Some(inner) = &self.0 else { return };
         let settings = &inner.settings;
         let name = names::metric_name(&settings.prefix, key);
-        let fixed = [("host", &settings.host), ("trust_domain_id", &settings.trust_domain)];
+        let fixed = [("trust_domain_id", &settings.trust_domain), ("host", &settings.host)];
         let fixed = fixed.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
+        for sink in inner.sinks.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            sink.put(kind, &settings.prefix, key, value, labels.iter().copied().chain(fixed.clone()));
+        }
         let labels = names::label_text(fixed.chain(labels.iter().copied()));
         inner.store.lock().unwrap_or_else(PoisonError::into_inner).put(kind, name, labels, value);
     }

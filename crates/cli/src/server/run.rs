@@ -89,6 +89,7 @@ async fn serve(settings: ServerSettings, reload: Arc<Load>, spawner: Spawner, lo
     })?;
     launch::check_telemetry(&settings.telemetry)?;
     let metrics = launch::metrics(&settings.telemetry, "spire_server", &settings.trust_domain);
+    metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &spawner).await?;
     metrics.started(&crate::version(), settings.trust_domain.as_str());
     if let Some(prometheus) = &settings.telemetry.prometheus {
         let address = launch::host_port(&prometheus.host, prometheus.port);

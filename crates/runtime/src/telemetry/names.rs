@@ -85,7 +85,7 @@ pub(super) fn label_text<'a>(labels: impl Iterator<Item = (&'a str, &'a str)>) -
 }
 
 /// Each run of characters other than letters, digits and `_` becomes one `_`, together with a `_` that follows it.
-fn sanitize(text: &str) -> String {
+pub(super) fn sanitize(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut in_run = false;
     for c in text.chars().take(256) {

@@ -12,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -99,6 +100,17 @@ impl TlsIncoming {
     }
 }
 
+/// A peer whose machine is gone says nothing more, and some connections are silent for hours: the kernel asks after a minute,
+/// and gives up after another.
+fn notice_death(tcp: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(20))?;
+    sockopt::set_tcp_keepcnt(tcp, 3)?;
+    Ok(())
+}
+
 struct Accept {
     listener: TcpListener,
     acceptor: TlsAcceptor,
@@ -121,6 +133,7 @@ impl Accept {
         let Some(admitted) = admitted else { return warn_full(address) };
         // An agent's calls are small and it waits for each.
         let _ = tcp.set_nodelay(true);
+        let _ = notice_death(&tcp);
         self.make_room();
         let (acceptor, sender, limits) = (self.acceptor.clone(), self.sender.clone(), self.limits);
         let admission = proxied.then(|| self.admission.clone());
@@ -223,3 +236,18 @@ impl Connected for TlsConnection {
 }
 
 delegate_io!(TlsConnection);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::sockopt;
+
+    #[tokio::test]
+    async fn the_kernel_asks_after_silent_peers() {
+        let listener = bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        notice_death(&tcp).unwrap();
+        assert!(sockopt::socket_keepalive(&tcp).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&tcp).unwrap(), Duration::from_secs(60));
+    }
+}

@@ -1,8 +1,8 @@
 //! The server: the authority of a trust domain.
 //!
 //! The rooms, in the order of a call: [`endpoints`] (the doors) -> [`authz`] (the gate: who may) -> [`api`] (the handlers) ->
-//! [`entries`] and [`nodes`] (what is known, in memory; [`watch`] tells agents what changes) -> [`issue`] (signs) with what [`authority`] keeps ready, [`publish`]
-//! (bundles for readers), [`federation`] (bundles of others), [`svid`] (the server's own), [`prune`] (what expires). [`start`] puts them together.
+//! [`entries`] and [`nodes`] (what is known, in memory; [`watch`] tells agents what changes) -> [`issue`] (signs) with what
+//! [`authority`] keeps ready, [`publish`] (bundles for readers), [`federation`] (bundles of others), [`svid`] (the server's own), [`prune`] (what expires). [`start`] puts them together.
 
 pub mod api;
 pub mod authority;

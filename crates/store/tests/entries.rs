@@ -8,6 +8,7 @@ use finial_store::{EntryFilter, EntryUpdate, EventFeed, Page, Store, StoreError}
 
 on_every_database!(
     every_field_comes_back,
+    pages_by_rows_are_what_lists_say,
     a_similar_entry_is_returned_instead,
     a_refused_entry_leaves_the_rest_of_its_batch,
     what_the_database_refuses_leaves_the_rest_of_its_batch,
@@ -42,6 +43,43 @@ async fn every_field_comes_back(lab: Lab) {
     let expected = finial_core::Entry { federates_with: vec![td("b.test"), td("a.test")], ..full };
     assert_eq!(stored, expected);
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["full"]);
+}
+
+/// Everything, a page at a time, as a server reads it at its start.
+async fn by_rows(store: &Store) -> Vec<finial_core::Entry> {
+    let (mut all, mut after) = (Vec::new(), Some(0));
+    while let Some(row) = after {
+        let (entries, next) = store.entries_after(row, 3).await.unwrap();
+        assert!(entries.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        let ids: Vec<EntryId> = entries.iter().map(|(_, entry)| entry.id.clone()).collect();
+        assert_eq!(store.entry_rows(&ids).await.unwrap(), entries);
+        all.extend(entries.into_iter().map(|(_, entry)| entry));
+        after = next;
+    }
+    all
+}
+
+async fn pages_by_rows_are_what_lists_say(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    for name in ["b.test", "a.test"] {
+        store.create_bundle(&bundle(name)).await.unwrap();
+    }
+    create(&store, full_entry("full", &["a.test", "b.test"])).await;
+    for (n, odd) in ["a\"b", "a\\b", "a\nb\u{1}", "\u{e9}", "'", "[1,2]", " "].into_iter().enumerate() {
+        let mut entry = entry(&n.to_string(), "/w", "/a", &[&format!("unix:{odd}"), "unix:uid:1"]);
+        entry.hint = odd.into();
+        create(&store, entry).await;
+    }
+    let listed = store.list_entries(&EntryFilter::default(), None).await.unwrap().items;
+    assert_eq!((listed.len(), by_rows(&store).await), (8, listed.clone()));
+    // A row that cannot be an entry takes no other with it.
+    let clock = store.clock.clone();
+    let closed = store.closed().await;
+    closed.edit(&["UPDATE registered_entries SET parent_id = 'nowhere' WHERE entry_id = '2'"]).await;
+    let store = Store::open(closed.settings.clone(), clock).await.unwrap();
+    let expected: Vec<_> = listed.into_iter().filter(|entry| entry.id.as_str() != "2").collect();
+    assert_eq!(by_rows(&store).await, expected);
+    store.close().await;
 }
 
 async fn a_similar_entry_is_returned_instead(lab: Lab) {

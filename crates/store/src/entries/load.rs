@@ -1,7 +1,7 @@
 //! Reading many entries at once: a page of rows, and what belongs to all of them by ranges of their row IDs.
 
 use super::rows::{SELECT, from_row};
-use crate::sql::{Conn, Query, Row};
+use crate::sql::{Conn, Dialect, Query, Row};
 use crate::{Store, StoreError};
 use finial_core::{Entry, EntryId, Selector, SelectorSet};
 
@@ -13,6 +13,13 @@ impl Store {
     /// are no more. All of one page are of one moment.
     pub async fn entries_after(&self, after: i64, count: u32) -> Result<(Vec<EntryRow>, Option<i64>), StoreError> {
         self.counted("datastore.registration_entry.list", async {
+            if self.dialect() == Dialect::Sqlite {
+                // one statement needs no transaction
+                let mut conn = self.connection().await?;
+                if let Some(page) = super::packed::page(&mut conn, after, count).await? {
+                    return Ok(page);
+                }
+            }
             let mut tx = self.read_at_start().await?;
             let page = page(&mut tx, after, count).await;
             self.finish_read(tx, page).await

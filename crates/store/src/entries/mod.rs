@@ -3,6 +3,7 @@
 mod create;
 mod filter;
 mod load;
+mod packed;
 pub(crate) mod rows;
 
 pub(crate) use create::create_one;

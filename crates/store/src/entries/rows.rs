@@ -278,7 +278,7 @@ pub(super) fn from_row(
     };
     let spiffe_id = |at: usize| SpiffeId::parse(row.str(at)?).map_err(|e| bad(&e));
     let seconds = |at: usize| i32::try_from(row.int(at)?).map_err(|e| bad(&e));
-    let attributes = AdditionalAttributes::decode(row.blob(12)?).map_err(|e| bad(&e))?;
+    let attributes = attributes(row.blob(12)?).map_err(|e| bad(&e))?;
     let mut federates_with = Vec::with_capacity(bundles.len());
     for text in bundles {
         federates_with.push(TrustDomain::parse(text).map_err(|e| bad(&e))?);
@@ -302,6 +302,10 @@ pub(super) fn from_row(
         disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
         jwt_svid_include_jti: attributes.jwt_svid_include_jti,
     })
+}
+
+pub(super) fn attributes(blob: &[u8]) -> Result<AdditionalAttributes, prost::DecodeError> {
+    AdditionalAttributes::decode(blob)
 }
 
 /// NULL when there is nothing to say, as SPIRE stores it.

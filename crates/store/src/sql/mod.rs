@@ -14,7 +14,7 @@ pub(crate) use fault::Place;
 pub(crate) use pool::{ACQUIRE_MAX, Pool, Pooled};
 pub(crate) use query::{Query, Value, insert_rows, rows_query};
 pub(crate) use row::Row;
-pub(crate) use time::Moment;
+pub(crate) use time::{Moment, parse_time};
 
 /// At most this many values in one `IN` list.
 pub(crate) const LIST_MAX: usize = 500;

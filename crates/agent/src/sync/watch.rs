@@ -25,7 +25,7 @@ type Opened = Result<Streaming<WatchResponse>, ServerError>;
 enum State {
     Waiting { until: Instant, unsupported: bool },
     Opening(BoxFuture<'static, Opened>),
-    Open { stream: Streaming<WatchResponse>, since: Instant, pages: usize, answer: WatchResponse },
+    Open { stream: Box<Streaming<WatchResponse>>, since: Instant, pages: usize, answer: Box<WatchResponse> },
 }
 
 /// What happened.
@@ -96,7 +96,7 @@ impl Watch {
                 }
                 State::Opening(opening) => match opening.await {
                     Ok(stream) => {
-                        let answer = WatchResponse::default();
+                        let (stream, answer) = (Box::new(stream), Box::default());
                         self.state = State::Open { stream, since: Instant::now(), pages: 0, answer };
                         return Event::Opened;
                     }
@@ -116,7 +116,7 @@ impl Watch {
                         add(answer, page);
                         if !more {
                             *pages = 0;
-                            return Event::Answer(Box::new(std::mem::take(answer)));
+                            return Event::Answer(std::mem::take(answer));
                         }
                     }
                     Ok(Some(_)) => {

@@ -1,8 +1,8 @@
 //! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
 
 mod answers;
-mod audit;
 mod answers_trust;
+mod audit;
 mod clients;
 mod documents;
 mod faults;

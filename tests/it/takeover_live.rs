@@ -96,8 +96,9 @@ impl Fleet {
         self.wait_events("an entry written at the replaced server arrives", |events| {
             events.iter().any(|e| e["id"] == id.as_str())
         });
-        let everywhere = self.servers.iter().map(|server| eventually("every server has it", || entry_id(server, &id)));
-        let entry = everywhere.last().expect("a server");
+        let everywhere: Vec<String> =
+            self.servers.iter().map(|server| eventually("every server has it", || entry_id(server, &id))).collect();
+        let entry = everywhere.first().expect("a server");
         self.servers[(at + 1) % self.servers.len()].command(&["entry", "delete", "-entryID", &entry]).ok();
     }
 

@@ -3,6 +3,7 @@
 use super::{CERTIFIED_USER, Database, Host, PASSWORD, Pki, USER, Watcher, missing, on_path};
 use crate::process::{Output, Process, Workdir, eventually, free_port};
 use rustix::process::Signal;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -31,9 +32,12 @@ impl MariaDb {
         }
         let dir = Workdir::new();
         let pki = Pki::new(&dir);
-        let mut install = Command::new("mariadb-install-db");
-        install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]).arg(as_whom());
-        Output::of(install.arg(format!("--datadir={}", dir.path().join("data").display()))).ok();
+        // It has been seen to fail on a machine under full load: once more, on an empty folder.
+        let data = dir.path().join("data");
+        if install(&data).code != 0 {
+            let _ = std::fs::remove_dir_all(&data);
+            install(&data).ok();
+        }
         let watcher = Watcher::start(&dir.path().join("pid"), "TERM", dir.path());
         let server = Self { process: Mutex::new(None), port: free_port(), pki, _watcher: watcher, dir };
         server.start_again();
@@ -184,6 +188,12 @@ impl Drop for MariaDb {
         // Before the watcher, which would wait for it.
         self.end(Signal::KILL);
     }
+}
+
+fn install(data: &Path) -> Output {
+    let mut install = Command::new("mariadb-install-db");
+    install.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]).arg(as_whom());
+    Output::of(install.arg(format!("--datadir={}", data.display())))
 }
 
 /// It runs as whoever runs the tests; root has to say that it means it.

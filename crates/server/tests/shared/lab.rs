@@ -9,7 +9,7 @@ use finial_server::publish::BundleFeed;
 use finial_store::{SqlConfig, Store};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use testkit::{Database, DatabaseKind};
+use testkit::Database;
 
 pub fn trust_domain() -> TrustDomain {
     TrustDomain::parse("example.org").unwrap()
@@ -90,10 +90,6 @@ pub async fn stored(store: &Store) -> Vec<String> {
 
 pub fn databases() -> Vec<Database> {
     [testkit::postgres(), testkit::mariadb()].into_iter().flatten().collect()
-}
-
-pub fn is_postgres(database: &Database) -> bool {
-    database.kind() == DatabaseKind::Postgres
 }
 
 pub fn agent_id(n: u8) -> SpiffeId {

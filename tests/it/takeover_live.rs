@@ -99,7 +99,7 @@ impl Fleet {
         let everywhere: Vec<String> =
             self.servers.iter().map(|server| eventually("every server has it", || entry_id(server, &id))).collect();
         let entry = everywhere.first().expect("a server");
-        self.servers[(at + 1) % self.servers.len()].command(&["entry", "delete", "-entryID", &entry]).ok();
+        self.servers[(at + 1) % self.servers.len()].command(&["entry", "delete", "-entryID", entry]).ok();
     }
 
     fn replace_agents(&mut self, flavor: Flavor) {

@@ -59,6 +59,14 @@ impl Call {
         Err(self.denied(Some((reason, "Agent is no longer authorized"))))
     }
 
+    /// Whether the calling agent has a newer SVID by now: what it does with the old one ends, which is nobody's fault.
+    pub(crate) fn is_superseded(&self) -> bool {
+        let Peer::Remote { identity: Identity::Svid { id, serial, follows, .. }, .. } = &*self.peer else {
+            return false;
+        };
+        self.gate.nodes.standing(id, serial, follows) == Standing::Superseded
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> &Peer {
         &self.peer

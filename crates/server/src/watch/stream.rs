@@ -187,6 +187,9 @@ impl WatchStream {
             return Err(Status::unavailable("a newer stream of the same agent took the place of this one"));
         }
         if agent {
+            if self.call.is_superseded() {
+                return Ok(false);
+            }
             self.call.still_agent()?;
             let (_, selectors) = self.call.agent()?;
             return Ok(*selectors == *self.watcher.selectors);

@@ -2,7 +2,7 @@
 
 use crate::harness::*;
 use finial_proto::digest::Digests;
-use finial_proto::server::agent::{BanAgentRequest, DeleteAgentRequest};
+use finial_proto::server::agent::{AgentX509svidParams, BanAgentRequest, DeleteAgentRequest, RenewAgentRequest};
 use finial_proto::server::entry::*;
 use finial_proto::sync::agent_sync_client::AgentSyncClient;
 use finial_proto::sync::{BundleVersion, WatchRequest, WatchResponse};
@@ -270,4 +270,19 @@ async fn a_server_that_shuts_down_ends_its_streams_at_once() {
     assert_eq!(watch.next().await.unwrap_err().code(), Code::Unavailable);
     drop((watch, agent));
     server.supervisor.run(DEADLINE).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_stream_of_a_renewed_svid_ends_without_a_word() {
+    let server = Server::start().await;
+    let agent = server.agent().await;
+    let mut watch = Watch::new(&agent).await;
+    watch.next().await.unwrap();
+    let key = finial_crypto::PrivateKey::generate(finial_core::KeyType::EcP256).unwrap();
+    let params = AgentX509svidParams { csr: csr(&key, None, &[]).await.into() };
+    let renewed = agent.agents().renew_agent(RenewAgentRequest { params: Some(params) }).await.unwrap().into_inner();
+    let renewed = Agent::new(&server, Identity::of(renewed.svid.unwrap(), key)).await;
+    Watch::new(&renewed).await.next().await.unwrap();
+    assert!(watch.next().await.unwrap().is_none(), "it ended well");
+    assert!(logged("Agent is no longer authorized", "caller_id", agent.identity.id.as_str()).is_empty());
 }

@@ -158,7 +158,8 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
             AgentError::internal(format!("failed to serve metrics: {}", listen_text(&address, &e))).because(e)
         })?;
     }
-    let pushed = context.metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &context.spawner);
+    let pushed =
+        context.metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &context.spawner);
     pushed.await.map_err(AgentError::internal)?;
     context.metrics.started(&context.version, settings.trust_domain.as_str());
     let status = Arc::new(AgentStatus::default());

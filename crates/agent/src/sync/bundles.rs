@@ -3,8 +3,9 @@
 use super::{SUBSYSTEM, Syncer};
 use crate::Context;
 use crate::cache::{BundleForms, Bundles};
+use crate::entry::WorkloadEntry;
 use crate::error::ServerError;
-use finial_core::{Bundle, TrustDomain};
+use finial_core::{Bundle, EntryId, TrustDomain};
 use finial_proto::convert::bundle_from_proto;
 use finial_proto::sync::VersionedBundle;
 use finial_proto::types;
@@ -12,53 +13,62 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 impl Syncer {
-    /// All bundles, if any of them changed.
+    /// All bundles, if any of them changed: our own, and those of `domains`.
     pub(super) fn take_bundles(
         &mut self,
         new: Vec<VersionedBundle>,
         gone: &[String],
+        domains: BTreeSet<TrustDomain>,
     ) -> Result<Option<Bundles>, ServerError> {
         let known = self.cache().snapshot().bundles.clone();
         let own_domain = known.own.bundle.trust_domain.clone();
-        let mut fresh: BTreeMap<TrustDomain, Arc<BundleForms>> = BTreeMap::new();
+        let mut fresh: BTreeMap<TrustDomain, (Arc<BundleForms>, u64)> = BTreeMap::new();
         for VersionedBundle { bundle, version } in new {
             let Some(wire) = bundle else { continue };
             let Ok(domain) = TrustDomain::parse(&wire.trust_domain) else { continue };
             let old = if domain == own_domain { Some(&known.own) } else { known.federated.get(&domain) };
             match read_bundle(&domain, old, &wire) {
                 Ok(bundle) => {
-                    self.told.insert(domain.clone(), (bundle.clone(), version));
-                    fresh.insert(domain, bundle);
+                    fresh.insert(domain, (bundle, version));
                 }
                 Err(error) if domain == own_domain => return Err(bad_own_bundle(&error)),
                 Err(error) => warn_of_bundle(&domain, &error),
             }
         }
-        self.told.retain(|domain, _| !gone.iter().any(|name| name == domain.as_str()));
-        let mut bundles =
-            Bundles { own: fresh.get(&own_domain).unwrap_or(&known.own).clone(), federated: BTreeMap::new() };
-        for domain in self.federated_domains() {
-            let kept = known.federated.get(&domain).filter(|_| !gone.iter().any(|name| name == domain.as_str()));
-            let told = self.told.get(&domain).map(|(bundle, _)| bundle);
-            if let Some(bundle) = fresh.get(&domain).or(kept).or(told).cloned() {
+        let of = |domain: &TrustDomain| fresh.get(domain).map(|(bundle, _)| bundle);
+        let mut bundles = Bundles { own: of(&own_domain).unwrap_or(&known.own).clone(), federated: BTreeMap::new() };
+        let stays = |domain: &TrustDomain| !gone.iter().any(|name| name == domain.as_str());
+        for domain in domains {
+            let kept = known.federated.get(&domain).filter(|_| stays(&domain));
+            let told = self.told.get(&domain).filter(|_| stays(&domain)).map(|(bundle, _)| bundle);
+            if let Some(bundle) = of(&domain).or(kept).or(told).cloned() {
                 bundles.federated.insert(domain, bundle);
             }
         }
+        // Only now, as nothing can fail any more: what was told is not told again.
+        self.told.extend(fresh);
+        self.told.retain(|domain, _| stays(domain));
         Ok(self.changed_bundles(&known, bundles))
     }
 
-    fn federated_domains(&self) -> BTreeSet<TrustDomain> {
-        self.entries.values().flat_map(|e| e.federates_with.iter().cloned()).collect()
+    /// Of `new` entries, or else of those known, the trust domains that they federate with.
+    pub(super) fn federated_domains(
+        &self,
+        new: Option<&BTreeMap<EntryId, Arc<WorkloadEntry>>>,
+    ) -> BTreeSet<TrustDomain> {
+        new.unwrap_or(&self.entries).values().flat_map(|e| e.federates_with.iter().cloned()).collect()
     }
 
-    /// All bundles, if any of them changed.
-    pub(super) async fn fetch_bundles(&mut self) -> Result<Option<Bundles>, ServerError> {
+    /// All bundles, if any of them changed: our own, and those of `domains`.
+    pub(super) async fn fetch_bundles(
+        &mut self,
+        domains: BTreeSet<TrustDomain>,
+    ) -> Result<Option<Bundles>, ServerError> {
         let known = self.cache().snapshot().bundles.clone();
         let mut bundles = Bundles { own: known.own.clone(), federated: BTreeMap::new() };
         let domain = known.own.bundle.trust_domain.clone();
         bundles.own =
             read_bundle(&domain, Some(&known.own), &self.link.bundle().await?).map_err(|e| bad_own_bundle(&e))?;
-        let domains = self.federated_domains();
         for (domain, bundle) in self.link.federated_bundles(domains.into_iter().collect()).await? {
             let Some(bundle) = bundle else { continue };
             match read_bundle(&domain, known.federated.get(&domain), &bundle) {

@@ -108,6 +108,7 @@ impl<'a> EntrySync<'a> {
                     tracing::warn!(subsystem_name = SUBSYSTEM, entry_id = %id, revision_number, %error,
                         "Received malformed entry from SPIRE server; are the server and agent versions compatible?"
                     );
+                    self.seen.insert(id); // still authorized: the version that we know stays
                     continue;
                 }
             };
@@ -188,6 +189,19 @@ mod tests {
         let mut sync = EntrySync::new(&known);
         sync.revisions(&[revision(&wire("a", 1, 5)), EntryRevision { id: String::new(), ..Default::default() }]);
         sync.entries(vec![types::Entry { selectors: Vec::new(), ..wire("a", 1, 5) }]);
+        assert_eq!(sync.finish().0, None);
+        // Also when the server tells of a whole bucket, or of all.
+        let bad = types::Entry { selectors: Vec::new(), ..wire("a", 1, 5) };
+        let mut sync = EntrySync::new(&known);
+        sync.pushed(&mut WatchResponse {
+            buckets: vec![0],
+            bucket_count: 1,
+            entries: vec![bad.clone()],
+            ..Default::default()
+        });
+        assert_eq!(sync.finish().0, None);
+        let mut sync = EntrySync::new(&known);
+        sync.entries(vec![bad]);
         assert_eq!(sync.finish().0, None);
     }
 

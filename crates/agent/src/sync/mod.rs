@@ -189,6 +189,11 @@ impl Syncer {
                     }
                     Event::Answer(answer) => {
                         let result = self.take_answer(*answer).await;
+                        if result.is_err() {
+                            // Another stream tells it again, and would fail again at once.
+                            watch.lost();
+                            next_sync = next_sync.min(Instant::now() + pace.first());
+                        }
                         if self.svid.is_tainted(&self.tainted) {
                             next_tick = Instant::now();
                         }
@@ -303,12 +308,11 @@ impl Syncer {
         } else {
             self.link.all_entries(&self.entries).await?
         };
-        let mut change = Change { entries: self.take_entries(entries, stats), ..Change::default() };
-        change.bundles = self.fetch_bundles().await?;
-        Ok(change)
+        let bundles = self.fetch_bundles(self.federated_domains(entries.as_ref())).await?;
+        Ok(Change { entries: self.take_entries(entries, stats), bundles, ..Change::default() })
     }
 
-    /// What of new entries is for the cache.
+    /// What of new entries is for the cache, which must have it: they are known from now on, and nobody tells of them again.
     fn take_entries(
         &mut self,
         entries: Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>,
@@ -347,8 +351,9 @@ impl Syncer {
             sync.pushed(&mut answer);
             sync.finish()
         };
+        let domains = self.federated_domains(entries.as_ref());
+        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains)?;
         let entries = self.take_entries(entries, stats);
-        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles)?;
         self.writer.publish(Change { entries, bundles, ..Change::default() });
         let complete = self.update_svids().await?;
         self.status.synced(self.context.clock.now());

@@ -77,7 +77,8 @@ impl Watch {
         self.state = State::Opening(opening);
     }
 
-    fn lost(&mut self) {
+    /// Leaves the stream, and opens another after a wait.
+    pub(super) fn lost(&mut self) {
         if let State::Open { since, .. } = &self.state
             && since.elapsed() >= LASTED
         {
@@ -150,4 +151,22 @@ fn add(answer: &mut WatchResponse, page: WatchResponse) {
     answer.removed_bundles.extend(page.removed_bundles);
     answer.bucket_count = answer.bucket_count.max(page.bucket_count);
     answer.buckets.extend(page.buckets);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_was_left_is_not_opened_again_at_once_whatever_the_connection() {
+        let mut watch = Watch::new(0);
+        let start = Instant::now();
+        assert!(matches!(watch.next().await, Event::Due));
+        assert_eq!(Instant::now(), start);
+        watch.open(Box::pin(std::future::pending()));
+        watch.lost();
+        watch.follow(1);
+        assert!(matches!(watch.next().await, Event::Due));
+        assert!(Instant::now() > start);
+    }
 }

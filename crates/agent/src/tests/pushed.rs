@@ -142,3 +142,31 @@ async fn a_renewed_svid_opens_a_stream_of_its_own_and_ends_the_old_one() {
     assert!(!agent.has_ended());
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_used_is_not_taken_for_known() {
+    let world = world().await;
+    world.entry("e1", "/one", &["test:any"]);
+    let agent = world.started().await;
+    listening(&world).await;
+    let before = world.server.state().watches[0].clone();
+    let other = crate::testing::TestCa::new("other");
+    let bundle = super::fake::wire_bundle("other", &other.root, None);
+    let own = types::Bundle {
+        x509_authorities: vec![types::X509Certificate { asn1: vec![1u8].into(), tainted: false }],
+        ..world.server.state().bundle.clone()
+    };
+    let bundles =
+        vec![VersionedBundle { bundle: Some(bundle), version: 7 }, VersionedBundle { bundle: Some(own), version: 8 }];
+    let entries = vec![wire_entry("e2", "/two", &["test:any"])];
+    world.server.push(WatchResponse { entries: entries.clone(), bundles, ..Default::default() }).await;
+    until("the agent opens another stream", || world.server.state().watches.len() == 2).await;
+    let again = world.server.state().watches[1].clone();
+    assert_eq!(again.entry_digests, before.entry_digests, "it does not have e2");
+    assert!(again.bundles.is_empty(), "nor the other bundle: {:?}", again.bundles);
+    world.entry("e2", "/two", &["test:any"]);
+    world.server.push(upsert(entries)).await;
+    let mut stream = agent.x509().await.unwrap();
+    while next(&mut stream).await.unwrap().svids.len() != 2 {}
+    agent.stop().await;
+}

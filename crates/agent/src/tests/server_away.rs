@@ -107,3 +107,24 @@ async fn an_agent_that_cannot_attest_again_does_not_bootstrap_again() {
     world.settings.socket_path = Some(world.dir.path().join("other.sock"));
     world.started().await.stop().await;
 }
+
+#[tokio::test]
+async fn entries_that_came_without_a_usable_bundle_reach_workloads_with_the_next_one() {
+    let world = World::new().await;
+    let agent = world.started().await;
+    let wire = world.server.state().bundle.clone();
+    world.server.state().bundle.trust_domain = "other".into();
+    world.entry("e1", "/one", &["test:any"]);
+    let calls = world.server.calls("GetBundle");
+    until("a sync failed", || world.server.calls("GetBundle") > calls + 1).await;
+    world.server.state().bundle = wire;
+    let mut answer = agent.x509_once().await;
+    let deadline = tokio::time::Instant::now() + super::harness::DEADLINE;
+    while answer.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the entry never came");
+        tokio::task::yield_now().await;
+        answer = agent.x509_once().await;
+    }
+    assert_eq!(answer.unwrap().svids[0].spiffe_id, "spiffe://td/one");
+    agent.stop().await;
+}

@@ -85,9 +85,9 @@ impl Store {
     pub async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
         self.counted("datastore.bundle.append", async {
             self.upsert(bundle, |stored| {
-                let added = add_missing(&mut stored.x509_authorities, &bundle.x509_authorities)
-                    | add_missing(&mut stored.jwt_authorities, &bundle.jwt_authorities)
-                    | add_missing(&mut stored.wit_authorities, &bundle.wit_authorities);
+                let added = add_missing(&mut stored.x509_authorities, &bundle.x509_authorities, |root| &root.der)
+                    | add_missing(&mut stored.jwt_authorities, &bundle.jwt_authorities, |key| &key.key_id)
+                    | add_missing(&mut stored.wit_authorities, &bundle.wit_authorities, |key| &key.key_id);
                 if added {
                     stored.sequence_number = stored.sequence_number.saturating_add(1);
                 }
@@ -129,7 +129,8 @@ impl Store {
         .await
     }
 
-    /// The bundles, the own one included.
+    /// The bundles, the own one included. One that cannot be read is logged and left out: a foreign one must not keep
+    /// the others from being read. Who needs a certain one asks for it by name, and is told.
     pub async fn list_bundles(&self, page: Option<&Page>) -> Result<Listed<Bundle>, StoreError> {
         self.counted("datastore.bundle.list", async { list(&mut *self.connection().await?, page).await }).await
     }
@@ -271,13 +272,14 @@ impl Store {
         let mut revoked = None;
         let changed = self.change(trust_domain, |stored| {
             let keys = keys(stored);
-            let Some(at) = keys.iter().position(|key| key.key_id == key_id) else {
+            let mut found = keys.iter().filter(|key| key.key_id == key_id).peekable();
+            if found.peek().is_none() {
                 return missing(&format!("no {kind} Key found with provided key ID"));
-            };
-            let key = keys.remove(at);
-            if !key.tainted {
-                return invalid("it is not possible to revoke an untainted key");
             }
+            let Some(key) = found.find(|key| key.tainted).cloned() else {
+                return invalid("it is not possible to revoke an untainted key");
+            };
+            keys.retain(|key| key.key_id != key_id);
             revoked = Some(key);
             Ok(grown(stored))
         });
@@ -375,10 +377,11 @@ fn masked(stored: &mut Bundle, new: &Bundle, mask: BundleMask) {
     }
 }
 
-fn add_missing<T: Clone + PartialEq>(stored: &mut Vec<T>, new: &[T]) -> bool {
+/// Adds those that are not there, tainted or not: a server that offers its authority again does not untaint it.
+fn add_missing<T: Clone, I: PartialEq + ?Sized>(stored: &mut Vec<T>, new: &[T], id: impl Fn(&T) -> &I) -> bool {
     let before = stored.len();
     for item in new {
-        if !stored.contains(item) {
+        if !stored.iter().any(|known| id(known) == id(item)) {
             stored.push(item.clone());
         }
     }
@@ -442,9 +445,18 @@ async fn list(conn: &mut Conn, page: Option<&Page>) -> Result<Listed<Bundle>, St
         query.push(" LIMIT ").push_bind(page.size);
     }
     let rows = conn.all(query).await?;
-    let rows = rows.iter().map(from_row).collect::<Result<Vec<_>, _>>()?;
-    let last = rows.last().map(|(id, _)| *id);
-    Ok(Listed::new(rows.into_iter().map(|(_, bundle)| bundle).collect(), page, last))
+    let last = rows.last().map(|row| row.int(0)).transpose()?;
+    let mut bundles = Vec::with_capacity(rows.len());
+    for row in &rows {
+        match from_row(row) {
+            Ok((_, bundle)) => bundles.push(bundle),
+            Err(error @ StoreError::BadRow { .. }) => {
+                tracing::error!(%error, "Invalid bundle in the datastore; left out");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Listed::new(bundles, page, last))
 }
 
 fn jwt_keys(bundle: &mut Bundle) -> &mut Vec<JwtAuthority> {

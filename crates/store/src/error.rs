@@ -24,6 +24,9 @@ pub enum StoreError {
     /// The state of the data forbids it, such as deleting a bundle that entries federate with.
     #[error("datastore-sql: {0}")]
     FailedPrecondition(String),
+    /// The agent is banned, and stays so until it is deleted.
+    #[error("agent is banned")]
+    Banned,
     /// Another process holds the database.
     #[error("datastore-sql: database {} is in use by another process{detail}; stop it, or give this server its own connection_string", path.display())]
     Locked {
@@ -124,6 +127,7 @@ impl StoreError {
             Self::Locked { .. } | Self::Busy(_) | Self::Unavailable { .. } | Self::Contended(_) => {
                 ErrorKind::Unavailable
             }
+            Self::Banned => ErrorKind::Denied,
             Self::Full { .. } => ErrorKind::Exhausted,
             Self::Corrupt { .. }
             | Self::ReadOnly { .. }

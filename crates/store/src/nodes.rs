@@ -50,7 +50,7 @@ pub struct AgentUpdate {
 impl Store {
     /// Stores an attested agent with its selectors (`record.selectors` replaces what was there). An agent that exists is
     /// updated: type, serials, expiry and `can_reattest`; its version stays when `record.agent_version` is empty.
-    /// Returns it as stored.
+    /// Returns it as stored; `Banned` (and nothing stored) for an agent that is banned.
     pub async fn create_or_update_node(&self, record: &AgentRecord) -> Result<AgentRecord, StoreError> {
         self.counted("datastore.node.create", async {
             let now = self.now();
@@ -83,7 +83,7 @@ impl Store {
                     Ok(Some(token))
                 }
                 .await;
-                if committed && result.is_ok() {
+                if committed && matches!(result, Ok(_) | Err(StoreError::Banned)) {
                     tx.committed();
                     return result;
                 }
@@ -352,13 +352,15 @@ const OR_UPDATE: &str = " ON CONFLICT (spiffe_id) DO UPDATE SET updated_at = exc
     data_type = excluded.data_type, serial_number = excluded.serial_number, expires_at = excluded.expires_at, \
     new_serial_number = excluded.new_serial_number, new_expires_at = excluded.new_expires_at, \
     can_reattest = excluded.can_reattest, agent_version = CASE WHEN excluded.agent_version = '' \
-    THEN COALESCE(attested_node_entries.agent_version, '') ELSE excluded.agent_version END RETURNING agent_version";
+    THEN COALESCE(attested_node_entries.agent_version, '') ELSE excluded.agent_version END \
+    WHERE attested_node_entries.serial_number <> '' RETURNING agent_version";
 
 /// What follows on SQLite in the same call, as each costs two switches to the connection's thread.
 const THEN: &str = "; DELETE FROM node_resolver_map_entries WHERE spiffe_id = ?; \
     INSERT INTO attested_node_entries_events (created_at, updated_at, spiffe_id) VALUES (?, ?, ?)";
 
-/// Creates or updates, with selectors and event; commits on SQLite if asked to.
+/// Creates or updates, with selectors and event; commits on SQLite if asked to. A banned agent stays banned, whoever
+/// banned it while this one attested: `Banned`.
 async fn put(conn: &mut Conn, commit: bool, record: &AgentRecord, now: Moment) -> Result<AgentRecord, StoreError> {
     let id = record.id.as_str();
     let mut query = Query::new(INSERT);
@@ -368,11 +370,12 @@ async fn put(conn: &mut Conn, commit: bool, record: &AgentRecord, now: Moment) -
     let agent_version = match conn.dialect() {
         Dialect::Sqlite => {
             query.push(OR_UPDATE).push(THEN).push(if commit { "; COMMIT" } else { "" });
-            conn.one(query.bind(id).bind(now).bind(now).bind(id)).await?.text(0)?
+            let row = conn.optional(query.bind(id).bind(now).bind(now).bind(id)).await?;
+            row.ok_or(StoreError::Banned)?.text(0)?
         }
         Dialect::Postgres => {
             query.push(OR_UPDATE);
-            let version = conn.one(query).await?.text(0)?;
+            let version = conn.optional(query).await?.ok_or(StoreError::Banned)?.text(0)?;
             delete_selectors(conn, &record.id).await?;
             events::write(conn, EventFeed::Nodes, &[id], now).await?;
             version
@@ -405,6 +408,9 @@ async fn mysql_put(
             Err(error) => Err(error),
         };
     };
+    if stored.is_banned() {
+        return Err(StoreError::Banned);
+    }
     let mut new = record.clone();
     if new.agent_version.is_empty() {
         new.agent_version = stored.agent_version;

@@ -17,6 +17,8 @@ on_every_database!(
     authorities_are_tainted_then_revoked,
     deleting_a_bundle_minds_the_entries_that_federate,
     agents_attest_renew_and_are_banned,
+    a_bundle_that_cannot_be_read_hides_no_other,
+    a_banned_agent_stays_banned_whoever_attests_it,
     agents_are_filtered,
     a_join_token_brings_its_agent_and_takes_its_alias_along,
     of_many_callers_one_gets_the_token,
@@ -106,6 +108,57 @@ async fn appending_adds_what_is_missing(lab: Lab) {
     assert_eq!(merged.x509_authorities, [root(ROOT_A), root(ROOT_B)]);
     assert_eq!(merged.jwt_authorities, [key("j", NOW + 10), key("k", 0)]);
     assert_eq!((merged.sequence_number, merged.refresh_hint), (8, 300));
+    // what is tainted is not added a second time by a server that does not know it yet, and can be revoked
+    let key_id = skid(&root(ROOT_A));
+    store.taint_x509_authority(&td("a.test"), &key_id).await.unwrap();
+    store.taint_jwt_authority(&td("a.test"), "k").await.unwrap();
+    let same = store.append_bundle(&more).await.unwrap();
+    assert_eq!((same.x509_authorities.len(), same.jwt_authorities.len(), same.sequence_number), (2, 2, 10));
+    assert!(same.x509_authorities[0].tainted && same.jwt_authorities[1].tainted);
+    let left = store.revoke_x509_authority(&td("a.test"), &key_id).await.unwrap();
+    assert_eq!(left.x509_authorities, [root(ROOT_B)]);
+    // two of one name, as an older version may have left them
+    let twice = vec![JwtAuthority { tainted: true, ..key("k", 0) }, key("k", 0), key("j", 0)];
+    let mask = BundleMask { jwt_authorities: true, ..none() };
+    store.update_bundle(&Bundle { jwt_authorities: twice, ..bundle("a.test") }, mask).await.unwrap();
+    assert!(store.revoke_jwt_authority(&td("a.test"), "k").await.unwrap().tainted);
+    assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap().unwrap().jwt_authorities, [key("j", 0)]);
+}
+
+async fn a_bundle_that_cannot_be_read_hides_no_other(lab: Lab) {
+    let Some(opened) = lab.open().await else { return };
+    for name in ["a.test", "b.test", "c.test"] {
+        opened.create_bundle(&bundle(name)).await.unwrap();
+    }
+    let closed = opened.closed().await;
+    let garbage = if lab == Lab::Postgres { r"'\xffff'" } else { "x'ffff'" };
+    closed.edit(&[&format!("UPDATE bundles SET data = {garbage} WHERE trust_domain = 'spiffe://b.test'")]).await;
+    let store = Store::open(closed.settings.clone(), clock()).await.unwrap();
+    let names = |listed: Vec<Bundle>| listed.iter().map(|b| b.trust_domain.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(store.list_bundles(None).await.unwrap().items).len(), 2);
+    let page = Page { token: String::new(), size: 2 };
+    let first = store.list_bundles(Some(&page)).await.unwrap();
+    assert_eq!(first.items.len(), 1);
+    let rest = Page { token: first.next_page_token, size: 2 };
+    assert_eq!(store.list_bundles(Some(&rest)).await.unwrap().items.len(), 1, "the pages go on");
+    assert!(store.fetch_bundle(&td("b.test")).await.is_err(), "who asks for it is told");
+    store.close().await;
+}
+
+async fn a_banned_agent_stays_banned_whoever_attests_it(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    let agent = agent("/spire/agent/a");
+    store.create_or_update_node(&agent).await.unwrap();
+    let banned = store.ban_node(&agent.id).await.unwrap();
+    let error = store.create_or_update_node(&agent).await.unwrap_err();
+    assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Denied, "agent is banned"));
+    assert_eq!(store.fetch_node(&agent.id).await.unwrap(), Some(banned));
+    store.create_join_token(&JoinToken { token: "token".into(), expires_at: NOW + 60 }, None).await.unwrap();
+    let without = AgentRecord { selectors: selectors(&[]), ..agent.clone() };
+    assert!(store.attest_by_join_token("token", &without, NOW).await.is_err());
+    assert!(store.fetch_node(&agent.id).await.unwrap().unwrap().is_banned());
+    store.delete_node(&agent.id).await.unwrap();
+    assert_eq!(store.create_or_update_node(&agent).await.unwrap(), agent, "until it is deleted");
 }
 
 async fn pruning_never_empties_a_bundle(lab: Lab) {

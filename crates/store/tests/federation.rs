@@ -52,6 +52,17 @@ async fn relationships_come_and_go(lab: Lab) {
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "datastore-sql: record not found"));
 }
 
+/// The bundle is found by a concatenation, which `||` is in MySQL only when `sql_mode` says so.
+#[tokio::test]
+async fn the_sql_mode_of_the_connection_string_does_not_matter() {
+    let Some(database) = testkit::mariadb() else { return };
+    let settings = settings("mysql", &format!("{}&sql_mode=%27%27", database.dsn()));
+    let store = finial_store::Store::open(settings, clock()).await.unwrap();
+    let new = FederationRelationship { bundle: Some(bundle("a.test")), ..with("a.test", spiffe("a.test")) };
+    assert_eq!(store.create_federation_relationship(&new).await.unwrap(), new);
+    store.close().await;
+}
+
 async fn what_is_masked_stays(lab: Lab) {
     let Some(store) = lab.open().await else { return };
     let missing = with("no.test", BundleEndpointProfile::HttpsWeb);

@@ -56,6 +56,14 @@ fn url_pairs(rest: &str) -> Result<Pairs, String> {
     };
     let (before, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = before.split_once('/').unwrap_or((before, ""));
+    // the rest of a password, which must not be taken for a host, a port or a name that messages show
+    let torn = || {
+        database.contains('@')
+            || query.split('&').any(|pair| pair.split('=').next().is_some_and(|key| key.contains('@')))
+    };
+    if !authority.contains('@') && torn() {
+        return Err("connection_string: \"/\" and \"?\" in user or password must be written as %2F and %3F".into());
+    }
     let (login, hosts) = match authority.rsplit_once('@') {
         Some((login, hosts)) => (Some(login), hosts),
         None => (None, authority),
@@ -120,7 +128,7 @@ fn keyword_pairs(text: &str) -> Result<Pairs, String> {
                     None => return Err("missing character after the backslash at the end of connection_string".into()),
                 },
                 Some(c) => value.push(c),
-                None if quoted => return Err(format!("unterminated quoted value of {key:?} in connection_string")),
+                None if quoted => return Err("unterminated quoted value in connection_string".into()),
                 None => break,
             }
         }
@@ -168,7 +176,7 @@ fn resolve(pairs: &Pairs) -> Result<PostgresDsn, String> {
             one = if host.starts_with('/') { one.socket(host) } else { one.host(host) };
         }
         if let Some(port) = ports.get(at).or(ports.first().filter(|_| ports.len() == 1)).filter(|p| !p.is_empty()) {
-            one = one.port(port.parse().map_err(|_| format!("port {port:?} is not a port number"))?);
+            one = one.port(port.parse().map_err(|_| "the port in connection_string is not a port number")?);
         }
         dsn.hosts.push(one);
     }
@@ -331,6 +339,10 @@ mod tests {
             ("host=a password='hunter2", "unterminated"),
             ("postgres://u:hunter2%@a/d", "percent-escape"),
             ("host=a password=hunter2 port=x", "not a port"),
+            ("host=a port=hunter2", "not a port"),
+            ("postgres://u:hunter2/rest@a/d", "%2F"),
+            ("postgres://u:5432/hunter2@a/d", "%2F"),
+            ("postgres://u:5432?hunter2@a/d", "%2F"),
             ("host=a password=hunter2 sslmode=maybe", "unsupported sslmode"),
             ("host=a password=hunter2 sslmode=verify-full sslrootcert=/no/such", "cannot be read"),
             ("host=a password=hunter2 sslcert=/x", "together"),

@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+/// [`Call::authorized_as`] of agents.
+pub(super) const AS_AGENT: &str = "agent";
+
 /// A call that passed the gate, or is about to.
 pub struct Call {
     pub(super) row: &'static MethodRow,
@@ -46,12 +49,23 @@ impl Call {
 
     /// Whether the calling agent is still as good as when the call began: long streams ask again.
     pub fn still_agent(&self) -> Result<(), Status> {
+        self.agent_is_good(false)
+    }
+
+    /// The same for a call that had to wait and that only agents may make. One whose SVID was renewed meanwhile gets its
+    /// answer: the call was good, and an agent that is told to attest again may not be able to.
+    pub(crate) fn after_waiting(&self) -> Result<(), Status> {
+        if self.authorized_as == AS_AGENT { self.agent_is_good(true) } else { Ok(()) }
+    }
+
+    fn agent_is_good(&self, or_renewed: bool) -> Result<(), Status> {
         let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows }, .. } = &*self.peer else {
             return Err(self.denied(None));
         };
         let reason = match self.gate.nodes.standing(id, serial, follows) {
             _ if self.gate.clock.now() > *not_after => Reason::AgentExpired,
             Standing::Current | Standing::Renewed | Standing::Ahead => return Ok(()),
+            Standing::Superseded if or_renewed => return Ok(()),
             Standing::Unknown => Reason::AgentNotAttested,
             Standing::Banned => Reason::AgentBanned,
             Standing::Superseded => Reason::AgentNotActive,
@@ -72,7 +86,8 @@ impl Call {
         &self.peer
     }
 
-    /// Takes `count` turns of the method's rate limit, waiting for them until the call's deadline.
+    /// Takes `count` turns of the method's rate limit, waiting for them until the call's deadline. An agent that was banned
+    /// or deleted meanwhile is refused.
     pub async fn limit(&self, count: usize, refusal: &str) -> Result<(), Status> {
         if self.peer.is_local() {
             return Ok(());
@@ -85,7 +100,8 @@ impl Call {
         if let Some(timer) = timer {
             timer.finish_with(&taken, |fault| fault.kind);
         }
-        taken.map_err(|fault| self.fail_with(fault.kind, refusal, fault.message))
+        taken.map_err(|fault| self.fail_with(fault.kind, refusal, fault.message))?;
+        self.after_waiting()
     }
 
     /// A random UUID by which the lines of one call are found together.

@@ -208,7 +208,7 @@ impl Gate {
         }
         if who.includes(Who::AGENT) {
             self.check_agent(id, serial, *not_after, follows).await?;
-            return Ok(("agent", "datastore"));
+            return Ok((call::AS_AGENT, "datastore"));
         }
         Err(Denial::Refused(None))
     }

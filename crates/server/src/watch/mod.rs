@@ -109,8 +109,11 @@ impl Watcher {
         });
     }
 
+    /// Takes what there is to look at; what decides whether the stream goes on is left.
     fn take(&self) -> Pending {
-        std::mem::take(&mut lock(&self.pending))
+        let mut pending = lock(&self.pending);
+        let Pending { agent, displaced, closing, .. } = *pending;
+        std::mem::replace(&mut pending, Pending { agent, displaced, closing, ..Pending::default() })
     }
 }
 
@@ -148,7 +151,8 @@ impl Watchers {
             selectors,
             not_after,
             seat: AtomicUsize::new(0),
-            pending: Mutex::default(),
+            // What the caller knows of the agent may have changed before this one could hear of it.
+            pending: Mutex::new(Pending { agent: true, ..Pending::default() }),
             waker: AtomicWaker::new(),
         });
         let mut open = lock(&self.open);

@@ -270,3 +270,7 @@ impl Drop for WatchStream {
         self.watchers.forget(&self.watcher);
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

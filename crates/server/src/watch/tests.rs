@@ -134,3 +134,20 @@ async fn more_than_can_wait_becomes_everything() {
     registry.after(&index, &ids.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(other.take().everything);
 }
+
+/// What comes between the question whether the stream goes on and the look at what to send is heard the next time.
+#[tokio::test]
+async fn a_look_at_changes_leaves_what_ends_the_stream() {
+    let registry = watchers().await;
+    let agent = id("/spire/agent/a");
+    let watchers: Vec<_> =
+        (0..=PER_AGENT_MAX).map(|_| registry.register(agent.clone(), Arc::default(), i64::MAX)).collect();
+    registry.replaced(&Index::new(trust_domain()));
+    registry.agent_changed(&agent);
+    registry.all(|pending| pending.closing = true);
+    let first = &watchers[0];
+    assert!(first.take().everything);
+    let pending = lock(&first.pending);
+    assert!(pending.agent && pending.displaced && pending.closing);
+    assert!(!pending.everything, "that was taken");
+}

@@ -172,6 +172,9 @@ impl BundleFeed {
         let _order = self.refreshing.lock().await;
         let found = self.store.bundle(trust_domain).await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
         self.update(|bundles, shield| {
+            if found.as_ref().is_some_and(|bundle| self.newer(bundles, bundle).is_some()) {
+                return;
+            }
             match found.map(|bundle| self.published(bundle, shield)) {
                 Some(published) => bundles.insert(trust_domain.as_str().into(), published),
                 None => bundles.remove(trust_domain.as_str()),
@@ -183,13 +186,31 @@ impl BundleFeed {
     /// Reads all bundles again.
     pub async fn reload(&self) -> Result<(), StoreError> {
         let _order = self.refreshing.lock().await;
-        let all = self.store.bundles().await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
+        let all = self.read().await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
         self.stale.store(false, Ordering::Relaxed);
         self.update(|bundles, shield| {
-            let named = |bundle: Bundle| (bundle.trust_domain.as_str().into(), self.published(bundle, shield));
+            let named = |bundle: Bundle| {
+                let name = bundle.trust_domain.as_str().into();
+                (name, self.newer(bundles, &bundle).unwrap_or_else(|| self.published(bundle, shield)))
+            };
             *bundles = all.into_iter().map(named).collect();
         });
         Ok(())
+    }
+
+    /// All bundles of the datastore. One that cannot be read is not among them, and that is an error for the own one.
+    async fn read(&self) -> Result<Vec<Bundle>, StoreError> {
+        let mut all = self.store.bundles().await?;
+        if !all.iter().any(|bundle| bundle.trust_domain == self.own) {
+            all.extend(self.store.bundle(&self.own).await?);
+        }
+        Ok(all)
+    }
+
+    /// The own bundle that is known when it is newer than one that was read: it was published meanwhile.
+    fn newer(&self, bundles: &Bundles, read: &Bundle) -> Option<Arc<PublishedBundle>> {
+        let known = bundles.get(self.own.as_str()).filter(|_| read.trust_domain == self.own)?;
+        (known.bundle.sequence_number > read.sequence_number).then(|| known.clone())
     }
 
     fn published(&self, bundle: Bundle, shield: &Shield) -> Arc<PublishedBundle> {

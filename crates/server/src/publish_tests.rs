@@ -20,6 +20,28 @@ async fn an_older_own_bundle_does_not_replace_a_newer_one() {
 }
 
 #[tokio::test]
+async fn an_own_bundle_that_was_read_before_it_was_published_does_not_replace_it() {
+    let world = World::new();
+    let feed = BundleFeed::open(world.memory.clone(), trust_domain()).await.unwrap();
+    let stored = |number| {
+        world.memory.data.lock().unwrap().bundles.insert("example.org".into(), bundle("example.org", number));
+    };
+    let number = || feed.own().unwrap().bundle.sequence_number;
+    stored(5);
+    feed.publish(bundle("example.org", 6));
+    feed.refresh(&trust_domain()).await.unwrap();
+    assert_eq!(number(), 6);
+    feed.reload().await.unwrap();
+    assert_eq!(number(), 6);
+    stored(7);
+    feed.refresh(&trust_domain()).await.unwrap();
+    assert_eq!(number(), 7);
+    stored(8);
+    feed.reload().await.unwrap();
+    assert_eq!(number(), 8);
+}
+
+#[tokio::test]
 async fn a_federated_bundle_follows_the_datastore() {
     let world = World::new();
     let feed = BundleFeed::open(world.memory.clone(), trust_domain()).await.unwrap();

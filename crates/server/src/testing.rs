@@ -77,6 +77,17 @@ impl Memory {
     }
 }
 
+/// As the datastore does it: what is there already, tainted or not, stays as it is.
+fn extend<T: Clone, I: PartialEq>(known: &mut Vec<T>, new: &[T], id: impl Fn(&T) -> &I) -> bool {
+    let before = known.len();
+    for item in new {
+        if !known.iter().any(|one| id(one) == id(item)) {
+            known.push(item.clone());
+        }
+    }
+    known.len() > before
+}
+
 /// As the datastore does it.
 fn mark(bundle: &mut Bundle, kind: AuthorityKind, step: TaintStep, id: &str) -> Result<(), StoreError> {
     let refuse = |text: &str| Err(StoreError::InvalidArgument(text.into()));
@@ -122,10 +133,10 @@ impl AuthorityStore for Memory {
         self.store(|d| {
             let name = bundle.trust_domain.as_str().to_owned();
             let known = d.bundles.entry(name).or_insert_with(|| Bundle::empty(bundle.trust_domain.clone()));
-            known.x509_authorities.extend(bundle.x509_authorities.iter().cloned());
-            known.jwt_authorities.extend(bundle.jwt_authorities.iter().cloned());
-            known.wit_authorities.extend(bundle.wit_authorities.iter().cloned());
-            known.sequence_number += 1;
+            let added = extend(&mut known.x509_authorities, &bundle.x509_authorities, |root| &root.der)
+                | extend(&mut known.jwt_authorities, &bundle.jwt_authorities, |key| &key.key_id)
+                | extend(&mut known.wit_authorities, &bundle.wit_authorities, |key| &key.key_id);
+            known.sequence_number += u64::from(added);
             known.clone()
         })
     }

@@ -217,6 +217,9 @@ impl Federation {
     ) -> Result<Outcome, FederationError> {
         let mut seen = fetching.lock().await;
         let fetched = self.ground.fetch(trust_domain, endpoint).await?;
+        if !self.is_still(trust_domain, endpoint, &fetched).await {
+            return Ok(Outcome::Unchanged);
+        }
         let found = fetched.sequence_number;
         if found < seen.sequence_number && found != 0 && !insist {
             seen.older += 1;
@@ -236,6 +239,15 @@ impl Federation {
         }
         self.ground.save(fetched).await.map_err(FederationError::Save)?;
         Ok(Outcome::Changed)
+    }
+
+    /// Whether the bundle may be stored: it changes nothing, or the relationship is still the one that it was fetched for.
+    /// The operator may have deleted or replaced that meanwhile, and the bundle with it, here or at another server.
+    async fn is_still(&self, trust_domain: &TrustDomain, endpoint: &FederatesWith, fetched: &Bundle) -> bool {
+        if self.ground.known(trust_domain).is_none_or(|known| !same(&known, fetched)) {
+            self.read_or_log().await;
+        }
+        self.with(|managed| managed.get(trust_domain).is_some_and(|m| m.endpoint == *endpoint))
     }
 }
 

@@ -187,6 +187,33 @@ async fn relationships_come_change_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_fetched_for_a_relationship_that_is_gone_or_another_is_not_stored() {
+    for gone in [true, false] {
+        let play = Play::new();
+        play.set(|s| {
+            s.relationships.insert(name("a.test"), with("https://a.test"));
+            s.endpoints.insert(name("a.test"), bundle("a.test", 1, 100));
+            s.slow = Duration::from_secs(30);
+        });
+        let (_federation, _supervisor) = running(&play);
+        play.fetches(1).await;
+        play.set(|s| match gone {
+            true => drop(s.relationships.clear()),
+            false => drop(s.relationships.insert(name("a.test"), with("https://elsewhere.test"))),
+        });
+        // nobody has told yet
+        tokio::time::sleep(Duration::from_secs(29)).await;
+        assert_eq!(play.set(|s| s.saves), 0);
+        play.set(|s| s.slow = Duration::ZERO);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        play.set(|s| s.endpoints.insert(name("a.test"), bundle("a.test", 2, 1)));
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let stored = play.set(|s| s.stored.get(&name("a.test")).map(|b| b.sequence_number));
+        assert_eq!(stored, (!gone).then_some(1), "only what the new endpoint says, whose numbers begin anew");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refresh_says_what_went_wrong() {
     let play = Play::new();
     let federation = play.federation();

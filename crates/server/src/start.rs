@@ -122,9 +122,7 @@ impl PruneListener for Forget {
 
 /// Says what is configured and does not work yet.
 fn check_supported(settings: &ServerSettings) {
-    let left_out = [
-        ("profiling_enabled", settings.profiling.enabled),
-    ];
+    let left_out = [("profiling_enabled", settings.profiling.enabled)];
     for (name, _) in left_out.iter().filter(|(_, configured)| *configured) {
         tracing::warn!("{name} is not supported yet and has no effect");
     }

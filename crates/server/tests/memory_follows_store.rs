@@ -99,7 +99,11 @@ async fn apply(change: Change, entries: Arc<Entries>, nodes: Arc<Nodes>) {
         }
         Change::Delete(n) => drop(entries.delete(vec![EntryId::parse(&format!("e{n}")).unwrap()]).await),
         Change::Attest(n, serial) => drop(nodes.attest(record(n, serial)).await),
-        Change::Renew(n, serial) => drop(nodes.renew(&agent_id(n), format!("{}", 200 + serial), 2_000_000_000).await),
+        Change::Renew(n, serial) => {
+            let own =
+                nodes.serials(&agent_id(n)).and_then(|known| known.last().map(ToString::to_string)).unwrap_or_default();
+            drop(nodes.renew(&agent_id(n), &own, format!("{}", 200 + serial), 2_000_000_000).await)
+        }
         Change::Promote(n, serial) => drop(nodes.promote(&agent_id(n), &format!("{}", 200 + serial)).await),
         Change::Ban(n) => drop(nodes.ban(agent_id(n)).await),
         Change::Evict(n) => drop(nodes.delete(agent_id(n)).await),

@@ -7,6 +7,7 @@ use crate::events::Event;
 use crate::sql::{Dialect, Query};
 use crate::{EventFeed, Store, StoreError};
 use sqlx::postgres::{PgListener, PgPoolOptions};
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -52,12 +53,13 @@ pub struct EventsSeen {
 pub struct Standpoint {
     /// The highest number; 0 without events.
     pub last: i64,
-    /// What is skipped below it, all the way from 1.
-    pub skipped: Vec<Span>,
+    /// What is skipped below it, all the way from 1; of very much, the newest.
+    pub skipped: VecDeque<Span>,
 }
 
-/// More skipped spans than this at a start are told as one that contains them all.
-const SKIPPED_MAX: usize = 10_000;
+/// Of more skipped spans than this the oldest are left out: before whoever could still fill them ends, so many newer numbers
+/// were skipped. (Told as one span they would make a reader read, and split, everything in between, again and again.)
+const SKIPPED_MAX: usize = 50_000;
 
 /// The events of a database that several servers share.
 pub struct Feed {
@@ -200,12 +202,12 @@ impl Feed {
         conn.each(Query::once(text), |row| {
             match (row.int(0)?, row.int(1)?) {
                 (0, last) => standpoint.last = last,
-                (_, to) if standpoint.skipped.len() >= SKIPPED_MAX => {
-                    if let Some(last) = standpoint.skipped.last_mut() {
-                        last.1 = to;
+                span => {
+                    standpoint.skipped.push_back(span);
+                    if standpoint.skipped.len() > SKIPPED_MAX {
+                        standpoint.skipped.pop_front();
                     }
                 }
-                span => standpoint.skipped.push(span),
             }
             Ok(())
         })

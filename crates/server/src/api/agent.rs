@@ -4,7 +4,7 @@ use super::stream::Driven;
 use super::{
     Api, IdRule, Service, count32, der_chain, id_from_proto, page, selectors_field, selectors_from_proto, store_failed,
 };
-use crate::authz::{Call, Permit, method};
+use crate::authz::{Call, Identity, Peer, Permit, method};
 use crate::issue::IssuedX509;
 use crate::nodes::Renewal;
 use finial_core::{AgentRecord, Entry, ErrorKind, JoinToken, Selector, SelectorSet, SpiffeId, UnixSeconds};
@@ -166,7 +166,7 @@ impl Api {
         })
     }
 
-    /// While the datastore is away, an SVID is given out that says itself which one it follows.
+    /// While the datastore is away, an SVID is given out that says itself which ones it follows.
     async fn renew_without_datastore(
         &self,
         call: &Call,
@@ -174,8 +174,7 @@ impl Api {
         key: &PublicKey,
     ) -> Result<Option<IssuedX509>, Status> {
         let Some(follows) = self.nodes.serials(id) else { return Ok(None) };
-        let Some(current) = follows.first() else { return Ok(None) };
-        let signed = self.issuer.agent_x509_svid_following(id, key, current).await;
+        let signed = self.issuer.agent_x509_svid_following(id, key, &follows).await;
         let svid = signed.map_err(|e| call.fail_with(ErrorKind::Internal, "failed to sign X509 SVID", e))?;
         let noted = self.nodes.renew_without_datastore(id, follows, &svid.serial.to_string(), svid.not_after);
         Ok(noted.then_some(svid))
@@ -219,7 +218,11 @@ impl Api {
         }
         let key = self.agent_key(&permit, csr)?;
         let svid = self.sign_agent(&permit, id, &key).await?;
-        let svid = match self.nodes.renew(id, svid.serial.to_string(), svid.not_after).await {
+        let own = match permit.peer() {
+            Peer::Remote { identity: Identity::Svid { serial, .. }, .. } => serial.as_str(),
+            _ => "",
+        };
+        let svid = match self.nodes.renew(id, own, svid.serial.to_string(), svid.not_after).await {
             Ok(Renewal::Stored) => Some(svid),
             Ok(Renewal::Superseded) => None,
             Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, &key).await?,

@@ -19,11 +19,17 @@ use finial_store::{CreatedEntry, DeleteMode, EntryUpdate, Store, StoreError};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use tokio::sync::Semaphore;
+
+/// How many changes wait at most: as many as a whole fleet's agents may ask for at once, at a few KiB each.
+const LINE_MAX: usize = 16_384;
 
 /// Lets one change after the other through, each in a task of its own. Shared by all that is indexed.
 #[derive(Clone)]
 pub struct Turn {
     order: Arc<tokio::sync::Mutex<()>>,
+    /// The places in the line, of those who may be refused.
+    places: Arc<Semaphore>,
     /// Whether a change may have been stored of which memory does not know.
     in_doubt: Arc<AtomicBool>,
     link: Arc<Link>,
@@ -33,7 +39,13 @@ pub struct Turn {
 impl Turn {
     /// A new line.
     pub fn new(spawner: Spawner) -> Self {
-        Self { order: Arc::default(), in_doubt: Arc::default(), link: Arc::default(), spawner }
+        Self {
+            order: Arc::default(),
+            places: Arc::new(Semaphore::new(LINE_MAX)),
+            in_doubt: Arc::default(),
+            link: Arc::default(),
+            spawner,
+        }
     }
 
     /// Whether the datastore can be reached, as those know who follow it.
@@ -47,10 +59,16 @@ impl Turn {
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        match self.link.refusal() {
-            Some(refusal) => Err(refusal),
-            None => self.run(false, work).await,
+        if let Some(refusal) = self.link.refusal() {
+            return Err(refusal);
         }
+        let Ok(place) = self.places.clone().try_acquire_owned() else { return Err(line_is_full()) };
+        // It is the work's, not the caller's: those who hang up do not make the line shorter.
+        let work = async move {
+            let _place = place;
+            work.await
+        };
+        self.run(false, work).await
     }
 
     /// The same for those who find out that the datastore is back.
@@ -102,6 +120,14 @@ impl Turn {
     /// Says that all was read again, from within a turn.
     pub(crate) fn settle(&self) {
         self.in_doubt.store(false, Ordering::Relaxed);
+    }
+}
+
+fn line_is_full() -> StoreError {
+    StoreError::Unavailable {
+        what: "the server".into(),
+        detail: format!("has {LINE_MAX} changes waiting for the datastore already"),
+        advice: "try again, or check the database's load and locks",
     }
 }
 

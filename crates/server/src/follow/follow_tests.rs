@@ -83,7 +83,7 @@ impl Source for Fake {
     async fn standpoint(&self, feed: EventFeed) -> Result<Standpoint, StoreError> {
         let now = self.statement()?;
         let events = if feed == EventFeed::Entries { now.entries } else { now.agents };
-        Ok(Standpoint { last: events.last().map_or(0, |event| event.id), skipped: Vec::new() })
+        Ok(Standpoint { last: events.last().map_or(0, |event| event.id), skipped: Default::default() })
     }
 
     async fn listen(&self) -> Result<Option<Listener>, StoreError> {
@@ -119,7 +119,7 @@ impl Memory for Told {
         self.add("all");
         Ok(())
     }
-    async fn datastore_is_back(&self) {
+    fn datastore_is_back(&self) {
         self.add("back");
     }
 }
@@ -238,6 +238,15 @@ async fn what_events_cannot_tell_is_compared() {
     assert_eq!(scene.look().await, [""; 0]);
     tokio::time::advance(FORGETFUL * 2).await;
     assert_eq!(scene.look().await, everything);
+    // It was empty at the start, and what came while it was away is pruned but for the last.
+    let scene = Scene::new(|_| {}).await;
+    tokio::time::advance(FORGETFUL * 2).await;
+    scene.fake.write(9, "d");
+    assert_eq!(scene.look().await, everything);
+    // Numbers need not begin at 1.
+    let scene = Scene::new(|_| {}).await;
+    scene.fake.write(9, "e");
+    assert_eq!(scene.look().await, ["e"]);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ impl Memory for Known {
         self.entries.compare_all().await
     }
 
-    async fn datastore_is_back(&self) {
-        self.nodes.store_pending().await;
+    fn datastore_is_back(&self) {
+        self.nodes.store_pending_soon();
     }
 }

@@ -90,8 +90,8 @@ pub trait Memory: Send + Sync {
     async fn bundles_changed(&self) -> Result<(), StoreError>;
     /// All entries and agents are to be compared with the datastore.
     async fn compare_all(&self) -> Result<(), StoreError>;
-    /// The datastore answers again: what waits for it can be written.
-    async fn datastore_is_back(&self);
+    /// The datastore answers again: what waits for it can be written. Returns at once, as looks wait for this.
+    fn datastore_is_back(&self);
 }
 
 /// How far the database was followed.
@@ -131,7 +131,7 @@ impl State {
             let last = tracker.last();
             if seen.last != 0 && seen.last < last {
                 Some("events that were read are gone")
-            } else if last != 0 && seen.first > last + 1 {
+            } else if (last != 0 || away_for > FORGETFUL) && seen.first > last + 1 {
                 Some("events were pruned before they were read")
             } else if last != 0 && seen.last == 0 && away_for > FORGETFUL {
                 Some("events may have been pruned before they were read")
@@ -248,7 +248,7 @@ impl Follower {
         if self.link.set_back() {
             let seconds = state.last_look.elapsed().as_secs();
             tracing::info!(seconds, "The datastore answers again");
-            self.memory.datastore_is_back().await;
+            self.memory.datastore_is_back();
         }
         state.last_look = Instant::now();
         self.link.went_well(nth);

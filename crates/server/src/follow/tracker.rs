@@ -23,13 +23,36 @@ pub struct Tracker {
     last: i64,
     /// In order, and apart from each other.
     gaps: Vec<Gap>,
+    /// Where the next look at the older gaps goes on.
+    next: i64,
+}
+
+/// Which gaps are looked at: a window of the older ones, going round, and all newer ones.
+struct Chosen {
+    /// How many are older.
+    old: usize,
+    /// Where among them the window begins.
+    begin: usize,
+    /// How many it shows.
+    length: usize,
+}
+
+impl Chosen {
+    fn has(&self, nth: usize) -> bool {
+        nth >= self.old || (nth + if nth < self.begin { self.old } else { 0 }) - self.begin < self.length
+    }
+
+    /// The last one in the window.
+    fn last(&self) -> usize {
+        (self.begin + self.length).saturating_sub(1) % self.old.max(1)
+    }
 }
 
 impl Tracker {
     /// Everything up to `last` is known, but for these spans.
     pub fn new(last: i64, gaps: impl IntoIterator<Item = Span>) -> Self {
         let gaps = gaps.into_iter().map(|(from, to)| Gap { from, to, mark: None }).collect();
-        Self { last, gaps }
+        Self { last, gaps, next: 0 }
     }
 
     /// The highest number that was read.
@@ -37,9 +60,16 @@ impl Tracker {
         self.last
     }
 
-    /// The lowest gaps, at most `count`.
+    /// The gaps to look at, at most `count`, in order: always the newest, which are filled soonest, and the others in turn.
     pub fn gaps(&self, count: usize) -> Vec<Span> {
-        self.gaps.iter().take(count).map(|gap| (gap.from, gap.to)).collect()
+        let chosen = self.chosen(count);
+        self.gaps.iter().enumerate().filter(|(nth, _)| chosen.has(*nth)).map(|(_, gap)| (gap.from, gap.to)).collect()
+    }
+
+    fn chosen(&self, count: usize) -> Chosen {
+        let old = if count < self.gaps.len() { self.gaps.len() - count / 2 } else { 0 };
+        let begin = self.gaps.iter().take(old).take_while(|gap| gap.from < self.next).count();
+        Chosen { old, begin: if begin < old { begin } else { 0 }, length: count - count / 2 }
     }
 
     /// How many gaps there are.
@@ -57,9 +87,13 @@ impl Tracker {
         self.gaps.iter_mut().for_each(|gap| gap.mark = gap.mark.or(Some(mark)));
     }
 
-    /// The lowest gaps, at most `count`, were looked at and these numbers found in them, in order. The horizon is that of
-    /// the look or of an earlier one.
+    /// What [`Tracker::gaps`] tells for `count` was looked at and these numbers found there, in order. The horizon is that
+    /// of the look or of an earlier one.
     pub fn looked(&mut self, count: usize, found: &[i64], horizon: u64) {
+        let chosen = self.chosen(count);
+        if chosen.old > 0 {
+            self.next = self.gaps.get(chosen.last()).map_or(0, |gap| gap.to.saturating_add(1));
+        }
         let mut found = found.iter().copied().peekable();
         let mut gaps = Vec::with_capacity(self.gaps.len());
         for (nth, gap) in self.gaps.drain(..).enumerate() {
@@ -73,7 +107,7 @@ impl Tracker {
             if from <= gap.to {
                 gaps.push(Gap { from, ..gap.clone() });
             }
-            if nth < count && gap.mark.is_some_and(|mark| mark <= horizon) {
+            if chosen.has(nth) && gap.mark.is_some_and(|mark| mark <= horizon) {
                 while gaps.last().is_some_and(|rest| rest.from >= gap.from) {
                     gaps.pop();
                 }

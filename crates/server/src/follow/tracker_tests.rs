@@ -153,7 +153,7 @@ fn missed(acts: &[Act], rule: Rule, gaps_a_look: usize, page: usize) -> (Vec<i64
     while !database.running.is_empty() {
         database.end(0, true);
     }
-    for _ in 0..database.next_event + 4 {
+    for _ in 0..2 * database.next_event + 8 {
         reader.step(&mut database, &mut |_| {});
     }
     (database.visible.difference(&reader.seen).copied().collect(), reader.tracker.gap_count())
@@ -223,10 +223,28 @@ fn gaps_split_where_they_are_filled() {
     tracker.mark(7);
     tracker.looked(9, &[1, 6], 6);
     assert_eq!(tracker.gaps(9), [(2, 2), (4, 5), (7, 9)]);
-    // Only the lowest two were looked at.
+    // Only the newest and one of the others are looked at.
+    assert_eq!(tracker.gaps(2), [(2, 2), (7, 9)]);
     tracker.looked(2, &[], 7);
-    assert_eq!(tracker.gaps(9), [(7, 9)]);
+    assert_eq!(tracker.gaps(9), [(4, 5)]);
+    tracker.looked(9, &[], 7);
     tracker.read(&[12]);
     tracker.looked(9, &[], 99);
     assert_eq!(tracker.gaps(9), [(11, 11)], "a gap without a mark stays");
+}
+
+/// The lowest are not in the way of the others, however long they stay.
+#[test]
+fn all_gaps_have_their_turn_and_the_newest_always() {
+    let mut tracker = Tracker::default();
+    tracker.read(&[2, 4, 6, 8, 10, 12, 14]);
+    let mut look = || {
+        let gaps: Vec<i64> = tracker.gaps(4).into_iter().map(|(from, _)| from).collect();
+        tracker.looked(4, &[], 0);
+        gaps
+    };
+    assert_eq!(look(), [1, 3, 11, 13]);
+    assert_eq!(look(), [5, 7, 11, 13]);
+    assert_eq!(look(), [1, 9, 11, 13]);
+    assert_eq!(look(), [3, 5, 11, 13]);
 }

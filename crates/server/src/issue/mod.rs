@@ -19,7 +19,7 @@ use crate::authority::{ActiveJwt, ActiveX509, Authorities};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use finial_core::{Clock, ErrorKind, SpiffeId, TrustDomain, UnixSeconds};
-use finial_crypto::{DistinguishedName, JwtSvidClaims, PublicKey, SerialNumber, SignError, SvidTemplate};
+use finial_crypto::{DistinguishedName, JwtSvidClaims, NameParts, PublicKey, SerialNumber, SignError, SvidTemplate};
 use finial_runtime::Metrics;
 use std::borrow::Cow;
 use std::fmt;
@@ -256,15 +256,17 @@ impl Issuer {
         self.x509(Purpose::Agent, &X509Request { id, public_key, dns_names: &[], ttl_seconds, subject: None }).await
     }
 
-    /// The same for an agent whose SVID cannot be stored now: its subject says which one it follows, so that any server
-    /// that knows the agent by that one knows it by this one, too. See docs/adr/0008.
+    /// The same for an agent whose SVID cannot be stored now: its subject says which ones it follows, so that any server
+    /// that knows the agent by one of them knows it by this one, too. All are named, as those that were given out in the
+    /// same outage are stored one after the other. See docs/adr/0008.
     pub async fn agent_x509_svid_following(
         &self,
         id: &SpiffeId,
         public_key: &PublicKey,
-        serial: &str,
+        serials: &[Box<str>],
     ) -> Result<IssuedX509, IssueError> {
-        let subject = self.subject.with_organizational_unit(&format!("{FOLLOWS}{serial}"));
+        let organizational_unit = serials.iter().map(|serial| format!("{FOLLOWS}{serial}")).collect();
+        let subject = DistinguishedName::new(NameParts { organizational_unit, ..self.subject.parts().clone() });
         let ttl_seconds = self.settings.agent_svid_ttl_seconds;
         let subject = Some(&subject);
         self.x509(Purpose::Agent, &X509Request { id, public_key, dns_names: &[], ttl_seconds, subject }).await

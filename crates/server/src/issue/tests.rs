@@ -192,3 +192,17 @@ async fn remote_keys_sign_too_and_have_a_deadline() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_agents_svid_names_all_that_it_follows() {
+    let world = World::new();
+    let process = world.start().await;
+    let (agent, key) = (id("/spire/agent/x"), key());
+    let serials: [Box<str>; 2] = ["12345678901234567890".into(), "7".into()];
+    let issuer = world.issuer(&process.authorities);
+    let svid = issuer.agent_x509_svid_following(&agent, key.public_key(), &serials).await.unwrap();
+    let leaf = Certificate::parse(svid.chain[0].clone()).unwrap();
+    let mut told = follows(&leaf).into_vec();
+    told.sort();
+    assert_eq!(told, serials);
+}

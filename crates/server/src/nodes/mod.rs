@@ -16,8 +16,10 @@ use finial_runtime::Shutdown;
 use finial_store::{AgentUpdate, Store, StoreError};
 use node::Node;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// What became of an attestation.
 #[derive(Debug)]
@@ -55,13 +57,28 @@ pub struct Nodes {
     map: RwLock<HashMap<SpiffeId, Node>>,
     none: Arc<SelectorSet>,
     observer: OnceLock<Arc<dyn NodesObserver>>,
+    /// The agents of whose renewed SVIDs the first use is being noted.
+    noting: Mutex<HashSet<SpiffeId>>,
+    /// Some SVIDs may have been given out that are not stored yet.
+    some_wait: AtomicBool,
+    store_now: Notify,
 }
 
 impl Nodes {
     /// Reads all agents into memory.
     pub async fn load(store: Store, turn: Turn, entries: Arc<Entries>) -> Result<Arc<Self>, StoreError> {
         let map = RwLock::new(Self::read(&store).await?);
-        Ok(Arc::new(Self { store, turn, entries, map, none: Arc::default(), observer: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            store,
+            turn,
+            entries,
+            map,
+            none: Arc::default(),
+            observer: OnceLock::new(),
+            noting: Mutex::default(),
+            some_wait: AtomicBool::new(false),
+            store_now: Notify::new(),
+        }))
     }
 
     async fn read(store: &Store) -> Result<HashMap<SpiffeId, Node>, StoreError> {
@@ -80,14 +97,19 @@ impl Nodes {
         let _ = self.observer.set(observer);
     }
 
-    /// After a change of which nobody knows whether it was stored, reads agents and entries again, until shutdown.
+    /// After a change of which nobody knows whether it was stored, reads agents and entries again; after an outage, stores
+    /// the SVIDs that were given out in it. Until shutdown.
     pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(RETRY) => {}
+        let heal = async {
+            loop {
+                let _ = tokio::time::timeout(RETRY, self.store_now.notified()).await;
+                self.repair().await;
+                self.store_pending().await;
             }
-            self.repair().await;
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = heal => {}
         }
     }
 
@@ -328,10 +350,19 @@ mod tests {
     use finial_runtime::Supervisor;
     use finial_store::StoreSettings;
 
-    #[tokio::test]
-    async fn what_was_stored_by_a_change_that_failed_is_read_again() {
+    struct Scene {
+        store: Store,
+        turn: Turn,
+        nodes: Arc<Nodes>,
+        id: SpiffeId,
+        supervisor: Supervisor,
+    }
+
+    /// One agent, whose serial number is 1.
+    async fn scene() -> Scene {
         let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
-        let turn = Turn::new(Supervisor::default().spawner());
+        let supervisor = Supervisor::default();
+        let turn = Turn::new(supervisor.spawner());
         let trust_domain = TrustDomain::parse("example.org").unwrap();
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await.unwrap();
         let nodes = Nodes::load(store.clone(), turn.clone(), entries).await.unwrap();
@@ -348,6 +379,64 @@ mod tests {
             selectors: SelectorSet::default(),
         };
         nodes.attest(record).await.unwrap();
+        Scene { store, turn, nodes, id, supervisor }
+    }
+
+    async fn at_once<T>(what: impl Future<Output = T>) -> Option<T> {
+        tokio::time::timeout(Duration::ZERO, what).await.ok()
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_full_refuses() {
+        let Scene { turn, nodes, id, .. } = scene().await;
+        assert_eq!(nodes.renew(&id, "1", "2".into(), 200).await.unwrap(), Renewal::Stored);
+        let stuck = || turn.take(std::future::pending::<Result<(), StoreError>>());
+        assert!(at_once(stuck()).await.is_none());
+        // An agent whose SVID is new has one place, however often it calls.
+        assert!(at_once(nodes.promote(&id, "2")).await.is_none(), "the first waits");
+        assert!(at_once(nodes.promote(&id, "2")).await.is_some(), "others go on");
+        let mut waiting = 2;
+        let refusal = loop {
+            match at_once(stuck()).await {
+                None => waiting += 1,
+                Some(result) => break result.unwrap_err(),
+            }
+            assert!(waiting < 100_000, "no end");
+        };
+        assert_eq!(refusal.kind(), finial_core::ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn what_was_given_out_without_the_datastore_is_stored_by_itself() {
+        let Scene { store, nodes, id, supervisor, .. } = scene().await;
+        let follows = nodes.serials(&id).unwrap();
+        assert!(nodes.renew_without_datastore(&id, follows, "2", 200));
+        drop(supervisor.spawner().spawn("agents", nodes.clone().run(supervisor.shutdown())));
+        nodes.store_pending_soon();
+        let stored = async {
+            while store.fetch_node(&id).await.unwrap().unwrap().new_serial_number != "2" {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), stored).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_the_agent_that_called_is_renewed() {
+        let Scene { nodes, id, .. } = scene().await;
+        assert_eq!(nodes.renew(&id, "0", "2".into(), 200).await.unwrap(), Renewal::Superseded);
+        assert_eq!(nodes.renew(&id, "1", "2".into(), 200).await.unwrap(), Renewal::Stored);
+        // The first use of 2 is noted, if nothing else has done so: otherwise 3 would take its place.
+        assert_eq!(nodes.renew(&id, "2", "3".into(), 300).await.unwrap(), Renewal::Stored);
+        assert_eq!(nodes.standing(&id, "2", &[]), Standing::Current);
+        assert_eq!(nodes.standing(&id, "3", &[]), Standing::Renewed);
+        nodes.ban(id.clone()).await.unwrap();
+        assert_eq!(nodes.renew(&id, "2", "4".into(), 400).await.unwrap(), Renewal::Superseded);
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_by_a_change_that_failed_is_read_again() {
+        let Scene { store, turn, nodes, id, supervisor: _supervisor } = scene().await;
         let fail = async |error: StoreError| {
             let (store, id) = (store.clone(), id.clone());
             let work = async move {

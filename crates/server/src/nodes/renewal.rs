@@ -4,7 +4,8 @@ use super::node::{Node, Pending};
 use super::{Nodes, Standing};
 use finial_core::{ErrorKind, SpiffeId, UnixSeconds};
 use finial_store::StoreError;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// How long a call waits for the datastore to note that a renewed SVID is in use, before it goes on without.
@@ -22,6 +23,23 @@ pub enum Renewal {
     Superseded,
 }
 
+/// The first use of an agent's renewed SVID is being noted, as long as this lives.
+struct Noting(Arc<Nodes>, SpiffeId);
+
+impl Noting {
+    /// `None` when somebody does so already.
+    fn begin(nodes: &Arc<Nodes>, id: &SpiffeId) -> Option<Self> {
+        let new = nodes.noting.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        new.then(|| Self(nodes.clone(), id.clone()))
+    }
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        self.0.noting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+    }
+}
+
 impl Nodes {
     /// The renewed SVID was used: makes it the current one. What the datastore cannot note now is noted the next time; the
     /// SVID is as good.
@@ -29,8 +47,11 @@ impl Nodes {
     /// # Errors
     /// None that comes from a datastore that is away.
     pub async fn promote(self: &Arc<Self>, id: &SpiffeId, serial: &str) -> Result<(), StoreError> {
+        // Who comes while another call of the same agent waits goes on: so nobody fills the line with calls of one agent.
+        let Some(noting) = Noting::begin(self, id) else { return Ok(()) };
         let (this, agent, serial) = (self.clone(), id.clone(), serial.to_owned());
         let work = async move {
+            let _noting = noting;
             if this.standing(&agent, &serial, &[]) != Standing::Renewed {
                 return Ok(()); // another call of the same agent was first; or it was banned, which the next call sees
             }
@@ -48,15 +69,24 @@ impl Nodes {
         }
     }
 
-    /// Stores a renewed SVID that was not given out yet.
+    /// Stores a renewed SVID that was not given out yet, for an agent that showed the one with the serial number `own`.
     pub async fn renew(
         self: &Arc<Self>,
         id: &SpiffeId,
+        own: &str,
         serial: String,
         expires_at: UnixSeconds,
     ) -> Result<Renewal, StoreError> {
-        let (this, id) = (self.clone(), id.clone());
+        let (this, id, own) = (self.clone(), id.clone(), own.to_owned());
         let work = async move {
+            // Since it was let in, the agent may have been evicted and attested again, which is another one.
+            if !this.serials(&id).is_some_and(|serials| serials.iter().any(|known| **known == *own)) {
+                return Ok(Renewal::Superseded);
+            }
+            // Its first use may wait to be noted; the next number would take its place.
+            if this.standing(&id, &own, &[]) == Standing::Renewed {
+                this.put(&this.store.promote_serial(&id, &own).await?);
+            }
             // What was given out before has to be there first: the agent uses it now.
             this.store_pending_of(&id).await?;
             let Some(follows) = this.serials(&id) else { return Ok(Renewal::Superseded) };
@@ -90,6 +120,7 @@ impl Nodes {
         self.change(|map| match map.get_mut(id) {
             Some(node) if !node.is_banned() && follows.contains(&node.serial) => {
                 node.add_pending(Pending { serial: serial.into(), expires_at, follows });
+                self.some_wait.store(true, Ordering::SeqCst);
                 true
             }
             _ => false,
@@ -109,24 +140,38 @@ impl Nodes {
         }
     }
 
-    /// Stores what was given out while the datastore was away.
+    /// The datastore answers again: what was given out meanwhile is stored soon, by [`Nodes::run`].
+    pub(crate) fn store_pending_soon(&self) {
+        self.store_now.notify_one();
+    }
+
+    /// Stores what was given out while the datastore was away. What cannot be stored now waits for the next time.
     pub(crate) async fn store_pending(self: &Arc<Self>) {
+        if self.turn.link().is_away() || !self.some_wait.swap(false, Ordering::SeqCst) {
+            return;
+        }
         let waiting: Vec<SpiffeId> = {
-            let map = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
             map.iter().filter(|(_, node)| !node.pending.is_empty()).map(|(id, _)| id.clone()).collect()
         };
         if waiting.is_empty() {
             return;
         }
         tracing::info!(agents = waiting.len(), "Storing SVIDs of agents that were renewed without the datastore");
+        let mut failure = None;
         for id in waiting {
-            let this = self.clone();
-            let work = async move { this.store_pending_of(&id).await };
+            let (this, agent) = (self.clone(), id.clone());
+            let work = async move { this.store_pending_of(&agent).await };
             if let Err(error) = self.turn.take(work).await {
-                // They wait for the next time, or for the agent's next call.
-                tracing::error!(%error, "Failed to store renewed SVIDs of agents");
-                return;
+                self.some_wait.store(true, Ordering::SeqCst);
+                failure = Some((id, error));
+                if self.turn.link().is_away() {
+                    break;
+                }
             }
+        }
+        if let Some((spiffe_id, error)) = failure {
+            tracing::error!(%spiffe_id, %error, "Failed to store renewed SVIDs of agents; trying again");
         }
     }
 

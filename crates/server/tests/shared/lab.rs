@@ -58,7 +58,8 @@ impl Server {
     /// Follows in the background, as a running server does.
     pub fn run(&self) {
         let (follower, shutdown) = (self.follower.clone(), self.supervisor.shutdown());
-        drop(self.supervisor.spawner().spawn("follower", follower.run(shutdown)));
+        drop(self.supervisor.spawner().spawn("follower", follower.run(shutdown.clone())));
+        drop(self.supervisor.spawner().spawn("agents", self.nodes.clone().run(shutdown)));
     }
 
     /// Everything in memory, as text.

@@ -55,22 +55,22 @@ async fn agents_renew_while_the_database_is_away() {
         until("both notice", async || here.link.is_away() && there.link.is_away()).await;
 
         let id = agent_id(1);
-        let renew = async |serial: &str| {
-            assert_eq!(here.nodes.renew(&id, serial.into(), 9).await.unwrap(), Renewal::DatastoreAway);
+        let renew = async |own: &str, serial: &str| {
+            assert_eq!(here.nodes.renew(&id, own, serial.into(), 9).await.unwrap(), Renewal::DatastoreAway);
             let follows = here.nodes.serials(&id).unwrap();
-            let current = follows[0].clone();
-            assert!(here.nodes.renew_without_datastore(&id, follows, serial, 9));
+            assert!(here.nodes.renew_without_datastore(&id, follows.clone(), serial, 9));
             assert_eq!(here.nodes.standing(&id, serial, &[]), Standing::Current);
-            [current]
+            follows
         };
-        let follows = renew("2").await;
+        let follows = renew("1", "2").await;
         // The other server does not know it; the certificate says whose it is.
         assert_eq!(there.nodes.standing(&id, "2", &[]), Standing::Superseded);
         assert_eq!(there.nodes.standing(&id, "2", &follows), Standing::Ahead);
         there.nodes.adopt(&id, "2", 9, &follows).await;
         assert_eq!(there.nodes.standing(&id, "2", &follows), Standing::Current);
         // The agent uses it, and renews once more.
-        renew("3").await;
+        let follows = renew("2", "3").await;
+        assert_eq!(follows, ["1".into(), "2".into()].into(), "one of them is recorded at any time");
         assert!(here.nodes.serials(&agent_id(2)).is_none(), "no banned agent renews");
         assert!(here.nodes.serials(&agent_id(9)).is_none(), "no unknown agent renews");
 
@@ -162,7 +162,7 @@ async fn a_restart_and_a_read_only_time_are_lived_through() {
         refused.is_err_and(|error| error.kind() == ErrorKind::Unavailable)
     })
     .await;
-    assert_eq!(server.nodes.renew(&agent_id(1), "2".into(), 9).await.unwrap(), Renewal::DatastoreAway);
+    assert_eq!(server.nodes.renew(&agent_id(1), "1", "2".into(), 9).await.unwrap(), Renewal::DatastoreAway);
     postgres.read_only(false);
     until("writes work again", async || server.entries.create(vec![entry(3, 1)]).await.is_ok()).await;
     server.assert_current().await;

@@ -45,7 +45,11 @@ async fn apply(server: &Server, change: Change) {
         }
         Change::Delete(n) => drop(entries.delete(vec![entry_id(n)]).await),
         Change::Attest(n, serial) => drop(nodes.attest(record(n, &format!("1{serial}"))).await),
-        Change::Renew(n, serial) => drop(nodes.renew(&agent_id(n), format!("2{serial}"), 2_000_000_000).await),
+        Change::Renew(n, serial) => {
+            let own =
+                nodes.serials(&agent_id(n)).and_then(|known| known.last().map(ToString::to_string)).unwrap_or_default();
+            drop(nodes.renew(&agent_id(n), &own, format!("2{serial}"), 2_000_000_000).await)
+        }
         Change::Promote(n, serial) => drop(nodes.promote(&agent_id(n), &format!("2{serial}")).await),
         Change::Ban(n) => drop(nodes.ban(agent_id(n)).await),
         Change::Evict(n) => drop(nodes.delete(agent_id(n)).await),
@@ -98,7 +102,7 @@ async fn an_agent_that_moves_to_another_server_is_known_there() {
         assert_eq!(judge("1").await, Standing::Unknown);
         here.nodes.attest(record(1, "1")).await.unwrap();
         assert_eq!(judge("1").await, Standing::Current);
-        assert_eq!(here.nodes.renew(&agent_id(1), "2".into(), 9).await.unwrap(), Renewal::Stored);
+        assert_eq!(here.nodes.renew(&agent_id(1), "1", "2".into(), 9).await.unwrap(), Renewal::Stored);
         assert_eq!(judge("2").await, Standing::Renewed);
         there.nodes.promote(&agent_id(1), "2").await.unwrap();
         here.nodes.ban(agent_id(1)).await.unwrap();
@@ -119,7 +123,7 @@ async fn a_renewal_that_comes_after_evict_and_attest_is_refused() {
         here.nodes.delete(agent_id(1)).await.unwrap();
         here.nodes.attest(record(1, "5")).await.unwrap();
         // The other server has not heard of it.
-        assert_eq!(there.nodes.renew(&agent_id(1), "6".into(), 9).await.unwrap(), Renewal::Superseded);
+        assert_eq!(there.nodes.renew(&agent_id(1), "1", "6".into(), 9).await.unwrap(), Renewal::Superseded);
         here.assert_current().await;
         there.assert_current().await;
     }

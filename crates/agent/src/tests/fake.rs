@@ -503,6 +503,9 @@ impl AgentSync for FakeServer {
     ) -> Result<Response<Self::WatchAuthorizedStream>, Status> {
         self.enter("WatchAuthorized", &request)?;
         let mut state = self.state();
+        if !state.pushes && !state.watches.is_empty() {
+            return Err(Status::unavailable("not now")); // one that had the stream has not become SPIRE's
+        }
         if !state.pushes {
             return Err(Status::unimplemented("unknown service finial.server.sync.v1.AgentSync"));
         }

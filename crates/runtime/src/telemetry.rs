@@ -73,12 +73,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Names the first sink that cannot be sent to.
-    pub async fn push_to_all(
-        &self,
-        statsd: &[String],
-        dogstatsd: &[String],
-        spawner: &Spawner,
-    ) -> Result<(), String> {
+    pub async fn push_to_all(&self, statsd: &[String], dogstatsd: &[String], spawner: &Spawner) -> Result<(), String> {
         let statsd = statsd.iter().map(|address| (Form::Statsd, address));
         for (form, address) in statsd.chain(dogstatsd.iter().map(|address| (Form::DogStatsd, address))) {
             let failed = |error| format!("telemetry {form:?} {address}: {}", crate::errno_text(&error));

@@ -269,8 +269,12 @@ impl Nodes {
             if this.is_banned(&record.id) {
                 return Ok(Attested::Banned);
             }
-            let stored = this.store.create_or_update_node(&record).await?;
-            this.put(&stored);
+            // Nor may a ban that comes between that look and this write be undone: the datastore refuses.
+            match this.store.create_or_update_node(&record).await {
+                Ok(stored) => this.put(&stored),
+                Err(StoreError::Banned) => return Ok(Attested::Banned),
+                Err(error) => return Err(error),
+            }
             Ok(Attested::Stored)
         };
         self.turn.take(work).await
@@ -288,10 +292,12 @@ impl Nodes {
             if this.is_banned(&record.id) {
                 return Ok(Attested::Banned);
             }
-            match this.store.attest_by_join_token(&token, &record, now).await? {
-                None => Ok(Attested::NoToken),
-                Some(JoinToken { expires_at, .. }) if expires_at < now => Ok(Attested::Expired),
-                Some(_) => {
+            match this.store.attest_by_join_token(&token, &record, now).await {
+                Err(StoreError::Banned) => Ok(Attested::Banned),
+                Err(error) => Err(error),
+                Ok(None) => Ok(Attested::NoToken),
+                Ok(Some(JoinToken { expires_at, .. })) if expires_at < now => Ok(Attested::Expired),
+                Ok(Some(_)) => {
                     this.put(&record);
                     Ok(Attested::Stored)
                 }

@@ -141,6 +141,11 @@ fn resolve(pairs: &Pairs) -> Result<PostgresDsn, String> {
     let mut base = PgConnectOptions::new_without_pgpass().application_name("finial-server");
     let mut tls = Tls::default();
     let mut dsn = PostgresDsn { hosts: Vec::new(), name: String::new(), writable: false, connect_max: None };
+    if get("user").is_none() {
+        let passwd = std::fs::read("/etc/passwd").unwrap_or_default();
+        let uid = rustix::process::getuid().as_raw();
+        base = base.username(&default_user(|key| std::env::var(key).ok(), &String::from_utf8_lossy(&passwd), uid)?);
+    }
     for (key, value) in pairs.iter().filter(|(_, value)| !value.is_empty()) {
         match key.as_str() {
             "host" | "hostaddr" | "port" => {}
@@ -188,6 +193,21 @@ fn resolve(pairs: &Pairs) -> Result<PostgresDsn, String> {
     let database = base.get_database().unwrap_or(base.get_username());
     dsn.name = format!("PostgreSQL at {} (database {database})", places.join(", "));
     Ok(dsn)
+}
+
+/// Who logs in where the connection string does not say: as with lib/pq `PGUSER`, the system's user, `USER`.
+fn default_user(environment: impl Fn(&str) -> Option<String>, passwd: &str, uid: u32) -> Result<String, String> {
+    let said = |key| environment(key).filter(|name| !name.is_empty());
+    let by_uid = || {
+        passwd.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next().filter(|name| !name.is_empty())?;
+            (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+        })
+    };
+    said("PGUSER").or_else(by_uid).or_else(|| said("USER")).ok_or_else(|| {
+        format!("connection_string has no user, and the system has no name for user ID {uid}: set user or PGUSER")
+    })
 }
 
 fn writable(attrs: &str) -> Result<bool, String> {
@@ -330,6 +350,28 @@ mod tests {
         assert!(matches!(checked.hosts[0].get_ssl_mode(), PgSslMode::VerifyCa));
         let system = ok("host=a user=u sslrootcert=system");
         assert!(matches!(system.hosts[0].get_ssl_mode(), PgSslMode::VerifyFull));
+    }
+
+    #[test]
+    fn without_a_user_the_systems_logs_in() {
+        let passwd =
+            "root:x:0:0::/root:/bin/sh\n+::::::\ntorn:x\nspire:x:1000:1000::/:/bin/sh\nalias:x:1000:1000::/:/bin/sh\n";
+        let of = |environment: &[(&str, &str)], uid| {
+            let get = |key: &str| environment.iter().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned());
+            default_user(get, passwd, uid)
+        };
+        assert_eq!(of(&[("PGUSER", "pg"), ("USER", "shell")], 1000).as_deref(), Ok("pg"));
+        assert_eq!(of(&[("PGUSER", ""), ("USER", "shell")], 1000).as_deref(), Ok("spire"));
+        assert_eq!(of(&[("USER", "shell")], 7).as_deref(), Ok("shell"));
+        assert!(of(&[("USER", "")], 7).unwrap_err().contains("user ID 7"));
+
+        let id = std::process::Command::new("id").arg("-un").output().unwrap().stdout;
+        let me = std::env::var("PGUSER").unwrap_or_else(|_| String::from_utf8(id).unwrap().trim().to_owned());
+        for text in ["host=db", "host=db user=''", "postgres://db"] {
+            assert_eq!(ok(text).hosts[0].get_username(), me, "{text}");
+            let database = std::env::var("PGDATABASE").unwrap_or_else(|_| me.clone());
+            assert!(ok(text).name.ends_with(&format!("(database {database})")), "{}", ok(text).name);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use finial_hcl::{Pos, Value};
 use std::path::PathBuf;
 
 /// One plugin as configured.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct PluginConfig {
     /// The kind: `KeyManager`, `NodeAttestor`, `DataStore`, `WorkloadAttestor`, …
     pub kind: String,
@@ -22,6 +22,15 @@ pub struct PluginConfig {
     pub checksum: String,
     /// Where its block stands in the file; None if it comes from no file.
     pub pos: Option<Pos>,
+}
+
+/// Two are equal if they say the same; where they stand does not matter (a comment above moves them).
+impl PartialEq for PluginConfig {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { kind, name, enabled, data, command, args, checksum, pos: _ } = self;
+        (kind, name, enabled, data) == (&other.kind, &other.name, &other.enabled, &other.data)
+            && (command, args, checksum) == (&other.command, &other.args, &other.checksum)
+    }
 }
 
 /// Where a plugin's own configuration comes from.

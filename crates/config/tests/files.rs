@@ -54,6 +54,14 @@ fn the_sample_server_file() {
 }
 
 #[test]
+fn a_comment_above_changes_no_plugin() {
+    let text = include_str!("data/server.conf");
+    let (plain, commented) = (server(text).unwrap().settings, server(&format!("# why\n{text}")).unwrap().settings);
+    assert_ne!(plain.plugins[0].pos, commented.plugins[0].pos);
+    assert_eq!(plain.plugins, commented.plugins);
+}
+
+#[test]
 fn the_sample_agent_file() {
     let loaded = agent(include_str!("data/agent.conf")).unwrap();
     assert_eq!(loaded.notices, []);
@@ -70,7 +78,7 @@ fn the_sample_agent_file() {
 
 #[test]
 fn every_server_key_as_json() {
-    let Loaded { settings: s, notices } = server(include_str!("data/server.json")).unwrap();
+    let Loaded { settings: s, notices, .. } = server(include_str!("data/server.json")).unwrap();
     assert_eq!(s.admin_ids[0].as_str(), "spiffe://other.test/admin");
     assert_eq!(s.agent_ttl, Some(Duration::from_secs(7200)));
     assert_eq!(s.bind_address.to_string(), "[::1]:9081");

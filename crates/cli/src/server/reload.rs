@@ -166,4 +166,17 @@ mod tests {
         assert_eq!(new.log.level, finial_config::LogLevel::Debug);
         assert_eq!(new.admin_ids.len(), 1);
     }
+    #[test]
+    fn a_comment_is_no_change_and_a_plugins_new_data_is() {
+        let load = |text: &str| {
+            let path = std::path::Path::new("server.conf");
+            finial_config::parse_server(path, text, &finial_config::ServerOverrides::default()).unwrap().settings
+        };
+        let text = include_str!("../../../config/tests/data/server.conf");
+        let (old, commented) = (load(text), load(&format!("# what this server is for\n{text}")));
+        assert_ne!(old.plugins[0].pos, commented.plugins[0].pos);
+        assert_eq!(restart_needed(&old, &commented), [""; 0]);
+        assert!(text.contains("sqlite3"));
+        assert_eq!(restart_needed(&old, &load(&text.replace("sqlite3", "mysql"))), ["plugins"]);
+    }
 }

@@ -2,11 +2,12 @@
 
 use crate::app::Exit;
 use crate::context::Context;
-use finial_config::{ConfigError, HealthSettings, LogFormat, LogLevel, LogSettings, Notice, TelemetrySettings};
+use finial_config::{ConfigError, HealthSettings, Loaded, LogFormat, LogLevel, LogSettings, Notice, TelemetrySettings};
 use finial_core::TrustDomain;
 use finial_runtime::log::{self, LogHandle};
 use finial_runtime::{Metrics, Shutdown, Supervisor, health, signals, telemetry};
 use std::future::Future;
+use std::path::Path;
 use std::time::Duration;
 
 /// How long tasks may take to end after a signal.
@@ -134,7 +135,45 @@ pub(crate) async fn unless_shutdown<T>(shutdown: Shutdown, work: impl Future<Out
     }
 }
 
-/// Refuses what would be less safe than asked for, and says what has no effect yet.
+/// What is configured and has no effect yet: how it is called, and the path to its key.
+pub(crate) struct LeftOut(pub(crate) &'static str, pub(crate) &'static [&'static str]);
+
+/// As `run` and `validate` say it.
+fn no_effect_text(name: &str) -> String {
+    format!("{name} is not supported yet and has no effect")
+}
+
+/// What `validate` says of what has no effect yet, with its place. Nothing of it makes a file invalid.
+pub(crate) fn warn_of_left_out<T>(cx: &Context, file: &Path, loaded: &Loaded<T>, left_out: &[LeftOut]) {
+    for LeftOut(name, path) in left_out {
+        let problem = loaded.problem(path, no_effect_text(name), "take it out if you can do without");
+        cx.eprintln(format!("warning: {}", problem.text(file)));
+    }
+}
+
+/// The path to what [`check_telemetry`] refuses.
+pub(crate) const PROMETHEUS_TLS: &[&str] = &["telemetry", "Prometheus", "tls"];
+
+/// Which telemetry has no effect yet.
+pub(crate) fn telemetry_left_out(settings: &TelemetrySettings) -> Vec<LeftOut> {
+    let all = [
+        (LeftOut("telemetry M3", &["telemetry", "M3"]), !settings.m3.is_empty()),
+        (LeftOut("telemetry InMem", &["telemetry", "InMem"]), settings.in_mem),
+        (
+            LeftOut("telemetry AllowedPrefixes", &["telemetry", "AllowedPrefixes"]),
+            !settings.allowed_prefixes.is_empty(),
+        ),
+        (
+            LeftOut("telemetry BlockedPrefixes", &["telemetry", "BlockedPrefixes"]),
+            !settings.blocked_prefixes.is_empty(),
+        ),
+        (LeftOut("telemetry AllowedLabels", &["telemetry", "AllowedLabels"]), !settings.allowed_labels.is_empty()),
+        (LeftOut("telemetry BlockedLabels", &["telemetry", "BlockedLabels"]), !settings.blocked_labels.is_empty()),
+    ];
+    all.into_iter().filter_map(|(left_out, configured)| configured.then_some(left_out)).collect()
+}
+
+/// Refuses what would be less safe than asked for.
 ///
 /// # Errors
 /// Metrics are to be served over TLS.
@@ -142,20 +181,13 @@ pub(crate) fn check_telemetry(settings: &TelemetrySettings) -> Result<(), String
     if settings.prometheus.as_ref().is_some_and(|p| p.tls.is_some()) {
         return Err("telemetry Prometheus tls is not supported yet: remove it to serve metrics without TLS".into());
     }
-    let filters =
-        [&settings.allowed_prefixes, &settings.blocked_prefixes, &settings.allowed_labels, &settings.blocked_labels];
-    no_effect(&[
-        ("telemetry M3", !settings.m3.is_empty()),
-        ("telemetry InMem", settings.in_mem),
-        ("filtering metrics by prefix or label", filters.iter().any(|f| !f.is_empty())),
-    ]);
     Ok(())
 }
 
 /// Warns of what is configured and does not work yet.
-pub(crate) fn no_effect(configured: &[(&str, bool)]) {
-    for (name, _) in configured.iter().filter(|(_, configured)| *configured) {
-        tracing::warn!("{name} is not supported yet and has no effect");
+pub(crate) fn log_left_out(left_out: &[LeftOut]) {
+    for LeftOut(name, _) in left_out {
+        tracing::warn!("{}", no_effect_text(name));
     }
 }
 

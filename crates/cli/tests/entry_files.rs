@@ -38,6 +38,19 @@ fn says_what_is_wrong_with_a_file() {
     for text in ["{}", "null", r#"{"ENTRIES": null, "x": 1}"#] {
         assert!(run(&CREATE, text.as_bytes()).1.contains("dial unix /none/sock"), "{text}");
     }
+    // a list is no object, and what is wrong names the file
+    for (text, want) in [
+        ("[]", "Error: the file does not hold a JSON object\nhint: the top of standard input must be an object: "),
+        ("\n{x", "Error: key must be a string at line 2 column 2\nhint: this is not JSON: standard input\n"),
+    ] {
+        let (code, stderr) = run(&CREATE, text.as_bytes());
+        assert!(code == 1 && stderr.starts_with(want), "{stderr}");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), r#"{"entries": 1}"#).unwrap();
+    let path = file.path().display().to_string();
+    let (_, stderr) = run(&["entry", "create", "-data", &path], b"");
+    assert!(stderr.ends_with(&format!("hint: a field has the wrong type in {path}\n")), "{stderr}");
     let deeper = "[".repeat(100_000);
     assert_eq!(run(&CREATE, deeper.as_bytes()).0, 1);
 }

@@ -118,4 +118,58 @@ fn an_agent_that_could_not_start_is_not_called_valid() {
         exit == 1 && stderr.contains("disable_workload_api without disable_sds_api is not supported yet"),
         "{stderr}"
     );
+    assert!(stderr.contains(&format!("\n  at {}:7:", file.display())), "{stderr}");
+}
+
+#[test]
+fn validate_tells_what_run_refuses_or_passes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x.conf");
+    let validate = |program: &str, text: String| {
+        std::fs::write(&file, text).unwrap();
+        run(&format!("{program} validate -config {}", file.display()), |_| None)
+    };
+    let at = |line: &str| format!("\n  at {}:{line}:", file.display());
+    let plugins = "plugins {\n  KeyManager \"memory\" {}\n  NodeAttestor \"join_token\" {}\n";
+    let server = |telemetry: &str| {
+        let data = folder.path().join("d.sqlite3");
+        format!(
+            "server {{\n  trust_domain = \"example.org\"\n  data_dir = \"/none\"\n  profiling_enabled = true\n}}\n\
+             telemetry {{\n  {telemetry}\n}}\n{plugins}  DataStore \"sql\" {{\n    plugin_data {{\n      \
+             database_type = \"sqlite3\"\n      connection_string = \"{}\"\n    }}\n  }}\n}}\n",
+            data.display()
+        )
+    };
+    let agent = |telemetry: &str| {
+        format!(
+            "agent {{\n  data_dir = \"/none\"\n  server_address = \"localhost\"\n  server_port = 8081\n  \
+             trust_domain = \"example.org\"\n  trust_bundle_url = \"https://example.org/b\"\n}}\n\
+             telemetry {{\n  {telemetry}\n}}\n{plugins}  WorkloadAttestor \"unix\" {{}}\n}}\n"
+        )
+    };
+    let tls = "Prometheus {\n    port = 1\n    tls {\n      cert_file = \"a\"\n    }\n  }";
+    let filter = "AllowedPrefixes = [\"a\"]\n  InMem {}";
+    for (program, refused, warned, names) in [
+        ("spire-server", server(tls), server(filter), ["profiling_enabled", "4"]),
+        ("spire-agent", agent(tls), agent(filter), ["trust_bundle_url", "6"]),
+    ] {
+        let (exit, stdout, stderr) = validate(program, refused);
+        assert_eq!((exit, stdout.as_str()), (1, ""), "{stderr}");
+        assert!(stderr.contains("telemetry Prometheus tls is not supported yet"), "{stderr}");
+        assert!(stderr.contains(&at(if program == "spire-server" { "9" } else { "11" })), "{stderr}");
+
+        let (exit, stdout, stderr) = validate(program, warned);
+        assert_eq!(exit, 0, "{stderr}");
+        let valid = format!("SPIRE {} configuration file is valid.\n", &program["spire-".len()..]);
+        assert_eq!(stdout, valid);
+        let [key, line] = names;
+        assert!(stderr.contains(&format!("warning: {key} is not supported yet")), "{stderr}");
+        assert!(stderr.contains(&at(line)), "{stderr}");
+        for key in ["telemetry AllowedPrefixes", "telemetry InMem"] {
+            assert!(
+                stderr.contains(&format!("warning: {key} is not supported yet and has no effect\n  at ")),
+                "{stderr}"
+            );
+        }
+    }
 }

@@ -2,9 +2,9 @@
 
 use crate::{LogSettings, PluginConfig};
 use finial_core::TrustDomain;
-use finial_hcl::Pos;
+use finial_hcl::{Pos, Value};
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,20 @@ pub struct Problem {
     pub pos: Option<Pos>,
     /// What to do.
     pub hint: Option<String>,
+}
+
+impl Problem {
+    /// What, where in `file`, and what to do: a line each.
+    pub fn text(&self, file: &Path) -> String {
+        let mut text = self.message.clone();
+        if let Some(pos) = self.pos {
+            text.push_str(&format!("\n  at {}:{pos}", file.display()));
+        }
+        if let Some(hint) = &self.hint {
+            text.push_str(&format!("\n  hint: {hint}"));
+        }
+        text
+    }
 }
 
 /// A file that cannot be used. Prints every problem.
@@ -43,13 +57,7 @@ impl fmt::Display for ConfigError {
             if index > 0 {
                 write!(f, "\nalso: ")?;
             }
-            write!(f, "{}", problem.message)?;
-            if let Some(pos) = problem.pos {
-                write!(f, "\n  at {}:{pos}", self.file.display())?;
-            }
-            if let Some(hint) = &problem.hint {
-                write!(f, "\n  hint: {hint}")?;
-            }
+            f.write_str(&problem.text(&self.file))?;
         }
         Ok(())
     }
@@ -80,4 +88,14 @@ pub struct Loaded<T> {
     pub settings: T,
     /// What to log, in order.
     pub notices: Vec<Notice>,
+    /// The file as it was read.
+    pub(crate) root: Value,
+}
+
+impl<T> Loaded<T> {
+    /// Something to be said of the key that `path` leads to, with its place if it is written in the file.
+    pub fn problem(&self, path: &[&str], message: impl Into<String>, hint: &str) -> Problem {
+        let hint = (!hint.is_empty()).then(|| hint.into());
+        Problem { message: message.into(), pos: self.root.find_pos(path), hint }
+    }
 }

@@ -111,7 +111,9 @@ impl Resolver {
 
     pub(crate) fn finish<T>(self, settings: Option<T>) -> Result<Loaded<T>, Box<ConfigError>> {
         match settings {
-            Some(settings) if self.problems.is_empty() => Ok(Loaded { settings, notices: self.notices }),
+            Some(settings) if self.problems.is_empty() => {
+                Ok(Loaded { settings, notices: self.notices, root: self.root })
+            }
             _ => Err(self.into_error()),
         }
     }

@@ -3,11 +3,11 @@
 use crate::app::{Command, Exit, Run};
 use crate::context::Context;
 use crate::goflag::FlagSet;
-use crate::launch;
+use crate::launch::{self, LeftOut};
 use finial_agent::Agent;
 use finial_config::{
-    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, PluginConfig, Problem, SdsSettings,
-    load_agent,
+    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, Bootstrap, ConfigError, Loaded, PluginConfig, Problem,
+    SdsSettings, load_agent,
 };
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
@@ -100,7 +100,7 @@ fn config_path(cx: &Context) -> &Path {
 }
 
 fn validate(cx: Context) -> anyhow::Result<()> {
-    let checked = load(&cx).and_then(|loaded| match problems_at_start(&loaded.settings) {
+    let checked = load(&cx).and_then(|loaded| match problems_at_start(&loaded) {
         problems if problems.is_empty() => Ok(loaded),
         problems => {
             let (file, log) = (config_path(&cx).to_owned(), loaded.settings.log);
@@ -108,8 +108,10 @@ fn validate(cx: Context) -> anyhow::Result<()> {
         }
     });
     match checked {
-        Ok(Loaded { settings, notices }) => {
-            launch::log_now(&settings.log, &notices);
+        Ok(loaded) => {
+            launch::log_now(&loaded.settings.log, &loaded.notices);
+            launch::warn_of_left_out(&cx, config_path(&cx), &loaded, &left_out(&loaded.settings));
+            warn_of_bootstrap(&cx, &loaded);
             cx.println("SPIRE agent configuration file is valid.");
             Ok(())
         }
@@ -126,12 +128,24 @@ fn validate(cx: Context) -> anyhow::Result<()> {
 }
 
 /// Why `run` would refuse settings that read well. SPIRE's agent calls these valid, and stops when it is started.
-fn problems_at_start(settings: &AgentSettings) -> Vec<Problem> {
-    let unsupported = check_supported(settings).err();
+fn problems_at_start(loaded: &Loaded<AgentSettings>) -> Vec<Problem> {
+    let unsupported = check_supported(&loaded.settings).err();
     let mut all: Vec<Problem> =
-        unsupported.into_iter().map(|message| Problem { message, pos: None, hint: None }).collect();
-    all.extend(plugin_problems(&settings.plugins, &settings.trust_domain));
+        unsupported.into_iter().map(|(path, message)| loaded.problem(path, message, "")).collect();
+    all.extend(plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain));
     all
+}
+
+/// Where the first bundle is to come from, if an agent that has to attest could not get it there yet.
+fn warn_of_bootstrap(cx: &Context, loaded: &Loaded<AgentSettings>) {
+    let key = match &loaded.settings.bootstrap {
+        Bootstrap::Url { .. } => "trust_bundle_url",
+        Bootstrap::WorkloadApi(_) => "trust_bundle_spiffe_workload_api",
+        _ => return,
+    };
+    let message = format!("{key} is not supported yet: an agent that has no SVID yet does not attest");
+    let problem = loaded.problem(&["agent", key], message, "use trust_bundle_path");
+    cx.eprintln(format!("warning: {}", problem.text(config_path(cx))));
 }
 
 fn plugin_problems(plugins: &[PluginConfig], trust_domain: &TrustDomain) -> Vec<Problem> {
@@ -146,7 +160,7 @@ fn plugin_problems(plugins: &[PluginConfig], trust_domain: &TrustDomain) -> Vec<
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {
-    let Loaded { settings, notices } = load(&cx).map_err(|error| launch::refuse_config(&cx, &error))?;
+    let Loaded { settings, notices, .. } = load(&cx).map_err(|error| launch::refuse_config(&cx, &error))?;
     if let Some(socket) = &settings.socket_path {
         make_socket_folder(socket)?;
     }
@@ -166,7 +180,8 @@ fn make_socket_folder(socket: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {
-    check_supported(&settings)?;
+    check_supported(&settings).map_err(|(_, message)| message)?;
+    launch::log_left_out(&left_out(&settings));
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
     let token = settings.join_token.clone();
@@ -175,21 +190,35 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
     Ok(finial_agent::run(agent).await?)
 }
 
-/// What is configured and does not work yet: refused where leaving it out would be less safe than what was asked for, or
-/// would leave nothing to do, and else said.
-fn check_supported(settings: &AgentSettings) -> Result<(), String> {
-    let refused = [
-        ("experimental.broker", settings.broker.is_some()),
-        ("disable_workload_api without disable_sds_api", settings.disable_workload_api && !settings.disable_sds_api),
+/// Refuses what does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing
+/// to do; with the path to its key.
+fn check_supported(settings: &AgentSettings) -> Result<(), (&'static [&'static str], String)> {
+    let refused: [(&[&str], &str, bool); 2] = [
+        (&["agent", "experimental", "broker"], "experimental.broker", settings.broker.is_some()),
+        (
+            &["agent", "disable_workload_api"],
+            "disable_workload_api without disable_sds_api",
+            settings.disable_workload_api && !settings.disable_sds_api,
+        ),
     ];
-    if let Some((name, _)) = refused.iter().find(|(_, configured)| *configured) {
-        return Err(format!("{name} is not supported yet: remove it from the configuration to start without it"));
+    if let Some((path, name, _)) = refused.iter().find(|(.., configured)| *configured) {
+        let advice = "remove it from the configuration to start without it";
+        return Err((path, format!("{name} is not supported yet: {advice}")));
     }
-    launch::check_telemetry(&settings.telemetry)?;
-    launch::no_effect(&[
-        ("authorized_delegates", !settings.authorized_delegates.is_empty()),
-        ("sds", settings.sds != SdsSettings::default()),
-        ("profiling_enabled", settings.profiling.enabled),
-    ]);
-    Ok(())
+    launch::check_telemetry(&settings.telemetry).map_err(|message| (launch::PROMETHEUS_TLS, message))
+}
+
+/// What else is configured and has no effect yet.
+fn left_out(settings: &AgentSettings) -> Vec<LeftOut> {
+    let mut all = launch::telemetry_left_out(&settings.telemetry);
+    let own = [
+        (
+            LeftOut("authorized_delegates", &["agent", "authorized_delegates"]),
+            !settings.authorized_delegates.is_empty(),
+        ),
+        (LeftOut("sds", &["agent", "sds"]), settings.sds != SdsSettings::default()),
+        (LeftOut("profiling_enabled", &["agent", "profiling_enabled"]), settings.profiling.enabled),
+    ];
+    all.extend(own.into_iter().filter_map(|(left_out, configured)| configured.then_some(left_out)));
+    all
 }

@@ -66,7 +66,7 @@ pub(super) fn config_path(cx: &Context) -> &Path {
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {
-    let Loaded { settings, notices } = load(&cx).map_err(|error| launch::refuse_config(&cx, &error))?;
+    let Loaded { settings, notices, .. } = load(&cx).map_err(|error| launch::refuse_config(&cx, &error))?;
     let log = launch::prepare(&cx, &settings.log, &notices)?;
     let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).max(2);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
@@ -88,6 +88,7 @@ async fn serve(settings: ServerSettings, reload: Arc<Load>, spawner: Spawner, lo
         format!("failed to create data directory {}: {reason}", settings.data_dir.display())
     })?;
     launch::check_telemetry(&settings.telemetry)?;
+    launch::log_left_out(&launch::telemetry_left_out(&settings.telemetry));
     let metrics = launch::metrics(&settings.telemetry, "spire_server", &settings.trust_domain);
     metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &spawner).await?;
     metrics.started(&crate::version(), settings.trust_domain.as_str());

@@ -3,8 +3,9 @@
 use super::run::{config_path, load};
 use crate::app::Exit;
 use crate::context::Context;
+use crate::launch::{self, LeftOut};
 use finial_catalog::CatalogError;
-use finial_config::{Loaded, Notice, PluginConfig, Problem, ServerSettings};
+use finial_config::{BundleEndpointProfile, Notice, PluginConfig, Problem, ServerSettings};
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
 use finial_store::SqlConfig;
@@ -22,9 +23,14 @@ struct Found {
 
 pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
     let text = match load(&cx) {
-        Ok(Loaded { settings, notices }) => {
-            say_warnings(&cx, &settings, &notices);
-            let found = plugin_problems(&settings.plugins, &settings.trust_domain);
+        Ok(loaded) => {
+            say_warnings(&cx, &loaded.settings, &loaded.notices);
+            launch::warn_of_left_out(&cx, config_path(&cx), &loaded, &left_out(&loaded.settings));
+            let mut found = plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain);
+            if let Err(message) = launch::check_telemetry(&loaded.settings.telemetry) {
+                let problem = loaded.problem(launch::PROMETHEUS_TLS, message, "");
+                found.insert(0, Found { who: "telemetry".into(), problem, is_fatal: true });
+            }
             if found.is_empty() {
                 cx.println("SPIRE server configuration file is valid.");
                 return Ok(());
@@ -58,6 +64,19 @@ fn say_warnings(cx: &Context, settings: &ServerSettings, notices: &[Notice]) {
     for text in finial_server::issue::ttl_warnings(settings) {
         cx.eprintln(format!("warning: {text}"));
     }
+}
+
+/// What is configured and has no effect yet.
+fn left_out(settings: &ServerSettings) -> Vec<LeftOut> {
+    let mut all = launch::telemetry_left_out(&settings.telemetry);
+    if settings.profiling.enabled {
+        all.push(LeftOut("profiling_enabled", &["server", "profiling_enabled"]));
+    }
+    let endpoint = settings.federation.bundle_endpoint.as_ref();
+    if endpoint.is_some_and(|e| matches!(e.profile, BundleEndpointProfile::Acme { .. })) {
+        all.push(LeftOut("federation.bundle_endpoint with ACME", &["server", "federation", "bundle_endpoint"]));
+    }
+    all
 }
 
 fn plugin_problems(plugins: &[PluginConfig], trust_domain: &TrustDomain) -> Vec<Found> {

@@ -92,10 +92,18 @@ fn read<T: Default + for<'de> Deserialize<'de>>(cx: &Context, path: &str) -> any
     if bytes.trim_ascii().is_empty() {
         anyhow::bail!("unexpected end of JSON input");
     }
-    let mut value: Value = serde_json::from_slice(&bytes)?;
+    let name = if path == "-" { "standard input" } else { path };
+    let advised = |error: serde_json::Error, advice: &str| Advised::new(error.into(), format!("{advice} {name}"));
+    let mut value: Value = serde_json::from_slice(&bytes).map_err(|e| advised(e, "this is not JSON:"))?;
+    if !matches!(value, Value::Object(_) | Value::Null) {
+        // a list would be read as the fields in their order
+        let hint = format!("the top of {name} must be an object: {{\"entries\": […]}}, or {{\"ids\": […]}} to delete");
+        return Err(Advised::new(anyhow::anyhow!("the file does not hold a JSON object"), hint).into());
+    }
     fold(&mut value);
     // `null` is an empty file to Go
-    Ok(serde_json::from_value::<Option<T>>(value)?.unwrap_or_default())
+    let read = serde_json::from_value::<Option<T>>(value).map_err(|e| advised(e, "a field has the wrong type in"))?;
+    Ok(read.unwrap_or_default())
 }
 
 /// Go reads field names in any case, and takes `null` for "not given".

@@ -113,7 +113,14 @@ impl Federation {
         let mut configured = self.ground.changed();
         loop {
             if Instant::now() >= read_again {
-                let read = self.read_or_log().await;
+                // Together with the fetches: one of them may hold what this waits for.
+                let mut reading = std::pin::pin!(self.read_or_log());
+                let read = loop {
+                    tokio::select! {
+                        read = &mut reading => break read,
+                        Some((trust_domain, wait)) = fetches.next(), if !fetches.is_empty() => self.schedule(&trust_domain, wait),
+                    }
+                };
                 read_again = Instant::now() + if read { RELATIONSHIPS_EVERY } else { READ_RETRY };
             }
             for (trust_domain, endpoint, fetching) in self.take_due(FETCHES_MAX.saturating_sub(fetches.len())) {

@@ -98,3 +98,28 @@ pub struct Entry {
     /// Its JWT-SVIDs carry a `jti`.
     pub jwt_svid_include_jti: bool,
 }
+
+impl Entry {
+    /// An entry with nothing but the needful: what is not given has its neutral value.
+    pub fn new(id: EntryId, spiffe_id: SpiffeId, parent_id: SpiffeId, selectors: SelectorSet) -> Self {
+        Self {
+            id,
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            expires_at: 0,
+            dns_names: Vec::new(),
+            revision_number: 0,
+            store_svid: false,
+            hint: String::new(),
+            created_at: 0,
+            disable_x509_svid_prefetch: false,
+            jwt_svid_include_jti: false,
+        }
+    }
+}

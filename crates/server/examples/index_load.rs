@@ -28,25 +28,12 @@ fn anonymous_mib() -> f64 {
 fn entry(trust_domain: &TrustDomain, n: usize) -> Entry {
     let id = |path: String| SpiffeId::new(trust_domain, &path).unwrap();
     let selector = |value: String| Selector { kind: "k8s".into(), value };
-    Entry {
-        id: EntryId::parse(&format!("01234567-89ab-cdef-0123-{n:012}")).unwrap(),
-        spiffe_id: id(format!("/ns/default/sa/service-{n}")),
-        parent_id: id(format!("/spire/agent/k8s_psat/cluster/node-{}", n / PER_AGENT)),
-        selectors: SelectorSet::new(vec![selector("ns:default".into()), selector(format!("sa:service-{n}"))]),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    Entry::new(
+        EntryId::parse(&format!("01234567-89ab-cdef-0123-{n:012}")).unwrap(),
+        id(format!("/ns/default/sa/service-{n}")),
+        id(format!("/spire/agent/k8s_psat/cluster/node-{}", n / PER_AGENT)),
+        SelectorSet::new(vec![selector("ns:default".into()), selector(format!("sa:service-{n}"))]),
+    )
 }
 
 async fn fill(store: &Store, trust_domain: &TrustDomain, count: usize) {

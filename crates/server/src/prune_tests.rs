@@ -53,23 +53,13 @@ fn selectors() -> SelectorSet {
 fn entry(name: &str, expires_at: i64) -> Entry {
     let td = trust_domain();
     Entry {
-        id: EntryId::parse(name).unwrap(),
-        spiffe_id: SpiffeId::new(&td, &format!("/{name}")).unwrap(),
-        parent_id: td.agent_id("join_token/x").unwrap(),
-        selectors: selectors(),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
         expires_at,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(
+            EntryId::parse(name).unwrap(),
+            SpiffeId::new(&td, &format!("/{name}")).unwrap(),
+            td.agent_id("join_token/x").unwrap(),
+            selectors(),
+        )
     }
 }
 

@@ -22,23 +22,13 @@ fn a_hundred_thousand_entries_fit_in_forty_megabytes() {
         let selector = |value: String| Selector { kind: "k8s".into(), value };
         index.put(
             &Entry {
-                id: EntryId::parse(&format!("01234567-89ab-cdef-0123-{n:012}")).unwrap(),
-                spiffe_id: id(format!("/ns/default/sa/service-{n}")),
-                parent_id: id(format!("/k8s/node-{}", n / 100)),
-                selectors: SelectorSet::new(vec![selector("ns:default".into()), selector(format!("sa:service-{n}"))]),
-                x509_svid_ttl: 0,
-                jwt_svid_ttl: 0,
-                federates_with: Vec::new(),
-                admin: false,
-                downstream: false,
-                expires_at: 0,
-                dns_names: Vec::new(),
-                revision_number: 0,
-                store_svid: false,
-                hint: String::new(),
                 created_at: 1_800_000_000,
-                disable_x509_svid_prefetch: false,
-                jwt_svid_include_jti: false,
+                ..Entry::new(
+                    EntryId::parse(&format!("01234567-89ab-cdef-0123-{n:012}")).unwrap(),
+                    id(format!("/ns/default/sa/service-{n}")),
+                    id(format!("/k8s/node-{}", n / 100)),
+                    SelectorSet::new(vec![selector("ns:default".into()), selector(format!("sa:service-{n}"))]),
+                )
             },
             n as i64 + 1,
         );

@@ -55,23 +55,13 @@ fn entry(n: u8, agent: u8, selector: u8) -> Entry {
     // Every other one is a node alias.
     let parent_id = if selector.is_multiple_of(2) { trust_domain().server_id() } else { agent_id(agent) };
     Entry {
-        id: EntryId::parse(&format!("e{n}")).unwrap(),
-        spiffe_id: SpiffeId::new(&trust_domain(), &format!("/w{n}")).unwrap(),
-        parent_id,
-        selectors: selectors(selector),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
         admin: selector == 1,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(
+            EntryId::parse(&format!("e{n}")).unwrap(),
+            SpiffeId::new(&trust_domain(), &format!("/w{n}")).unwrap(),
+            parent_id,
+            selectors(selector),
+        )
     }
 }
 

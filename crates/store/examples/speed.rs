@@ -11,25 +11,12 @@ const BATCH: usize = 500;
 
 fn entry(n: usize) -> Entry {
     let selectors = [format!("unix:uid:{n}"), "unix:gid:1".into()];
-    Entry {
-        id: EntryId::parse(&format!("speed-{n}")).unwrap(),
-        spiffe_id: SpiffeId::parse(&format!("spiffe://example.org/speed/{n}")).unwrap(),
-        parent_id: SpiffeId::parse("spiffe://example.org/spire/agent/a").unwrap(),
-        selectors: selectors.iter().map(|text| Selector::parse(text).unwrap()).collect(),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    Entry::new(
+        EntryId::parse(&format!("speed-{n}")).unwrap(),
+        SpiffeId::parse(&format!("spiffe://example.org/speed/{n}")).unwrap(),
+        SpiffeId::parse("spiffe://example.org/spire/agent/a").unwrap(),
+        selectors.iter().map(|text| Selector::parse(text).unwrap()).collect(),
+    )
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]

@@ -318,25 +318,7 @@ pub(super) fn join_token_agent_id(
 /// it with the agent, which it knows by this shape.
 fn alias_entry(id: SpiffeId, agent_id: SpiffeId) -> Result<Entry, finial_core::EntryIdError> {
     let selector = Selector { kind: "spiffe_id".into(), value: agent_id.as_str().into() };
-    Ok(Entry {
-        id: super::entry::new_entry_id()?,
-        spiffe_id: id,
-        parent_id: agent_id,
-        selectors: SelectorSet::new(vec![selector]),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    })
+    Ok(Entry::new(super::entry::new_entry_id()?, id, agent_id, SelectorSet::new(vec![selector])))
 }
 
 /// An issued SVID as answers carry it.

@@ -75,7 +75,7 @@ impl<T> Inlet<T> {
 }
 
 impl Gate {
-    /// Runs a handler with streams on both sides if the caller may call `M`, and counts and audits what comes of it.
+    /// Runs a handler with streams on both sides.
     pub(crate) async fn stream<M: Method, Req, Res, Fut>(
         self: &Arc<Self>,
         request: Request<Streaming<Req>>,
@@ -85,21 +85,10 @@ impl Gate {
     where
         Fut: Future<Output = Result<(), Status>> + Send + 'static,
     {
-        let timer = self.timer(M::ROW);
-        let permit = match self.check::<M, _>(&request).await {
-            Ok(permit) => permit,
-            Err(status) => {
-                timer.finish(code_name(status.code()));
-                return Err(status);
-            }
-        };
-        let (outlet, sent) = mpsc::channel(1);
-        let call = permit.call();
-        let handling = handler(permit, Inlet { stream: request.into_inner(), wait_max }, Outlet(outlet));
-        Ok(driven(call, timer, handling, sent))
+        self.answer_stream(request, |permit, stream, outlet| handler(permit, Inlet { stream, wait_max }, outlet)).await
     }
 
-    /// Runs a handler that answers one request with a stream.
+    /// Runs a handler that answers a request with a stream if the caller may call `M`, and counts and audits what comes of it.
     pub(crate) async fn answer_stream<M: Method, Req, Res, Fut>(
         self: &Arc<Self>,
         request: Request<Req>,

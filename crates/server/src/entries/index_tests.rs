@@ -19,23 +19,11 @@ fn selectors(values: &[u8]) -> SelectorSet {
 
 fn entry(entry_id: &str, path: &str, parent: &str, wanted: &[u8]) -> Entry {
     Entry {
-        id: EntryId::parse(entry_id).unwrap(),
-        spiffe_id: id(path),
-        parent_id: id(parent),
-        selectors: selectors(wanted),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
         admin: wanted.contains(&1),
         downstream: wanted.contains(&2),
-        expires_at: 0,
-        dns_names: Vec::new(),
         revision_number: 7,
-        store_svid: false,
-        hint: String::new(),
         created_at: 9,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(EntryId::parse(entry_id).unwrap(), id(path), id(parent), selectors(wanted))
     }
 }
 

@@ -57,23 +57,16 @@ fn parent(n: u8) -> SpiffeId {
 
 fn entry(n: usize, plan: &Plan) -> Entry {
     Entry {
-        id: EntryId::parse(&format!("e{n}")).unwrap(),
-        spiffe_id: id(&format!("w{}", plan.path)),
-        parent_id: parent(plan.parent),
-        selectors: SelectorSet::new(selectors(plan.selectors)),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
         federates_with: domains(plan.federates_with),
-        admin: false,
         downstream: plan.downstream,
-        expires_at: 0,
         dns_names: vec!["x".into()],
-        revision_number: 0,
-        store_svid: false,
         hint: ["", "x", "y"][plan.hint as usize].into(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(
+            EntryId::parse(&format!("e{n}")).unwrap(),
+            id(&format!("w{}", plan.path)),
+            parent(plan.parent),
+            SelectorSet::new(selectors(plan.selectors)),
+        )
     }
 }
 

@@ -20,23 +20,9 @@ fn selectors(values: &[u8]) -> SelectorSet {
 
 fn entry(entry_id: &str, path: &str, parent: &str, wanted: &[u8], revision_number: i64) -> Entry {
     Entry {
-        id: EntryId::parse(entry_id).unwrap(),
-        spiffe_id: id(path),
-        parent_id: id(parent),
-        selectors: selectors(wanted),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
         revision_number,
-        store_svid: false,
-        hint: String::new(),
         created_at: 9,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..Entry::new(EntryId::parse(entry_id).unwrap(), id(path), id(parent), selectors(wanted))
     }
 }
 

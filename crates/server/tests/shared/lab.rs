@@ -98,25 +98,12 @@ pub fn agent_id(n: u8) -> SpiffeId {
 }
 
 pub fn entry(n: u32, agent: u8) -> Entry {
-    Entry {
-        id: entry_id(n),
-        spiffe_id: SpiffeId::new(&trust_domain(), &format!("/w{n}")).unwrap(),
-        parent_id: agent_id(agent),
-        selectors: SelectorSet::new(vec![Selector { kind: "s".into(), value: n.to_string() }]),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    Entry::new(
+        entry_id(n),
+        SpiffeId::new(&trust_domain(), &format!("/w{n}")).unwrap(),
+        agent_id(agent),
+        SelectorSet::new(vec![Selector { kind: "s".into(), value: n.to_string() }]),
+    )
 }
 
 pub fn entry_id(n: u32) -> EntryId {

@@ -169,25 +169,7 @@ pub fn selectors(texts: &[&str]) -> SelectorSet {
 
 /// An entry with nothing but the needful.
 pub fn entry(entry_id: &str, path: &str, parent: &str, with: &[&str]) -> Entry {
-    Entry {
-        id: EntryId::parse(entry_id).unwrap(),
-        spiffe_id: id(path),
-        parent_id: id(parent),
-        selectors: selectors(with),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: NOW,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    Entry { created_at: NOW, ..Entry::new(EntryId::parse(entry_id).unwrap(), id(path), id(parent), selectors(with)) }
 }
 
 /// An entry with every field set, which federates with `federates`.

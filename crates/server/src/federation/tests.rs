@@ -19,6 +19,8 @@ struct Stage {
     save_fails: bool,
     /// How long an answer takes.
     slow: Duration,
+    /// How long it takes to read the relationships.
+    slow_reading: Duration,
 }
 
 struct Play {
@@ -65,6 +67,7 @@ impl Play {
 #[async_trait]
 impl Ground for Play {
     async fn relationships(&self) -> Result<Relationships, StoreError> {
+        tokio::time::sleep(self.set(|s| s.slow_reading)).await;
         self.set(|s| if s.relationships_fail { Err(StoreError::Busy(1)) } else { Ok(s.relationships.clone()) })
     }
 
@@ -211,6 +214,23 @@ async fn what_was_fetched_for_a_relationship_that_is_gone_or_another_is_not_stor
         let stored = play.set(|s| s.stored.get(&name("a.test")).map(|b| b.sequence_number));
         assert_eq!(stored, (!gone).then_some(1), "only what the new endpoint says, whose numbers begin anew");
     }
+}
+
+/// What was fetched is stored after another look at the relationships; a reading that begins meanwhile waits for that one.
+#[tokio::test(start_paused = true)]
+async fn a_reading_that_waits_for_a_fetch_lets_it_go_on() {
+    let play = Play::new();
+    play.set(|s| {
+        s.relationships.insert(name("a.test"), with("https://a.test"));
+        s.endpoints.insert(name("a.test"), bundle("a.test", 1, 1));
+        s.slow_reading = Duration::from_secs(1);
+    });
+    let (_federation, _supervisor) = running(&play);
+    play.fetches(1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    play.others.send_modify(|n| *n += 1);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(play.set(|s| s.saves), 1);
 }
 
 #[tokio::test(start_paused = true)]

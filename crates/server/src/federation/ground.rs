@@ -10,7 +10,7 @@ use finial_config::{EndpointProfile, FederatesWith};
 use finial_core::{Bundle, Clock, TrustDomain};
 use finial_crypto::tls::KeyExchange;
 use finial_runtime::Spawner;
-use finial_store::{BundleEndpointProfile, Store, StoreError};
+use finial_store::{BundleEndpointProfile, FederationRelationship, Store, StoreError};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -18,6 +18,9 @@ use tokio::sync::watch;
 pub(crate) trait Ground: Send + Sync {
     /// All relationships.
     async fn relationships(&self) -> Result<Relationships, StoreError>;
+
+    /// The one with this trust domain.
+    async fn relationship(&self, trust_domain: &TrustDomain) -> Result<Option<FederatesWith>, StoreError>;
 
     /// Changes when the relationships of the configuration do.
     fn changed(&self) -> watch::Receiver<Arc<crate::live::Live>>;
@@ -60,22 +63,27 @@ impl Real {
 impl Ground for Real {
     async fn relationships(&self) -> Result<Relationships, StoreError> {
         let stored = self.store.list_federation_relationships(None).await?;
-        let stored = stored.items.into_iter().map(|relationship| {
-            let profile = match relationship.profile {
-                BundleEndpointProfile::HttpsWeb => EndpointProfile::HttpsWeb,
-                BundleEndpointProfile::HttpsSpiffe { endpoint_id } => {
-                    EndpointProfile::HttpsSpiffe { endpoint_spiffe_id: endpoint_id }
-                }
-            };
-            let bundle_endpoint_url = relationship.bundle_endpoint_url;
-            (relationship.trust_domain, FederatesWith { bundle_endpoint_url, profile })
-        });
+        let stored = stored.items.into_iter().map(|found| (found.trust_domain.clone(), from_store(found)));
         let mut all: Relationships = stored.collect();
         let configured = self.settings.now();
         all.extend(configured.federates_with.iter().map(|(trust_domain, with)| (trust_domain.clone(), with.clone())));
         // The own bundle comes from nobody else.
         all.remove(self.bundles.trust_domain());
         Ok(all)
+    }
+
+    async fn relationship(&self, trust_domain: &TrustDomain) -> Result<Option<FederatesWith>, StoreError> {
+        if trust_domain == self.bundles.trust_domain() {
+            return Ok(None);
+        }
+        if let Some(with) = self.settings.now().federates_with.get(trust_domain) {
+            return Ok(Some(with.clone()));
+        }
+        match self.store.fetch_federation_relationship(trust_domain).await {
+            // It is none of all relationships either.
+            Err(StoreError::BadRow { .. }) => Ok(None),
+            found => Ok(found?.map(from_store)),
+        }
     }
 
     fn changed(&self) -> watch::Receiver<Arc<crate::live::Live>> {
@@ -102,4 +110,14 @@ impl Ground for Real {
     fn known(&self, trust_domain: &TrustDomain) -> Option<Bundle> {
         self.bundles.bundle(trust_domain.as_str()).map(|published| published.bundle.clone())
     }
+}
+
+fn from_store(relationship: FederationRelationship) -> FederatesWith {
+    let profile = match relationship.profile {
+        BundleEndpointProfile::HttpsWeb => EndpointProfile::HttpsWeb,
+        BundleEndpointProfile::HttpsSpiffe { endpoint_id } => {
+            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id: endpoint_id }
+        }
+    };
+    FederatesWith { bundle_endpoint_url: relationship.bundle_endpoint_url, profile }
 }

@@ -19,6 +19,7 @@ use finial_config::{EndpointProfile, FederatesWith};
 use finial_core::{Bundle, TrustDomain};
 use finial_crypto::Certificate;
 use finial_runtime::{Metrics, Shutdown};
+use futures::future::{Fuse, FusedFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,18 +111,13 @@ impl Federation {
     pub async fn run(self: Arc<Self>, mut stored: Option<watch::Receiver<u64>>, shutdown: Shutdown) {
         let mut fetches = FuturesUnordered::new();
         let mut read_again = Instant::now();
+        // Beside the fetches: one of them may hold what it waits for, a connection to the datastore or a writer's turn.
+        let mut reading = std::pin::pin!(Fuse::terminated());
         let mut configured = self.ground.changed();
         loop {
-            if Instant::now() >= read_again {
-                // Together with the fetches: one of them may hold what this waits for.
-                let mut reading = std::pin::pin!(self.read_or_log());
-                let read = loop {
-                    tokio::select! {
-                        read = &mut reading => break read,
-                        Some((trust_domain, wait)) = fetches.next(), if !fetches.is_empty() => self.schedule(&trust_domain, wait),
-                    }
-                };
-                read_again = Instant::now() + if read { RELATIONSHIPS_EVERY } else { READ_RETRY };
+            if reading.is_terminated() && Instant::now() >= read_again {
+                reading.set(self.read_or_log().fuse());
+                read_again = Instant::now() + RELATIONSHIPS_EVERY;
             }
             for (trust_domain, endpoint, fetching) in self.take_due(FETCHES_MAX.saturating_sub(fetches.len())) {
                 let this = &self;
@@ -131,13 +127,16 @@ impl Federation {
                 });
             }
             let next = self.next_due().filter(|_| fetches.len() < FETCHES_MAX).unwrap_or(read_again).min(read_again);
+            // What is told while the relationships are read is heard after that.
+            let hears = reading.is_terminated();
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                read = &mut reading => read_again = Instant::now() + if read { RELATIONSHIPS_EVERY } else { READ_RETRY },
                 Some((trust_domain, wait)) = fetches.next(), if !fetches.is_empty() => self.schedule(&trust_domain, wait),
-                () = self.reload.notified() => read_again = Instant::now(),
-                () = change(&mut stored) => read_again = Instant::now(),
-                _ = configured.changed() => read_again = Instant::now(),
-                () = tokio::time::sleep_until(next) => {}
+                () = self.reload.notified(), if hears => read_again = Instant::now(),
+                () = change(&mut stored), if hears => read_again = Instant::now(),
+                _ = configured.changed(), if hears => read_again = Instant::now(),
+                () = tokio::time::sleep_until(next), if hears || next < read_again => {}
             }
         }
     }
@@ -252,7 +251,21 @@ impl Federation {
     /// The operator may have deleted or replaced that meanwhile, and the bundle with it, here or at another server.
     async fn is_still(&self, trust_domain: &TrustDomain, endpoint: &FederatesWith, fetched: &Bundle) -> bool {
         if self.ground.known(trust_domain).is_none_or(|known| !same(&known, fetched)) {
-            self.read_or_log().await;
+            match self.ground.relationship(trust_domain).await {
+                Ok(now) => {
+                    let still = now.as_ref() == Some(endpoint);
+                    if !still {
+                        self.reload();
+                    }
+                    return still;
+                }
+                Err(error) => tracing::error!(
+                    subsystem_name = SUBSYSTEM,
+                    trust_domain = %trust_domain,
+                    %error,
+                    "Failed to read federation relationship"
+                ),
+            }
         }
         self.with(|managed| managed.get(trust_domain).is_some_and(|m| m.endpoint == *endpoint))
     }

@@ -19,12 +19,16 @@ struct Stage {
     save_fails: bool,
     /// How long an answer takes.
     slow: Duration,
-    /// How long it takes to read the relationships.
+    /// How long it takes to read the relationships, or one.
     slow_reading: Duration,
+    /// How often all were read.
+    readings: usize,
 }
 
 struct Play {
     stage: Mutex<Stage>,
+    /// All that the datastore has.
+    connection: tokio::sync::Mutex<()>,
     began: Instant,
     settings: LiveSettings,
     fetched: Notify,
@@ -37,6 +41,7 @@ impl Play {
         let settings = LiveSettings::new(Live::default());
         Arc::new(Self {
             stage: Mutex::default(),
+            connection: tokio::sync::Mutex::default(),
             began: Instant::now(),
             settings,
             fetched: Notify::new(),
@@ -50,6 +55,12 @@ impl Play {
 
     fn federation(self: &Arc<Self>) -> Arc<Federation> {
         Federation::new(self.clone(), Metrics::disabled())
+    }
+
+    async fn read(&self) -> Result<Relationships, StoreError> {
+        let _connection = self.connection.lock().await;
+        tokio::time::sleep(self.set(|s| s.slow_reading)).await;
+        self.set(|s| if s.relationships_fail { Err(StoreError::Busy(1)) } else { Ok(s.relationships.clone()) })
     }
 
     /// Waits until so many fetches have begun, and gives their times.
@@ -67,8 +78,13 @@ impl Play {
 #[async_trait]
 impl Ground for Play {
     async fn relationships(&self) -> Result<Relationships, StoreError> {
-        tokio::time::sleep(self.set(|s| s.slow_reading)).await;
-        self.set(|s| if s.relationships_fail { Err(StoreError::Busy(1)) } else { Ok(s.relationships.clone()) })
+        let read = self.read().await;
+        self.set(|s| s.readings += 1);
+        read
+    }
+
+    async fn relationship(&self, trust_domain: &TrustDomain) -> Result<Option<FederatesWith>, StoreError> {
+        Ok(self.read().await?.remove(trust_domain))
     }
 
     fn changed(&self) -> watch::Receiver<Arc<Live>> {
@@ -216,7 +232,8 @@ async fn what_was_fetched_for_a_relationship_that_is_gone_or_another_is_not_stor
     }
 }
 
-/// What was fetched is stored after another look at the relationships; a reading that begins meanwhile waits for that one.
+/// What was fetched is stored after another look at the relationship; a reading that begins meanwhile waits for the
+/// connection that this look holds.
 #[tokio::test(start_paused = true)]
 async fn a_reading_that_waits_for_a_fetch_lets_it_go_on() {
     let play = Play::new();
@@ -231,6 +248,35 @@ async fn a_reading_that_waits_for_a_fetch_lets_it_go_on() {
     play.others.send_modify(|n| *n += 1);
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert_eq!(play.set(|s| s.saves), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_new_bundles_are_stored_after_one_reading_of_all_relationships() {
+    let play = Play::new();
+    play.set(|s| {
+        for n in 0..40 {
+            let td = format!("n{n}.test");
+            s.relationships.insert(name(&td), with("https://n.test"));
+            s.endpoints.insert(name(&td), bundle(&td, 1, 1));
+        }
+    });
+    let (_federation, _supervisor) = running(&play);
+    play.fetches(80).await;
+    assert_eq!(play.set(|s| (s.saves, s.readings)), (40, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_the_datastore() {
+    let play = Play::new();
+    let supervisor = finial_runtime::Supervisor::default();
+    let _held = play.connection.lock().await;
+    let run = play.federation().run(None, supervisor.shutdown());
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        supervisor.shutdown().trigger();
+    };
+    let both = async { tokio::join!(run, stop) };
+    tokio::time::timeout(Duration::from_secs(3600), both).await.expect("ends");
 }
 
 #[tokio::test(start_paused = true)]

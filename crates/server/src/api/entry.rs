@@ -226,7 +226,7 @@ impl Api {
     ) -> Result<pb::CountEntriesResponse, Status> {
         let filter = filter_from_proto!(self, &permit, request.filter);
         self.be_current().await;
-        let count = u64::try_from(self.entries.count_matching(&filter)).unwrap_or(u64::MAX);
+        let count = u64::try_from(self.entries.count_matching(&filter).await).unwrap_or(u64::MAX);
         permit.audit();
         Ok(pb::CountEntriesResponse { count: count32(count) })
     }
@@ -239,7 +239,7 @@ impl Api {
         let filter = filter_from_proto!(self, &permit, request.filter);
         let page = page(request.page_size, &request.page_token);
         self.be_current().await;
-        let listed = self.entries.list(&filter, page.as_ref());
+        let listed = self.entries.list(&filter, page.as_ref()).await;
         let listed = listed.map_err(|e| store_failed(&permit, "failed to list entries", &e))?;
         let mask = request.output_mask.as_ref();
         let entries = listed.items.into_iter().map(|entry| masked(entry, mask)).collect();

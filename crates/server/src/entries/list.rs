@@ -5,7 +5,7 @@ use finial_core::{MatchBehavior, Selector};
 use finial_proto::types;
 use finial_store::{EntryFilter, Listed, Page, StoreError};
 
-/// How many entries are taken from the index at once, so that writers wait for little.
+/// How many entries are taken from the index and decoded at once, so that writers and other calls wait for little.
 const PIECE: usize = 4096;
 
 /// `spiffe://TD/PATH`
@@ -43,44 +43,55 @@ impl Entries {
     }
 
     /// The entries that match.
-    pub fn list(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<types::Entry>, StoreError> {
-        let mut after = page.map_or(Ok(0), Page::after)?;
+    pub async fn list(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<types::Entry>, StoreError> {
+        let after = page.map_or(Ok(0), Page::after)?;
         let most = page.map_or(usize::MAX, |page| usize::try_from(page.size).unwrap_or(usize::MAX));
-        let mut items = Vec::new();
-        let mut last = None;
-        while items.len() < most {
-            let want = if *filter == EntryFilter::default() { PIECE.min(most - items.len()) } else { PIECE };
-            let (candidates, more) = self.candidates(filter, after, want);
-            for entry in &candidates {
-                after = entry.row();
-                let wire = entry.to_proto();
-                if matches(filter, &wire) {
-                    last = Some(after);
-                    items.push(wire);
-                    if items.len() == most {
-                        break;
-                    }
-                }
-            }
-            if !more {
-                break;
-            }
-        }
+        let (mut items, mut last) = (Vec::new(), None);
+        let each = |row, entry| {
+            last = Some(row);
+            items.push(entry);
+        };
+        self.each_match(filter, after, most, each).await;
         Ok(Listed::new(items, page, last))
     }
 
     /// How many entries match.
-    pub fn count_matching(&self, filter: &EntryFilter) -> usize {
+    pub async fn count_matching(&self, filter: &EntryFilter) -> usize {
         if *filter == EntryFilter::default() {
             return self.count();
         }
-        let (mut after, mut count) = (0, 0);
-        loop {
-            let (candidates, more) = self.candidates(filter, after, PIECE);
-            count += candidates.iter().filter(|entry| matches(filter, &entry.to_proto())).count();
-            match candidates.last() {
-                Some(last) if more => after = last.row(),
-                _ => return count,
+        let mut count = 0;
+        self.each_match(filter, 0, usize::MAX, |_, _| count += 1).await;
+        count
+    }
+
+    /// Gives `most` of the entries that match, with their rows. Others run after every piece: a million take seconds.
+    async fn each_match(
+        &self,
+        filter: &EntryFilter,
+        mut after: i64,
+        mut most: usize,
+        mut each: impl FnMut(i64, types::Entry) + Send,
+    ) {
+        while most > 0 {
+            let want = if *filter == EntryFilter::default() { PIECE.min(most) } else { PIECE };
+            let (candidates, more) = self.candidates(filter, after, want);
+            for piece in candidates.chunks(PIECE) {
+                for entry in piece {
+                    after = entry.row();
+                    let wire = entry.to_proto();
+                    if matches(filter, &wire) {
+                        each(after, wire);
+                        most -= 1;
+                        if most == 0 {
+                            return;
+                        }
+                    }
+                }
+                tokio::task::yield_now().await;
+            }
+            if !more {
+                return;
             }
         }
     }

@@ -84,27 +84,54 @@ fn filter() -> impl Strategy<Value = EntryFilter> {
     )
 }
 
+async fn memory(store: &Store) -> Arc<Entries> {
+    let turn = Turn::new(Supervisor::default().spawner());
+    Entries::load(store.clone(), turn, TrustDomain::parse("example.org").unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn others_run_while_many_are_listed_or_counted() {
+    let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
+    let entries = memory(&store).await;
+    let plan = Plan { path: 1, parent: 1, selectors: 1, federates_with: 0, downstream: false, hint: 0 };
+    let all = (0..=PIECE).map(|n| {
+        let selector = Selector { kind: "s".into(), value: n.to_string() };
+        Entry { selectors: SelectorSet::new(vec![selector]), ..entry(n, &plan) }
+    });
+    entries.create(all.collect()).await.unwrap();
+    let below = EntryFilter { parent_id: Some(parent(1)), ..EntryFilter::default() };
+    let hinted = EntryFilter { hint: Some(String::new()), ..EntryFilter::default() };
+    for filter in [&EntryFilter::default(), &below, &hinted] {
+        let mut list = std::pin::pin!(entries.list(filter, None));
+        assert!(futures::poll!(&mut list).is_pending(), "{filter:?}");
+        assert_eq!(list.await.unwrap().items.len(), PIECE + 1);
+    }
+    for filter in [&below, &hinted] {
+        let mut count = std::pin::pin!(entries.count_matching(filter));
+        assert!(futures::poll!(&mut count).is_pending(), "{filter:?}");
+        assert_eq!(count.await, PIECE + 1);
+    }
+}
+
 async fn same(plans: &[Plan], filters: &[EntryFilter], gone: usize, size: u32) {
     let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
     for trust_domain in domains(3) {
         let bundle = finial_core::Bundle::empty(trust_domain);
         store.create_bundle(&bundle).await.unwrap();
     }
-    let turn = Turn::new(Supervisor::default().spawner());
-    let trust_domain = TrustDomain::parse("example.org").unwrap();
-    let entries = Entries::load(store.clone(), turn, trust_domain).await.unwrap();
+    let entries = memory(&store).await;
     let wanted = plans.iter().enumerate().map(|(n, plan)| entry(n, plan)).collect();
     entries.create(wanted).await.unwrap();
     entries.delete(vec![EntryId::parse(&format!("e{gone}")).unwrap()]).await.unwrap();
     for filter in filters {
         let stored = store.list_entries(filter, None).await.unwrap();
         let stored: Vec<_> = stored.items.iter().map(entry_to_proto).collect();
-        assert_eq!(entries.list(filter, None).unwrap().items, stored, "{filter:?}");
-        assert_eq!(entries.count_matching(filter), stored.len(), "{filter:?}");
+        assert_eq!(entries.list(filter, None).await.unwrap().items, stored, "{filter:?}");
+        assert_eq!(entries.count_matching(filter).await, stored.len(), "{filter:?}");
         let mut page = Page { token: String::new(), size };
         loop {
             let stored = store.list_entries(filter, Some(&page)).await.unwrap();
-            let listed = entries.list(filter, Some(&page)).unwrap();
+            let listed = entries.list(filter, Some(&page)).await.unwrap();
             assert_eq!(listed.next_page_token, stored.next_page_token, "{filter:?}");
             assert_eq!(listed.items, stored.items.iter().map(entry_to_proto).collect::<Vec<_>>());
             page.token = listed.next_page_token;

@@ -63,8 +63,8 @@ impl Server {
     }
 
     /// Everything in memory, as text.
-    pub fn view(&self) -> Vec<String> {
-        let entries = self.entries.list(&Default::default(), None).unwrap().items;
+    pub async fn view(&self) -> Vec<String> {
+        let entries = self.entries.list(&Default::default(), None).await.unwrap().items;
         let agents = self.nodes.list(&Default::default(), None).unwrap().items;
         let bundles = self.bundles.all();
         let bundles = bundles.values().map(|bundle| format!("{:?}", bundle.bundle));
@@ -73,7 +73,7 @@ impl Server {
 
     pub async fn assert_current(&self) {
         assert!(self.follower.catch_up().await);
-        assert_eq!(self.view(), stored(&self.store).await);
+        assert_eq!(self.view().await, stored(&self.store).await);
     }
 }
 

@@ -85,7 +85,7 @@ async fn apply(change: Change, entries: Arc<Entries>, nodes: Arc<Nodes>) {
         Change::Create(n, agent, selector) => drop(entries.create(vec![entry(n, agent, selector)]).await),
         Change::Reparent(n, agent) => {
             let update = EntryUpdate { parent_id: Some(agent_id(agent)), ..EntryUpdate::default() };
-            drop(entries.update(EntryId::parse(&format!("e{n}")).unwrap(), update).await);
+            drop(entries.update(vec![(EntryId::parse(&format!("e{n}")).unwrap(), update)]).await);
         }
         Change::Delete(n) => drop(entries.delete(vec![EntryId::parse(&format!("e{n}")).unwrap()]).await),
         Change::Attest(n, serial) => drop(nodes.attest(record(n, serial)).await),

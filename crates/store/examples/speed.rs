@@ -1,9 +1,9 @@
-//! How fast entries are created and read: `cargo run --release -p finial-store --example speed -- KIND CONNECTION [COUNT]`,
+//! How fast entries are created, read, changed and deleted: `cargo run --release -p finial-store --example speed -- KIND CONNECTION [COUNT]`,
 //! with `sqlite3`, `postgres` or `mysql` and a connection string as in the configuration.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 use finial_core::{Entry, EntryId, Selector, SpiffeId, SystemClock};
-use finial_store::{EntryFilter, SqlConfig, Store};
+use finial_store::{EntryFilter, EntryUpdate, SqlConfig, Store};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,11 +44,33 @@ async fn main() {
     let start = Instant::now();
     let listed = store.list_entries(&EntryFilter::default(), None).await.unwrap().items.len();
     rate("listed", listed, start);
+    let update = |n: usize, hint: &str| {
+        (
+            entry(n).id,
+            EntryUpdate { hint: Some(hint.into()), selectors: Some(entry(n).selectors), ..EntryUpdate::default() },
+        )
+    };
+    let start = Instant::now();
+    for first in (0..count).step_by(BATCH) {
+        let some: Vec<_> = (first..count.min(first + BATCH)).map(|n| update(n, "batch")).collect();
+        assert!(store.update_entries(&some).await.unwrap().iter().all(Result::is_ok));
+    }
+    rate("changed in batches of 500", count, start);
+    let start = Instant::now();
+    for n in 0..500 {
+        store.update_entries(&[update(n, "one")]).await.unwrap();
+    }
+    rate("changed one by one", 500, start);
     let start = Instant::now();
     let ids: Vec<EntryId> = (0..count + 500).map(|n| entry(n).id).collect();
     for id in ids.iter().rev().take(500) {
         store.delete_entry(id).await.unwrap();
     }
     rate("deleted one by one", 500, start);
+    let start = Instant::now();
+    for some in ids[..count].chunks(BATCH) {
+        assert!(store.delete_entries(some).await.unwrap().iter().all(Result::is_ok));
+    }
+    rate("deleted in batches of 500", count, start);
     store.close().await;
 }

@@ -15,6 +15,9 @@ on_every_database!(
     filters_match_as_sets,
     pages_are_full_and_end_with_an_empty_one,
     an_update_changes_what_is_named_and_counts_the_revision,
+    of_a_batch_of_changes_each_has_its_own_result,
+    what_the_database_refuses_leaves_the_rest_of_its_changes,
+    a_batch_of_deletions_takes_what_is_there,
     deletion_and_pruning_leave_no_rows,
     events_are_pruned_by_age,
     ten_thousand_entries_below_one_parent,
@@ -294,6 +297,103 @@ async fn an_update_changes_what_is_named_and_counts_the_revision(lab: Lab) {
     let missing = store.update_entry(&EntryId::parse("none").unwrap(), EntryUpdate::default()).await.unwrap_err();
     assert_eq!(missing.to_string(), "datastore-sql: record not found");
     assert_eq!(subjects(&store, EventFeed::Entries).await, ["e", "e", "e"]);
+}
+
+fn named(id: &str) -> EntryId {
+    EntryId::parse(id).unwrap()
+}
+
+/// How many transactions wrote the events after the first `known`, where the database tells.
+fn transactions(lab: Lab, store: &Opened, known: usize) -> Option<String> {
+    let database = store.database.as_ref().filter(|_| lab == Lab::Postgres)?;
+    let count = format!("SELECT COUNT(DISTINCT xmin::text) FROM registered_entries_events WHERE id > {known}");
+    Some(database.sql(&count).trim().to_owned())
+}
+
+async fn of_a_batch_of_changes_each_has_its_own_result(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    store.create_bundle(&bundle("a.test")).await.unwrap();
+    let first = create(&store, full_entry("first", &["a.test"])).await;
+    let second = create(&store, entry("second", "/second", "/p", &["t:a"])).await;
+    let third = create(&store, entry("third", "/third", "/p", &["t:a"])).await;
+    let hint = |text: &str| EntryUpdate { hint: Some(text.into()), ..EntryUpdate::default() };
+    let federated = |name: &str| EntryUpdate { federates_with: Some(vec![td(name)]), ..hint("kept out") };
+    let updates = [
+        ("second", hint("one")),
+        ("none", hint("x")),
+        ("first", federated("no.test")),
+        ("first", EntryUpdate { x509_svid_ttl: Some(-1), ..EntryUpdate::default() }),
+        // what was refused leaves no trace in what comes after
+        ("first", EntryUpdate { dns_names: Some(Vec::new()), ..EntryUpdate::default() }),
+        (
+            "second",
+            EntryUpdate { admin: Some(true), selectors: Some(selectors(&["t:c", "t:b"])), ..EntryUpdate::default() },
+        ),
+        ("third", EntryUpdate { federates_with: Some(vec![td("a.test")]), ..EntryUpdate::default() }),
+    ];
+    let results = store.update_entries(&updates.map(|(id, update)| (named(id), update))).await.unwrap();
+    let results: Vec<_> = results.into_iter().map(|r| r.map_err(|e| e.to_string())).collect();
+    let hinted = finial_core::Entry { hint: "one".into(), revision_number: 1, ..second };
+    let expected = [
+        Ok(hinted.clone()),
+        Err("datastore-sql: record not found".into()),
+        Err("unable to find federated bundle \"spiffe://no.test\"".into()),
+        Err("datastore-validation: invalid registration entry: X509SvidTtl is not set".into()),
+        Ok(finial_core::Entry { dns_names: Vec::new(), revision_number: 1, ..first }),
+        Ok(finial_core::Entry { admin: true, selectors: selectors(&["t:b", "t:c"]), revision_number: 2, ..hinted }),
+        Ok(finial_core::Entry { federates_with: vec![td("a.test")], revision_number: 1, ..third }),
+    ];
+    assert_eq!(results, expected);
+    for (id, at) in [("first", 4), ("second", 5), ("third", 6)] {
+        assert_eq!(store.fetch_entry(&named(id)).await.unwrap(), expected[at].clone().ok());
+    }
+    let events = ["first", "second", "third", "second", "first", "second", "third"];
+    assert_eq!(subjects(&store, EventFeed::Entries).await, events);
+    assert_eq!(transactions(lab, &store, 3).as_deref().unwrap_or("1"), "1");
+    assert!(store.update_entries(&[]).await.unwrap().is_empty());
+}
+
+async fn what_the_database_refuses_leaves_the_rest_of_its_changes(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    let hints = [("good", "h".to_owned()), ("long", "x".repeat(300)), ("zero", "a\0b".into()), ("last", "l".into())];
+    for (id, _) in &hints {
+        create(&store, entry(id, &format!("/{id}"), "/a", &["t:a"])).await;
+    }
+    let update = |hint: &String| EntryUpdate { hint: Some(hint.clone()), ..EntryUpdate::default() };
+    let updates: Vec<_> = hints.iter().map(|(id, hint)| (named(id), update(hint))).collect();
+    let results = store.update_entries(&updates).await.unwrap();
+    let kept: Vec<&str> = hints.iter().zip(&results).filter(|(_, r)| r.is_ok()).map(|((id, _), _)| *id).collect();
+    let expected: &[&str] = match lab {
+        Lab::Sqlite => &["good", "long", "zero", "last"],
+        Lab::Postgres => &["good", "long", "last"],
+        Lab::MySql => &["good", "zero", "last"],
+    };
+    assert_eq!(kept, expected, "{results:?}");
+    for (id, hint) in &hints {
+        let stored = store.fetch_entry(&named(id)).await.unwrap().unwrap();
+        let wanted = if kept.contains(id) { (hint.as_str(), 1) } else { ("", 0) };
+        assert_eq!((stored.hint.as_str(), stored.revision_number), wanted, "{id}");
+    }
+    assert_eq!(subjects(&store, EventFeed::Entries).await[4..], *kept);
+}
+
+async fn a_batch_of_deletions_takes_what_is_there(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    store.create_bundle(&bundle("a.test")).await.unwrap();
+    let full = create(&store, full_entry("full", &["a.test"])).await;
+    for id in ["1", "2", "3"] {
+        create(&store, entry(id, &format!("/{id}"), "/p", &["t:a"])).await;
+    }
+    let deleted = store.delete_entries(&["3", "none", "full", "1", "3"].map(named)).await.unwrap();
+    let gone: Vec<_> = deleted.iter().map(|r| r.as_ref().map(|e| e.id.as_str()).map_err(ToString::to_string)).collect();
+    let missing = || Err("datastore-sql: record not found".to_owned());
+    assert_eq!(gone, [Ok("3"), missing(), Ok("full"), Ok("1"), missing()]);
+    assert_eq!(deleted[2].as_ref().unwrap(), &full);
+    assert_eq!(paths(&store, EntryFilter::default()).await, ["/2"]);
+    assert_eq!(subjects(&store, EventFeed::Entries).await, ["full", "1", "2", "3", "3", "full", "1"]);
+    assert_eq!(transactions(lab, &store, 4).as_deref().unwrap_or("1"), "1");
+    // unique indexes would refuse its parts if rows had stayed behind
+    create(&store, full_entry("full", &["a.test"])).await;
 }
 
 async fn deletion_and_pruning_leave_no_rows(lab: Lab) {

@@ -207,6 +207,10 @@ fn audit_fields(wire: &types::Entry, mask: Option<&types::EntryMask>) -> Fields 
     texts.chain(values).map(|(name, _, value)| (name.into(), value)).collect()
 }
 
+fn update_failed(call: &Call, error: &StoreError) -> types::Status {
+    call.item_with(error.kind(), "failed to update entry", error)
+}
+
 impl Api {
     fn filter_id(
         &self,
@@ -310,35 +314,36 @@ impl Api {
         request: pb::BatchUpdateEntryRequest,
     ) -> Result<pb::BatchUpdateEntryResponse, Status> {
         let mask = request.input_mask.as_ref();
-        let mut results = Vec::with_capacity(request.entries.len());
-        for wire in &request.entries {
-            let result = match self.update_entry(&permit, wire, mask).await {
-                Ok(entry) => pb::batch_update_entry_response::Result {
-                    status: ok(),
-                    entry: Some(masked(entry_to_proto(&entry), request.output_mask.as_ref())),
-                },
-                Err(status) => pb::batch_update_entry_response::Result { status: Some(status), entry: None },
+        let mut updates = Vec::with_capacity(request.entries.len());
+        let read = |wire: &types::Entry| {
+            permit.about("entry_id", &wire.id);
+            let update = update_from_proto(&self.trust_domain, wire, mask);
+            let update =
+                update.map_err(|why| permit.item_with(ErrorKind::InvalidArgument, "failed to convert entry", why))?;
+            let id = EntryId::parse(&wire.id).map_err(|_| update_failed(&permit, &StoreError::NotFound))?;
+            updates.push((id, update));
+            Ok(())
+        };
+        let parsed: Vec<Result<(), types::Status>> = request.entries.iter().map(read).collect();
+        let mut updated = if updates.is_empty() { Ok(Vec::new()) } else { self.entries.update(updates).await }
+            .map(IntoIterator::into_iter);
+        let mut results = Vec::with_capacity(parsed.len());
+        for (wire, parsed) in request.entries.iter().zip(parsed) {
+            permit.about("entry_id", &wire.id);
+            let result = parsed.and_then(|()| match updated.as_mut().map(Iterator::next) {
+                Ok(Some(Ok(entry))) => Ok(entry),
+                Ok(Some(Err(error))) => Err(update_failed(&permit, &error)),
+                Ok(None) => Err(permit.item(ErrorKind::Internal, "failed to update entry")),
+                Err(error) => Err(update_failed(&permit, error)),
+            });
+            let (status, entry) = match result {
+                Ok(entry) => (ok(), Some(masked(entry_to_proto(&entry), request.output_mask.as_ref()))),
+                Err(status) => (Some(status), None),
             };
-            permit.audit_item(result.status.as_ref(), || audit_fields(wire, mask));
-            results.push(result);
+            permit.audit_item(status.as_ref(), || audit_fields(wire, mask));
+            results.push(pb::batch_update_entry_response::Result { status, entry });
         }
         Ok(pb::BatchUpdateEntryResponse { results })
-    }
-
-    async fn update_entry(
-        &self,
-        call: &Call,
-        wire: &types::Entry,
-        mask: Option<&types::EntryMask>,
-    ) -> Result<Entry, types::Status> {
-        call.about("entry_id", &wire.id);
-        let update = update_from_proto(&self.trust_domain, wire, mask)
-            .map_err(|why| call.item_with(ErrorKind::InvalidArgument, "failed to convert entry", why))?;
-        let updated = match EntryId::parse(&wire.id) {
-            Ok(id) => self.entries.update(id, update).await,
-            Err(_) => Err(StoreError::NotFound),
-        };
-        updated.map_err(|error| call.item_with(error.kind(), "failed to update entry", error))
     }
 
     async fn batch_delete_entry(

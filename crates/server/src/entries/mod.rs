@@ -16,7 +16,7 @@ use crate::publish::BundleFeed;
 use finial_core::{Entry, EntryId, JoinToken, SelectorSet, SpiffeId, TrustDomain};
 use finial_runtime::Spawner;
 use finial_store::{CreatedEntry, DeleteMode, EntryUpdate, Store, StoreError};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::Semaphore;
@@ -341,30 +341,37 @@ impl Entries {
         self.turn.take(work).await
     }
 
-    /// Changes an entry.
-    pub async fn update(self: &Arc<Self>, id: EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
+    /// Changes entries; see [`Store::update_entries`].
+    pub async fn update(
+        self: &Arc<Self>,
+        updates: Vec<(EntryId, EntryUpdate)>,
+    ) -> Result<Vec<Result<Entry, StoreError>>, StoreError> {
         let this = self.clone();
         let work = async move {
-            let entry = this.store.update_entry(&id, update).await?;
-            this.apply(&[Change::Put(&entry, 0)]);
-            Ok(entry)
+            let updated = this.store.update_entries(&updates).await?;
+            // of several changes of one entry the last is what it is now
+            let now: HashMap<&str, &Entry> = updated.iter().flatten().map(|entry| (entry.id.as_str(), entry)).collect();
+            this.apply(&now.into_values().map(|entry| Change::Put(entry, 0)).collect::<Vec<_>>());
+            Ok(updated)
         };
         self.turn.take(work).await
     }
 
-    /// Deletes entries, each with its own result.
+    /// Deletes entries; see [`Store::delete_entries`].
     pub async fn delete(self: &Arc<Self>, ids: Vec<EntryId>) -> Result<Vec<Result<(), StoreError>>, StoreError> {
         let this = self.clone();
         let work = async move {
-            let mut results = Vec::with_capacity(ids.len());
-            for id in &ids {
-                let result = this.store.delete_entry(id).await;
-                if matches!(result, Ok(_) | Err(StoreError::NotFound)) {
-                    this.forget(std::slice::from_ref(id));
-                }
-                results.push(result.map(|_| ()).inspect_err(|error| this.turn.doubt(error)));
-            }
-            Ok(results)
+            let deleted = this.store.delete_entries(&ids).await?;
+            let gone = ids.iter().zip(&deleted).filter(|(_, d)| matches!(d, Ok(_) | Err(StoreError::NotFound)));
+            this.apply(
+                &gone
+                    .map(|(id, _)| id.as_str())
+                    .collect::<HashSet<_>>()
+                    .into_iter()
+                    .map(Change::Remove)
+                    .collect::<Vec<_>>(),
+            );
+            Ok(deleted.into_iter().map(|result| result.map(drop)).collect())
         };
         self.turn.take(work).await
     }

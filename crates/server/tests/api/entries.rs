@@ -192,6 +192,43 @@ async fn updates_change_what_the_mask_names() {
 }
 
 #[tokio::test]
+async fn a_batch_of_updates_is_answered_one_by_one() {
+    let server = Server::start().await;
+    let created = server.create(vec![entry("/a", "/p", &["a:1"]), entry("/b", "/p", &["a:1"])]).await;
+    let change = |id: &str, hint: &str| types::Entry { id: id.into(), hint: hint.into(), ..Default::default() };
+    let entries = vec![
+        change("a/b", "no ID"),
+        change(&created[1].id, "b1"),
+        change(&created[0].id, &"x".repeat(1025)),
+        change("no-such", "x"),
+        change(&created[1].id, "b2"),
+        change(&created[0].id, "a"),
+    ];
+    let input_mask = Some(types::EntryMask { hint: true, ..Default::default() });
+    let request = BatchUpdateEntryRequest { entries, input_mask, output_mask: None };
+    let results = server.entries().batch_update_entry(request).await.unwrap().into_inner().results;
+    let said: Vec<_> = results.iter().map(|r| (r.status.as_ref().unwrap().code, r.entry.clone())).collect();
+    let after = |n: usize, hint: &str, revision_number| {
+        (0, Some(types::Entry { hint: hint.into(), revision_number, ..created[n].clone() }))
+    };
+    let missing = (Code::NotFound as i32, None);
+    let expected = [
+        missing.clone(),
+        after(1, "b1", 1),
+        (Code::InvalidArgument as i32, None),
+        missing,
+        after(1, "b2", 2),
+        after(0, "a", 1),
+    ];
+    assert_eq!(said, expected);
+    // and from memory it is the last word
+    for (n, at) in [(0, 5), (1, 4)] {
+        let request = GetEntryRequest { id: created[n].id.clone(), output_mask: None };
+        assert_eq!(server.entries().get_entry(request).await.unwrap().into_inner(), expected[at].1.clone().unwrap());
+    }
+}
+
+#[tokio::test]
 async fn deletes_are_answered_one_by_one() {
     let server = Server::start().await;
     let created = server.create(vec![entry("/w", "/p", &["a:1"])]).await.remove(0);

@@ -41,7 +41,7 @@ async fn apply(server: &Server, change: Change) {
         Change::Create(n, agent) => drop(entries.create(vec![entry(n, agent)]).await),
         Change::Hint(n, hint) => {
             let update = EntryUpdate { hint: Some(hint.to_string()), ..EntryUpdate::default() };
-            drop(entries.update(entry_id(n), update).await);
+            drop(entries.update(vec![(entry_id(n), update)]).await);
         }
         Change::Delete(n) => drop(entries.delete(vec![entry_id(n)]).await),
         Change::Attest(n, serial) => drop(nodes.attest(record(n, &format!("1{serial}"))).await),

@@ -1,5 +1,6 @@
 //! Registration entries.
 
+mod change;
 mod create;
 mod filter;
 mod load;
@@ -73,6 +74,35 @@ impl EntryUpdate {
     }
 }
 
+/// Runs a block for a batch in one transaction. If the database itself refuses (a value that is too long for its column,
+/// say), each item on its own tells which it is; what fails otherwise then ends the batch only where nobody knows what was
+/// stored.
+macro_rules! each_of {
+    ($store:expr, $items:expr, |$tx:ident, $some:ident| $work:expr) => {{
+        let $some = &$items[..];
+        if $some.is_empty() {
+            return Ok(Vec::new());
+        }
+        match transact!($store, |$tx| $work) {
+            Err(refused @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) if $some.len() == 1 => {
+                Ok(vec![Err(refused)])
+            }
+            Err(StoreError::AlreadyExists(_) | StoreError::Database(_)) => {
+                let mut results = Vec::with_capacity($items.len());
+                for $some in $items.chunks(1) {
+                    match transact!($store, |$tx| $work) {
+                        Ok(done) => results.extend(done),
+                        Err(error) if error.leaves_doubt() => return Err(error),
+                        Err(error) => results.push(Err(error)),
+                    }
+                }
+                Ok(results)
+            }
+            result => result,
+        }
+    }};
+}
+
 impl Store {
     /// Stores a batch in one transaction (one for each where the database itself refuses some); each entry has its own
     /// result, in order. `entry.id` is kept, so the caller
@@ -83,23 +113,7 @@ impl Store {
     ) -> Result<Vec<Result<CreatedEntry, StoreError>>, StoreError> {
         self.counted("datastore.registration_entry.create", async {
             let now = self.now();
-            let refused = match transact!(self, |tx| create::create(&mut tx, &entries, now).await) {
-                Err(error @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) => error,
-                result => return result,
-            };
-            if entries.len() == 1 {
-                return Ok(vec![Err(refused)]);
-            }
-            // the database refuses one of them (a value that is too long for its column, say): each on its own tells which
-            let mut results = Vec::with_capacity(entries.len());
-            for entry in &entries {
-                let one = std::slice::from_ref(entry);
-                match transact!(self, |tx| create::create(&mut tx, one, now).await) {
-                    Err(error @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) => results.push(Err(error)),
-                    result => results.extend(result?),
-                }
-            }
-            Ok(results)
+            each_of!(self, &entries, |tx, some| create::create(&mut tx, some, now).await)
         })
         .await
     }
@@ -157,38 +171,37 @@ impl Store {
         .await
     }
 
-    /// Changes an entry; the revision grows even when nothing differs. `NotFound` when there is none.
-    pub async fn update_entry(&self, id: &EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
+    /// Changes entries, as [`Store::create_entries`] creates them; each has its own result, in order. The revision grows
+    /// even when nothing differs. `NotFound` where there is none.
+    pub async fn update_entries(
+        &self,
+        updates: &[(EntryId, EntryUpdate)],
+    ) -> Result<Vec<Result<Entry, StoreError>>, StoreError> {
         self.counted("datastore.registration_entry.update", async {
             let now = self.now();
-            transact!(self, |tx| {
-                let (row, mut entry) = rows::fetch_one(&mut tx, id).await?;
-                let (selectors, dns, bundles) =
-                    (update.selectors.is_some(), update.dns_names.is_some(), update.federates_with.is_some());
-                update.clone().apply(&mut entry);
-                rows::validate(&entry)?;
-                entry.revision_number = entry.revision_number.saturating_add(1);
-                rows::update(&mut tx, row, &entry, now).await?;
-                rows::replace_parts(&mut tx, row, &entry, (selectors, dns, bundles), now).await?;
-                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], now).await?;
-                rows::fetch_one(&mut tx, id).await.map(|(_, entry)| entry)
-            })
+            each_of!(self, updates, |tx, some| change::update(&mut tx, some, now).await)
         })
         .await
     }
 
-    /// Deletes an entry with all that belongs to it, and returns it. `NotFound` when there is none.
-    pub async fn delete_entry(&self, id: &EntryId) -> Result<Entry, StoreError> {
+    /// Changes one entry.
+    pub async fn update_entry(&self, id: &EntryId, update: EntryUpdate) -> Result<Entry, StoreError> {
+        self.update_entries(&[(id.clone(), update)]).await?.pop().unwrap_or(Err(StoreError::NotFound))
+    }
+
+    /// Deletes entries with all that belongs to them, and returns them; in one transaction, as [`Store::create_entries`].
+    /// `NotFound` where there is none (any more).
+    pub async fn delete_entries(&self, ids: &[EntryId]) -> Result<Vec<Result<Entry, StoreError>>, StoreError> {
         self.counted("datastore.registration_entry.delete", async {
             let now = self.now();
-            transact!(self, |tx| {
-                let (row, entry) = rows::fetch_one(&mut tx, id).await?;
-                rows::delete(&mut tx, &[row]).await?;
-                events::write(&mut tx, EventFeed::Entries, &[id.as_str()], now).await?;
-                Ok(entry)
-            })
+            each_of!(self, ids, |tx, some| change::delete(&mut tx, some, now).await)
         })
         .await
+    }
+
+    /// Deletes one entry.
+    pub async fn delete_entry(&self, id: &EntryId) -> Result<Entry, StoreError> {
+        self.delete_entries(std::slice::from_ref(id)).await?.pop().unwrap_or(Err(StoreError::NotFound))
     }
 
     /// Deletes the entries that expired before `expires_before`, and returns their IDs.

@@ -1,6 +1,6 @@
 //! Entries as rows: one in `registered_entries`, and one per selector, DNS name and federated trust domain beside it.
 
-use super::EntryFilter;
+use super::{EntryFilter, EntryUpdate};
 use crate::sql::{Conn, Dialect, LIST_MAX, Moment, Query, Row, insert_rows};
 use crate::{Listed, Page, StoreError};
 use finial_core::{Entry, EntryId, Selector, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
@@ -46,33 +46,51 @@ pub(crate) async fn update(conn: &mut Conn, row: i64, entry: &Entry, now: Moment
     conn.execute(query).await.map(drop)
 }
 
-/// Writes anew those of selectors, DNS names and federated trust domains that are asked for.
-pub(crate) async fn replace_parts(
+/// Row IDs of the entries whose selectors, DNS names or federated trust domains are written anew.
+#[derive(Default)]
+pub(super) struct Parts {
+    selectors: HashSet<i64>,
+    dns_names: HashSet<i64>,
+    bundles: HashSet<i64>,
+}
+
+impl Parts {
+    /// What `update` replaces of the entry in `row`.
+    pub(super) fn add(&mut self, row: i64, update: &EntryUpdate) {
+        for (rows, named) in [
+            (&mut self.selectors, update.selectors.is_some()),
+            (&mut self.dns_names, update.dns_names.is_some()),
+            (&mut self.bundles, update.federates_with.is_some()),
+        ] {
+            rows.extend(named.then_some(row));
+        }
+    }
+}
+
+/// Writes `parts` of these entries anew; `bundles` are those of all trust domains that they name.
+pub(super) async fn replace_parts(
     conn: &mut Conn,
-    row: i64,
-    entry: &Entry,
-    (selectors, dns_names, bundles): (bool, bool, bool),
+    entries: &[(i64, Entry)],
+    parts: &Parts,
+    bundles: &BundleIds<'_>,
     now: Moment,
 ) -> Result<(), StoreError> {
-    let one = [(row, entry)];
-    if selectors {
-        conn.execute(Query::new("DELETE FROM selectors WHERE registered_entry_id = ?").bind(row)).await?;
-        insert_selectors(conn, &one, now).await?;
-    }
-    if dns_names {
-        conn.execute(Query::new("DELETE FROM dns_names WHERE registered_entry_id = ?").bind(row)).await?;
-        insert_dns_names(conn, &one, now).await?;
-    }
-    if bundles {
-        let ids = bundle_ids(conn, entry.federates_with.iter().collect()).await?;
-        if let Some(unknown) = entry.federates_with.iter().find(|td| !ids.contains_key(td)) {
-            return Err(StoreError::NoFederatedBundle(unknown.id_string()));
+    let of = |rows: &HashSet<i64>| -> Vec<(i64, &Entry)> {
+        entries.iter().filter(|(row, _)| rows.contains(row)).map(|(row, entry)| (*row, entry)).collect()
+    };
+    for (table, rows) in [
+        ("selectors", &parts.selectors),
+        ("dns_names", &parts.dns_names),
+        ("federated_registration_entries", &parts.bundles),
+    ] {
+        if !rows.is_empty() {
+            let list = id_list(rows.iter().copied());
+            conn.run(format!("DELETE FROM {table} WHERE registered_entry_id IN ({list})")).await?;
         }
-        let query = Query::new("DELETE FROM federated_registration_entries WHERE registered_entry_id = ?");
-        conn.execute(query.bind(row)).await?;
-        insert_bundles(conn, &one, &ids).await?;
     }
-    Ok(())
+    insert_selectors(conn, &of(&parts.selectors), now).await?;
+    insert_dns_names(conn, &of(&parts.dns_names), now).await?;
+    insert_bundles(conn, &of(&parts.bundles), bundles).await
 }
 
 /// Row IDs of bundles by trust domain.
@@ -157,12 +175,7 @@ pub(crate) async fn expired(conn: &mut Conn, before: UnixSeconds) -> Result<Vec<
     rows.iter().map(|row| Ok((row.int(0)?, row.text(1)?))).collect()
 }
 
-/// The entry, which nobody else changes until the transaction ends.
-pub(crate) async fn fetch_one(conn: &mut Conn, id: &EntryId) -> Result<(i64, Entry), StoreError> {
-    let lock = conn.dialect().for_update();
-    fetch(conn, std::slice::from_ref(id), lock).await?.pop().ok_or(StoreError::NotFound)
-}
-
+/// The entries that are there; `lock` keeps others from changing them until the transaction ends.
 pub(crate) async fn fetch(conn: &mut Conn, ids: &[EntryId], lock: &str) -> Result<Vec<(i64, Entry)>, StoreError> {
     let mut entries = Vec::with_capacity(ids.len());
     for some in ids.chunks(LIST_MAX) {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr, clippy::print_stdout)]
 
 mod common;
+#[path = "real_spire/older.rs"]
+mod older;
 use common::*;
 use finial_core::{AgentRecord, Entry, JoinToken, SystemClock};
 use finial_store::{AgentFilter, EntryFilter, EntryUpdate, Store, StoreSettings};

@@ -1,0 +1,209 @@
+SET NAMES utf8mb4;
+CREATE TABLE `attested_node_entries` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  `data_type` varchar(255) DEFAULT NULL,
+  `serial_number` varchar(255) DEFAULT NULL,
+  `expires_at` datetime DEFAULT NULL,
+  `new_serial_number` varchar(255) DEFAULT NULL,
+  `new_expires_at` datetime DEFAULT NULL,
+  `can_reattest` tinyint(1) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_attested_node_entries_spiffe_id` (`spiffe_id`),
+  KEY `idx_attested_node_entries_expires_at` (`expires_at`)
+) ENGINE=InnoDB AUTO_INCREMENT=7 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO attested_node_entries VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/join_token/a', 'join_token', '1234567890123456789012345678901234567890', '2286-11-20 17:46:39', '', NULL, '0');
+INSERT INTO attested_node_entries VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/x509pop/b', 'x509pop', '1', '2286-11-20 17:46:39', '2', '2286-11-20 17:46:40', '1');
+INSERT INTO attested_node_entries VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/banned', 'k8s_psat', '', '1970-01-01 00:00:00', '', NULL, '1');
+INSERT INTO attested_node_entries VALUES ('4', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/past', 'join_token', '3', '1970-01-01 00:00:01', '', NULL, '0');
+INSERT INTO attested_node_entries VALUES ('5', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/old', 'join_token', '4', '2286-11-20 17:46:39', NULL, NULL, NULL);
+CREATE TABLE `attested_node_entries_events` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`)
+) ENGINE=InnoDB AUTO_INCREMENT=14 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO attested_node_entries_events VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/join_token/a');
+INSERT INTO attested_node_entries_events VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/join_token/a');
+INSERT INTO attested_node_entries_events VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/x509pop/b');
+INSERT INTO attested_node_entries_events VALUES ('4', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/x509pop/b');
+INSERT INTO attested_node_entries_events VALUES ('5', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/banned');
+INSERT INTO attested_node_entries_events VALUES ('6', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/banned');
+INSERT INTO attested_node_entries_events VALUES ('7', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/past');
+INSERT INTO attested_node_entries_events VALUES ('8', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/past');
+INSERT INTO attested_node_entries_events VALUES ('9', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/old');
+INSERT INTO attested_node_entries_events VALUES ('10', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/old');
+INSERT INTO attested_node_entries_events VALUES ('11', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/gone');
+INSERT INTO attested_node_entries_events VALUES ('12', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/gone');
+INSERT INTO attested_node_entries_events VALUES ('13', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/gone');
+CREATE TABLE `bundles` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `trust_domain` varchar(255) NOT NULL,
+  `data` longblob DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_bundles_trust_domain` (`trust_domain`)
+) ENGINE=InnoDB AUTO_INCREMENT=5 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO bundles VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org', X'0A147370696666653A2F2F6578616D706C652E6F726712EC020AE902308201653082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D03010703420004E9823008CE9B35F48BC22C3CAB2AF10EA6EC4C3B3E5AEB979A79E5DBEBF4A5408AB57F3E80DBD3A491CB43422BCA181E7895D5F5CBCB3C1816A235D9FE583B8DA3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D040302034800304502207E4634E467C5CED4E49254AC0D91A7C7E0B6FD851516DB3F9209D57859B08ACC022100873DEB5C00E08243C9245D41CA308A11E2FF10320030603CFCEA9163966C492B12F2020AED02308201693082010EA003020102020106300A06082A8648CE3D0403023011310F300D060355040A13067365636F6E643020170D3233313131343232313332305A180F32323836313132303137343633395A3011310F300D060355040A13067365636F6E643059301306072A8648CE3D020106082A8648CE3D03010703420004CB35AFAB422CB8C8A3787B73F6F86717817D3C50F7672E76F59AED6E7948CDA49F065629A031E39C6C501FF1941748EEB7D4FBB7183909F87F20876B7AEEFF40A3553053300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300F0603551D0E040804067365636F6E64301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020349003046022100B11E3C54AA08BE336107F065E6E8D5B9246BEB43224C3F4C48B1B5BFAD8C00B9022100AC2FECBE795F8A45EA0D0ADCC533524C2D432976D86F0752793D646AFBB7DDCA10011A6A0A5B3059301306072A8648CE3D020106082A8648CE3D03010703420004F6BFE38ADEB6F1FDDE8C41E9F908BBE197C61969DFB1FE415EEAB5692E17A6AAE56A460591D5F91C19DF2544F0D18EA06D4FD612535914568C78E15A6A7DF7C41205666972737418FFC7AFA0251A6D0A5B3059301306072A8648CE3D020106082A8648CE3D03010703420004B2793C9AD74847945E9B233AB569168B56BCCBAAC6CBF2519A429D0F804BE50DDED5AC253D468EDD46E7B56931436755A24E88C4A2A07EC89DD652ECE279118312067365636F6E6418FFC7AFA02520011A6A0A5B3059301306072A8648CE3D020106082A8648CE3D03010703420004B0E1937895D67C1F04AF67D032261504EB25BFDC80B5D94613F90957F93E2B24015AF9D092FCFC31180E43E7FB4BDB7D7E44D866CEC065CAA782C9842D78F2641205746869726418FFC7AFA02520D804282A');
+INSERT INTO bundles VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://web.test', X'0A117370696666653A2F2F7765622E7465737412E7020AE4023082016030820105A003020102020103300A06082A8648CE3D040302300E310C300A060355040A13037765623020170D3233313131343232313332305A180F32323836313132303137343633395A300E310C300A060355040A13037765623059301306072A8648CE3D020106082A8648CE3D03010703420004AFEE348986BF65CF7F4A814B424F10377338D24513DBB4F89B77347411BF9306C170D7E1F7E60D0B0BDADBC4A8A7E3D80894635AC46A5A74313E77B47BD1235BA3523050300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300C0603551D0E04050403776562301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020349003046022100D91394E6702F346ECC7E0075F91FAF0202FCCDC9EC5A90479B4E8131659A046802210086951E7333F4F269EF3BE59F7C6CF4037B1EC3A0DDDB37443E715764CBFD1C3C');
+INSERT INTO bundles VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://spiffe.test', X'0A147370696666653A2F2F7370696666652E746573741A660A5B3059301306072A8648CE3D020106082A8648CE3D030107034200043AC20E05B59D4DB13A4E55AE81638E9008B469E2686E3DD0D3D9D4FD34FAC87C7A9C651C9D17F7BEA8930B26DBDE540F2BC9649059E561025B247D8CD5C57B0912016B18FFC7AFA0252080808080802028808080808080808040');
+INSERT INTO bundles VALUES ('4', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://empty.test', X'0A137370696666653A2F2F656D7074792E74657374');
+CREATE TABLE `ca_journals` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `data` longblob DEFAULT NULL,
+  `active_x509_authority_id` varchar(255) DEFAULT NULL,
+  `active_jwt_authority_id` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  KEY `idx_ca_journals_active_jwt_authority_id` (`active_jwt_authority_id`),
+  KEY `idx_ca_journals_active_x509_authority_id` (`active_x509_authority_id`)
+) ENGINE=InnoDB AUTO_INCREMENT=4 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO ca_journals VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', X'0AA6030A01411080E2CFAA061AE802308201643082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D030107034200048026A624B1FA865A0CF79238C161B35BEBA77BF8437600F8093DC673C1024A92DE22F44A993B5379666216A842C64B3AC9A2FF9D5845855CF71370144770DD14A3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020347003044022076EE26B45F757B5E83B06FDAFD01CFDBF7540F3537BBBE39D4F5A5FE5396274902201D37CA36C1BF543893C74F532DAD3DBEA3E4B6AE1FF6354127DB6A45E6E3DF0F280332283030303030303030303030303030303030303030303030303030303030303030303030303030303038FFC7AFA025', '0000000000000000000000000000000000000000', '');
+INSERT INTO ca_journals VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', X'0AA7030A01411080E2CFAA061AE902308201653082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D03010703420004E81E8008E989CC8D95AC74E0FCFCE15CEBAEDEB8EB85A318DDB52E94ED8D70113786C2DE5EB93A010B463EED1FD062FBB641BC5DB7691847D23CC612224CA3A5A3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D040302034800304502207ADEA9A5B1287C1BCF3E9FD22F0BB1696AA65FF59EB0DC0CAFCAD661019FEACE0221008806031E637258FBCA4CF06D0E94368CFC105C14A20CE2FD5F267D7CBB783F2B280332283030303030303030303030303030303030303030303030303030303030303030303030303030303138FFC7AFA025', '0000000000000000000000000000000000000001', '');
+INSERT INTO ca_journals VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', X'0AA7030A01411080E2CFAA061AE902308201653082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D0301070342000473D00D3A64C3C7463A824CBC55F1397BFA4B53CF1A2726F32E4E0B57277AA24E2B536ECA2CCE2561C1BB53196AAC049CF97446DCCB8B033AE9FAB3E025E876EBA3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020348003045022100B10135AAC135464C2F6EC20BA0276D7DDC0D83AA66F19D3C1B7DB1FA283C130B02202D54DBA640FCA5C5306015E1ACD4280F9AF4D0ABC36F6463178DB8E6586B2DD0280332283030303030303030303030303030303030303030303030303030303030303030303030303030303238FFC7AFA025', '0000000000000000000000000000000000000002', '');
+CREATE TABLE `dns_names` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `registered_entry_id` int(10) unsigned DEFAULT NULL,
+  `value` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `idx_dns_entry` (`registered_entry_id`,`value`)
+) ENGINE=InnoDB AUTO_INCREMENT=13 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO dns_names VALUES ('10', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'z.example');
+INSERT INTO dns_names VALUES ('11', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'a.example');
+INSERT INTO dns_names VALUES ('12', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'xn--bcher-kva.example');
+CREATE TABLE `federated_registration_entries` (
+  `bundle_id` int(10) unsigned NOT NULL,
+  `registered_entry_id` int(10) unsigned NOT NULL,
+  PRIMARY KEY (`bundle_id`,`registered_entry_id`),
+  KEY `idx_federated_registration_entries_registered_entry_id` (`registered_entry_id`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO federated_registration_entries VALUES ('2', '2');
+INSERT INTO federated_registration_entries VALUES ('3', '2');
+INSERT INTO federated_registration_entries VALUES ('4', '2');
+CREATE TABLE `federated_trust_domains` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `trust_domain` varchar(255) NOT NULL,
+  `bundle_endpoint_url` varchar(255) DEFAULT NULL,
+  `bundle_endpoint_profile` varchar(255) DEFAULT NULL,
+  `endpoint_spiffe_id` varchar(255) DEFAULT NULL,
+  `implicit` tinyint(1) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_federated_trust_domains_trust_domain` (`trust_domain`)
+) ENGINE=InnoDB AUTO_INCREMENT=3 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO federated_trust_domains VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'web.test', 'https://127.0.0.1:1/web.test?a=b%20c', 'https_web', '', '0');
+INSERT INTO federated_trust_domains VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe.test', 'https://127.0.0.1:1/spiffe.test?a=b%20c', 'https_spiffe', 'spiffe://spiffe.test/endpoint', '0');
+CREATE TABLE `join_tokens` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `token` varchar(255) DEFAULT NULL,
+  `expiry` bigint(20) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_join_tokens_token` (`token`)
+) ENGINE=InnoDB AUTO_INCREMENT=3 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO join_tokens VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'unused', '9999999999');
+INSERT INTO join_tokens VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'past', '1');
+CREATE TABLE `migrations` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `version` int(11) DEFAULT NULL,
+  `code_version` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`)
+) ENGINE=InnoDB AUTO_INCREMENT=2 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO migrations VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '23', '1.13.6');
+CREATE TABLE `node_resolver_map_entries` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  `type` varchar(255) DEFAULT NULL,
+  `value` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `idx_node_resolver_map` (`spiffe_id`,`type`,`value`)
+) ENGINE=InnoDB AUTO_INCREMENT=13 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO node_resolver_map_entries VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/join_token/a', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/join_token/a', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/x509pop/b', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('4', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/x509pop/b', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('5', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/banned', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('6', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/banned', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('7', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/past', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('8', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/past', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('9', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/old', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('10', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'spiffe://example.org/spire/agent/old', 'docker', 'label:ünïcode ☃');
+CREATE TABLE `registered_entries` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `entry_id` varchar(255) DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  `parent_id` varchar(255) DEFAULT NULL,
+  `ttl` int(11) DEFAULT NULL,
+  `admin` tinyint(1) DEFAULT NULL,
+  `downstream` tinyint(1) DEFAULT NULL,
+  `expiry` bigint(20) DEFAULT NULL,
+  `revision_number` bigint(20) DEFAULT NULL,
+  `store_svid` tinyint(1) DEFAULT NULL,
+  `hint` varchar(255) DEFAULT NULL,
+  `jwt_svid_ttl` int(11) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_registered_entries_entry_id` (`entry_id`),
+  KEY `idx_registered_entries_spiffe_id` (`spiffe_id`),
+  KEY `idx_registered_entries_parent_id` (`parent_id`),
+  KEY `idx_registered_entries_expiry` (`expiry`),
+  KEY `idx_registered_entries_hint` (`hint`)
+) ENGINE=InnoDB AUTO_INCREMENT=8 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO registered_entries VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'least', 'spiffe://example.org/least', 'spiffe://example.org/node', '0', '0', '0', '0', '0', '0', '', '0');
+INSERT INTO registered_entries VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'full', 'spiffe://example.org/full', 'spiffe://example.org/spire/agent/join_token/a', '2147483647', '1', '1', '9999999999', '3', '0', 'hint: ☃ \'quoted\'', '2147483647');
+INSERT INTO registered_entries VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'stored', 'spiffe://example.org/stored', 'spiffe://example.org/node', '0', '0', '0', '0', '0', '1', '', '0');
+INSERT INTO registered_entries VALUES ('4', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee', 'spiffe://example.org/llllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll', 'spiffe://example.org/node', '0', '0', '0', '0', '0', '0', '', '0');
+INSERT INTO registered_entries VALUES ('5', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'alias', 'spiffe://example.org/node', 'spiffe://example.org/spire/server', '0', '0', '0', '0', '0', '0', '', '0');
+INSERT INTO registered_entries VALUES ('7', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'old', 'spiffe://example.org/old', 'spiffe://example.org/node', '0', '0', '0', '0', NULL, NULL, NULL, NULL);
+CREATE TABLE `registered_entries_events` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `entry_id` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`)
+) ENGINE=InnoDB AUTO_INCREMENT=12 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO registered_entries_events VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'least');
+INSERT INTO registered_entries_events VALUES ('2', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'full');
+INSERT INTO registered_entries_events VALUES ('3', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'stored');
+INSERT INTO registered_entries_events VALUES ('4', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee');
+INSERT INTO registered_entries_events VALUES ('5', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'alias');
+INSERT INTO registered_entries_events VALUES ('6', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'deleted');
+INSERT INTO registered_entries_events VALUES ('7', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'old');
+INSERT INTO registered_entries_events VALUES ('8', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'deleted');
+INSERT INTO registered_entries_events VALUES ('9', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'full');
+INSERT INTO registered_entries_events VALUES ('10', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'full');
+INSERT INTO registered_entries_events VALUES ('11', '2026-11-23 04:40:56', '2026-11-23 04:40:56', 'full');
+CREATE TABLE `selectors` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `registered_entry_id` int(10) unsigned DEFAULT NULL,
+  `type` varchar(255) DEFAULT NULL,
+  `value` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `idx_selector_entry` (`registered_entry_id`,`type`,`value`),
+  KEY `idx_selectors_type_value` (`type`,`value`)
+) ENGINE=InnoDB AUTO_INCREMENT=23 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO selectors VALUES ('1', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '1', 'unix', 'uid:0');
+INSERT INTO selectors VALUES ('6', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '3', 'aws_secretsmanager', 'secretname:s');
+INSERT INTO selectors VALUES ('7', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '4', 'unix', 'path:/ppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppp');
+INSERT INTO selectors VALUES ('8', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '5', 'x509pop', 'subject:cn:a');
+INSERT INTO selectors VALUES ('10', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '7', 'unix', 'uid:1');
+INSERT INTO selectors VALUES ('19', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'unix', 'uid:2147483648');
+INSERT INTO selectors VALUES ('20', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'k8s', 'pod-label:a/b:c:d');
+INSERT INTO selectors VALUES ('21', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'docker', 'env:A="q" \'p\' \\ % _ ; -- 	');
+INSERT INTO selectors VALUES ('22', '2026-11-23 04:40:56', '2026-11-23 04:40:56', '2', 'docker', 'label:ünïcode ☃');

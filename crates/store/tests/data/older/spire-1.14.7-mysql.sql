@@ -1,0 +1,210 @@
+SET NAMES utf8mb4;
+CREATE TABLE `attested_node_entries` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  `data_type` varchar(255) DEFAULT NULL,
+  `serial_number` varchar(255) DEFAULT NULL,
+  `expires_at` datetime DEFAULT NULL,
+  `new_serial_number` varchar(255) DEFAULT NULL,
+  `new_expires_at` datetime DEFAULT NULL,
+  `can_reattest` tinyint(1) DEFAULT NULL,
+  `agent_version` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_attested_node_entries_spiffe_id` (`spiffe_id`),
+  KEY `idx_attested_node_entries_expires_at` (`expires_at`)
+) ENGINE=InnoDB AUTO_INCREMENT=7 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO attested_node_entries VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/join_token/a', 'join_token', '1234567890123456789012345678901234567890', '2286-11-20 17:46:39', '', NULL, '0', '');
+INSERT INTO attested_node_entries VALUES ('2', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/x509pop/b', 'x509pop', '1', '2286-11-20 17:46:39', '2', '2286-11-20 17:46:40', '1', '');
+INSERT INTO attested_node_entries VALUES ('3', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/banned', 'k8s_psat', '', '1970-01-01 00:00:00', '', NULL, '1', '');
+INSERT INTO attested_node_entries VALUES ('4', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/past', 'join_token', '3', '1970-01-01 00:00:01', '', NULL, '0', '');
+INSERT INTO attested_node_entries VALUES ('5', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/old', 'join_token', '4', '2286-11-20 17:46:39', NULL, NULL, NULL, '');
+CREATE TABLE `attested_node_entries_events` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`)
+) ENGINE=InnoDB AUTO_INCREMENT=14 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO attested_node_entries_events VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/join_token/a');
+INSERT INTO attested_node_entries_events VALUES ('2', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/join_token/a');
+INSERT INTO attested_node_entries_events VALUES ('3', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/x509pop/b');
+INSERT INTO attested_node_entries_events VALUES ('4', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/x509pop/b');
+INSERT INTO attested_node_entries_events VALUES ('5', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/banned');
+INSERT INTO attested_node_entries_events VALUES ('6', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/banned');
+INSERT INTO attested_node_entries_events VALUES ('7', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/past');
+INSERT INTO attested_node_entries_events VALUES ('8', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/past');
+INSERT INTO attested_node_entries_events VALUES ('9', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/old');
+INSERT INTO attested_node_entries_events VALUES ('10', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/old');
+INSERT INTO attested_node_entries_events VALUES ('11', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/gone');
+INSERT INTO attested_node_entries_events VALUES ('12', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/gone');
+INSERT INTO attested_node_entries_events VALUES ('13', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/gone');
+CREATE TABLE `bundles` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `trust_domain` varchar(255) NOT NULL,
+  `data` longblob DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_bundles_trust_domain` (`trust_domain`)
+) ENGINE=InnoDB AUTO_INCREMENT=5 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO bundles VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org', X'0A147370696666653A2F2F6578616D706C652E6F726712ED020AEA02308201663082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D0301070342000407D023C023C7103A442C95EC7CD3D9AF52EC9CBC9E5F490018B1D77996588AAD1F1FA4CB38DFC1EFE4E34CFFBDE77DAA64BE16E431FD6EAFC1E26F035817709BA3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D04030203490030460221009D81CD4CF3B74059B7D9FE2A564F5AAA499086648CE427FEDDAC5F158322A57202210082BEC6A188C5301972500BD1CA36F48C866AAFADA2091C3C1E11DDACBCD0A07A12F2020AED02308201693082010EA003020102020106300A06082A8648CE3D0403023011310F300D060355040A13067365636F6E643020170D3233313131343232313332305A180F32323836313132303137343633395A3011310F300D060355040A13067365636F6E643059301306072A8648CE3D020106082A8648CE3D030107034200049B8E72594C887F0FC8D5C92D717D522C6863D0C66259B37D7A877CA95A1C6385D4AE41E5C47AF948D5C678600DC7ABF2B32683D928B05D2F53D6EF60DA419C21A3553053300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300F0603551D0E040804067365636F6E64301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020349003046022100E9EC8B208B47153762C3FA92496E302C314D37329511C42360EFBF71E3040E14022100B72D402FAFCF584C40D85BE451AB125333454BAA89982600A9C1BF722F5835C010011A6A0A5B3059301306072A8648CE3D020106082A8648CE3D0301070342000494C54B2DD66DE9B61170C5657807084AC618DBDA9356B4AF98B0362392151CF74E80826938D397C3F506536B8F4DEFAEF077C71463F0F14E178E5DDB74B27E2D1205666972737418FFC7AFA0251A6D0A5B3059301306072A8648CE3D020106082A8648CE3D03010703420004E5019B14B4C3D04ECE4A39C00F0725288DA43243E4CF9F13339C7D63889F4DFD0537F824898EDFB212826556EE42C7C582B44210991455898D6D6DB5ABFF752E12067365636F6E6418FFC7AFA02520011A6A0A5B3059301306072A8648CE3D020106082A8648CE3D0301070342000432D3C1E19B807FC4E047F0DCB2B5F425EEA5F85971D9AD9A1640DA2CAEA257B8501DB63A6BDB7032542387A7300C57BBD17BAD704DD370E45953B09419FB94161205746869726418FFC7AFA02520D804282A');
+INSERT INTO bundles VALUES ('2', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://web.test', X'0A117370696666653A2F2F7765622E7465737412E6020AE3023082015F30820105A003020102020103300A06082A8648CE3D040302300E310C300A060355040A13037765623020170D3233313131343232313332305A180F32323836313132303137343633395A300E310C300A060355040A13037765623059301306072A8648CE3D020106082A8648CE3D030107034200046E06C1E9BF441E54F635F5D022018917EE6B88D37D32F4E1D4CD3F9561186F2954AE80B0820F728F4075DBC1B64EC55C8563EA0768F344DF1CDCA96D314AF8DAA3523050300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300C0603551D0E04050403776562301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020348003045022032DE07D95204272A4CB750D9818F00BC526A531E6536929B74B5F920AF4B973C022100B1B62CE38C26FE9EE13613950E85341332E1EE90A6B247E0F805F478A3BB5ACB');
+INSERT INTO bundles VALUES ('3', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://spiffe.test', X'0A147370696666653A2F2F7370696666652E746573741A660A5B3059301306072A8648CE3D020106082A8648CE3D0301070342000488B860FF0AB550CE68471FF85EB3E5E34669F068BD859B15E6527E749CC273F5E3A63C15D068D5EA110773A9568A21ABDDEE3188608A8FC3E3A03C85AA71582712016B18FFC7AFA0252080808080802028808080808080808040');
+INSERT INTO bundles VALUES ('4', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://empty.test', X'0A137370696666653A2F2F656D7074792E74657374');
+CREATE TABLE `ca_journals` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `data` longblob DEFAULT NULL,
+  `active_x509_authority_id` varchar(255) DEFAULT NULL,
+  `active_jwt_authority_id` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  KEY `idx_ca_journals_active_x509_authority_id` (`active_x509_authority_id`),
+  KEY `idx_ca_journals_active_jwt_authority_id` (`active_jwt_authority_id`)
+) ENGINE=InnoDB AUTO_INCREMENT=4 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO ca_journals VALUES ('1', '2026-11-23 04:41:08', '2026-11-23 04:41:08', X'0AA8030A01411080E2CFAA061AEA02308201663082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D03010703420004157DF39DDCC218F0F61236315CC8D0E5D45FA9A7F682241B13790EC4B38FDD4B1F4BDD5BE889DCB122DEE1C8D9E34C5BF7336ACDC01B06A1210FA5D0EEAEA0C5A3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020349003046022100A800075C8EED991DE36F4DE0B6A8C6D308052B4CA72A1FA953E1472BB039EED60221009B245982BDCC261FBF9CB71EDF2E7B8C3EC3AE79A30D2B5B078D74E607B8BA39280332283030303030303030303030303030303030303030303030303030303030303030303030303030303038FFC7AFA025', '0000000000000000000000000000000000000000', '');
+INSERT INTO ca_journals VALUES ('2', '2026-11-23 04:41:08', '2026-11-23 04:41:08', X'0AA7030A01411080E2CFAA061AE902308201653082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D03010703420004BB27943B59C32E27A10B93BD7EAB435A3AAA118AD6B38596DD79B46A993E72F1C9CEDBCEB27C07686CFC2D08BDAA4B53E2216BCE433DB9EE9C598B07931685B9A3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D0403020348003045022051C9A1998BBB8A2CD6BDF78169F8EE774396FCA14887E991659E89FD46A07A96022100B8265130705E5E3855BDDC5B8CBBDD9B532111CCAFC6BCBBD75FD78CC6A40052280332283030303030303030303030303030303030303030303030303030303030303030303030303030303138FFC7AFA025', '0000000000000000000000000000000000000001', '');
+INSERT INTO ca_journals VALUES ('3', '2026-11-23 04:41:08', '2026-11-23 04:41:08', X'0AA7030A01411080E2CFAA061AE902308201653082010BA003020102020105300A06082A8648CE3D0403023010310E300C060355040A130566697273743020170D3233313131343232313332305A180F32323836313132303137343633395A3010310E300C060355040A130566697273743059301306072A8648CE3D020106082A8648CE3D03010703420004144087FF189069B1D06A08B83DC867A0B4BC850F3FBF1EA53322730C601F3C5137A225EF3E7D782AF351BDC06725365AFEA554221F7B376A27841147B8EFBBEBA3543052300E0603551D0F0101FF040403020204300F0603551D130101FF040530030101FF300E0603551D0E040704056669727374301F0603551D110418301686147370696666653A2F2F6578616D706C652E6F7267300A06082A8648CE3D04030203480030450220775F4A9845C61706497C19301CEBF67FA8791DE60649091441C9FBB7CAA49126022100A008351A68A0490A39DC9E313280D72F68DD961F86C11E52D337256F9BE2298B280332283030303030303030303030303030303030303030303030303030303030303030303030303030303238FFC7AFA025', '0000000000000000000000000000000000000002', '');
+CREATE TABLE `dns_names` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `registered_entry_id` int(10) unsigned DEFAULT NULL,
+  `value` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `idx_dns_entry` (`registered_entry_id`,`value`)
+) ENGINE=InnoDB AUTO_INCREMENT=13 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO dns_names VALUES ('10', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'z.example');
+INSERT INTO dns_names VALUES ('11', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'a.example');
+INSERT INTO dns_names VALUES ('12', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'xn--bcher-kva.example');
+CREATE TABLE `federated_registration_entries` (
+  `bundle_id` int(10) unsigned NOT NULL,
+  `registered_entry_id` int(10) unsigned NOT NULL,
+  PRIMARY KEY (`bundle_id`,`registered_entry_id`),
+  KEY `idx_federated_registration_entries_registered_entry_id` (`registered_entry_id`)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO federated_registration_entries VALUES ('2', '2');
+INSERT INTO federated_registration_entries VALUES ('3', '2');
+INSERT INTO federated_registration_entries VALUES ('4', '2');
+CREATE TABLE `federated_trust_domains` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `trust_domain` varchar(255) NOT NULL,
+  `bundle_endpoint_url` varchar(255) DEFAULT NULL,
+  `bundle_endpoint_profile` varchar(255) DEFAULT NULL,
+  `endpoint_spiffe_id` varchar(255) DEFAULT NULL,
+  `implicit` tinyint(1) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_federated_trust_domains_trust_domain` (`trust_domain`)
+) ENGINE=InnoDB AUTO_INCREMENT=3 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO federated_trust_domains VALUES ('1', '2026-11-23 04:41:08', '2026-11-23 04:41:08', 'web.test', 'https://127.0.0.1:1/web.test?a=b%20c', 'https_web', '', '0');
+INSERT INTO federated_trust_domains VALUES ('2', '2026-11-23 04:41:08', '2026-11-23 04:41:08', 'spiffe.test', 'https://127.0.0.1:1/spiffe.test?a=b%20c', 'https_spiffe', 'spiffe://spiffe.test/endpoint', '0');
+CREATE TABLE `join_tokens` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `token` varchar(255) DEFAULT NULL,
+  `expiry` bigint(20) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_join_tokens_token` (`token`)
+) ENGINE=InnoDB AUTO_INCREMENT=3 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO join_tokens VALUES ('1', '2026-11-23 04:41:08', '2026-11-23 04:41:08', 'unused', '9999999999');
+INSERT INTO join_tokens VALUES ('2', '2026-11-23 04:41:08', '2026-11-23 04:41:08', 'past', '1');
+CREATE TABLE `migrations` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `version` int(11) DEFAULT NULL,
+  `code_version` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`)
+) ENGINE=InnoDB AUTO_INCREMENT=2 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO migrations VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '24', '1.14.7');
+CREATE TABLE `node_resolver_map_entries` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  `type` varchar(255) DEFAULT NULL,
+  `value` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `idx_node_resolver_map` (`spiffe_id`,`type`,`value`)
+) ENGINE=InnoDB AUTO_INCREMENT=13 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO node_resolver_map_entries VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/join_token/a', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('2', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/join_token/a', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('3', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/x509pop/b', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('4', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/x509pop/b', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('5', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/banned', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('6', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/banned', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('7', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/past', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('8', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/past', 'docker', 'label:ünïcode ☃');
+INSERT INTO node_resolver_map_entries VALUES ('9', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/old', 'x509pop', 'subject:cn:a');
+INSERT INTO node_resolver_map_entries VALUES ('10', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'spiffe://example.org/spire/agent/old', 'docker', 'label:ünïcode ☃');
+CREATE TABLE `registered_entries` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `entry_id` varchar(255) DEFAULT NULL,
+  `spiffe_id` varchar(255) DEFAULT NULL,
+  `parent_id` varchar(255) DEFAULT NULL,
+  `ttl` int(11) DEFAULT NULL,
+  `admin` tinyint(1) DEFAULT NULL,
+  `downstream` tinyint(1) DEFAULT NULL,
+  `expiry` bigint(20) DEFAULT NULL,
+  `revision_number` bigint(20) DEFAULT NULL,
+  `store_svid` tinyint(1) DEFAULT NULL,
+  `hint` varchar(255) DEFAULT NULL,
+  `jwt_svid_ttl` int(11) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `uix_registered_entries_entry_id` (`entry_id`),
+  KEY `idx_registered_entries_parent_id` (`parent_id`),
+  KEY `idx_registered_entries_expiry` (`expiry`),
+  KEY `idx_registered_entries_hint` (`hint`),
+  KEY `idx_registered_entries_spiffe_id` (`spiffe_id`)
+) ENGINE=InnoDB AUTO_INCREMENT=8 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO registered_entries VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'least', 'spiffe://example.org/least', 'spiffe://example.org/node', '0', '0', '0', '0', '0', '0', '', '0');
+INSERT INTO registered_entries VALUES ('2', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'full', 'spiffe://example.org/full', 'spiffe://example.org/spire/agent/join_token/a', '2147483647', '1', '1', '9999999999', '3', '0', 'hint: ☃ \'quoted\'', '2147483647');
+INSERT INTO registered_entries VALUES ('3', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'stored', 'spiffe://example.org/stored', 'spiffe://example.org/node', '0', '0', '0', '0', '0', '1', '', '0');
+INSERT INTO registered_entries VALUES ('4', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee', 'spiffe://example.org/llllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllllll', 'spiffe://example.org/node', '0', '0', '0', '0', '0', '0', '', '0');
+INSERT INTO registered_entries VALUES ('5', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'alias', 'spiffe://example.org/node', 'spiffe://example.org/spire/server', '0', '0', '0', '0', '0', '0', '', '0');
+INSERT INTO registered_entries VALUES ('7', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'old', 'spiffe://example.org/old', 'spiffe://example.org/node', '0', '0', '0', '0', NULL, NULL, NULL, NULL);
+CREATE TABLE `registered_entries_events` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `entry_id` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`)
+) ENGINE=InnoDB AUTO_INCREMENT=12 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO registered_entries_events VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'least');
+INSERT INTO registered_entries_events VALUES ('2', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'full');
+INSERT INTO registered_entries_events VALUES ('3', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'stored');
+INSERT INTO registered_entries_events VALUES ('4', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'eeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeeee');
+INSERT INTO registered_entries_events VALUES ('5', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'alias');
+INSERT INTO registered_entries_events VALUES ('6', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'deleted');
+INSERT INTO registered_entries_events VALUES ('7', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'old');
+INSERT INTO registered_entries_events VALUES ('8', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'deleted');
+INSERT INTO registered_entries_events VALUES ('9', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'full');
+INSERT INTO registered_entries_events VALUES ('10', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'full');
+INSERT INTO registered_entries_events VALUES ('11', '2026-11-23 04:41:07', '2026-11-23 04:41:07', 'full');
+CREATE TABLE `selectors` (
+  `id` int(10) unsigned NOT NULL AUTO_INCREMENT,
+  `created_at` datetime DEFAULT NULL,
+  `updated_at` datetime DEFAULT NULL,
+  `registered_entry_id` int(10) unsigned DEFAULT NULL,
+  `type` varchar(255) DEFAULT NULL,
+  `value` varchar(255) DEFAULT NULL,
+  PRIMARY KEY (`id`),
+  UNIQUE KEY `idx_selector_entry` (`registered_entry_id`,`type`,`value`),
+  KEY `idx_selectors_type_value` (`type`,`value`)
+) ENGINE=InnoDB AUTO_INCREMENT=23 DEFAULT CHARSET=utf8mb3 COLLATE=utf8mb3_general_ci ROW_FORMAT=DYNAMIC;
+INSERT INTO selectors VALUES ('1', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '1', 'unix', 'uid:0');
+INSERT INTO selectors VALUES ('6', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '3', 'aws_secretsmanager', 'secretname:s');
+INSERT INTO selectors VALUES ('7', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '4', 'unix', 'path:/ppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppppp');
+INSERT INTO selectors VALUES ('8', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '5', 'x509pop', 'subject:cn:a');
+INSERT INTO selectors VALUES ('10', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '7', 'unix', 'uid:1');
+INSERT INTO selectors VALUES ('19', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'unix', 'uid:2147483648');
+INSERT INTO selectors VALUES ('20', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'k8s', 'pod-label:a/b:c:d');
+INSERT INTO selectors VALUES ('21', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'docker', 'env:A="q" \'p\' \\ % _ ; -- 	');
+INSERT INTO selectors VALUES ('22', '2026-11-23 04:41:07', '2026-11-23 04:41:07', '2', 'docker', 'label:ünïcode ☃');

@@ -3,7 +3,8 @@
 //! A view of the agent's cache changes seldom and has many watchers: its protobuf bytes are built when it changes
 //! ([`Encoded::new`]); each stream then copies them into its frame and encodes nothing.
 
-use crate::workload;
+use crate::server::entry;
+use crate::{types, workload};
 use bytes::{BufMut, Bytes};
 use prost::Message;
 use std::fmt;
@@ -20,6 +21,10 @@ pub type X509BundlesResponse = Encoded<workload::X509BundlesResponse>;
 pub type JwtBundlesResponse = Encoded<workload::JwtBundlesResponse>;
 /// The ready-made form of [`crate::sync::WatchResponse`].
 pub type WatchResponse = Encoded<crate::sync::WatchResponse>;
+/// The ready-made form of [`entry::GetAuthorizedEntriesResponse`].
+pub type GetAuthorizedEntriesResponse = Encoded<entry::GetAuthorizedEntriesResponse>;
+/// The ready-made form of [`entry::SyncAuthorizedEntriesResponse`].
+pub type SyncAuthorizedEntriesResponse = Encoded<entry::SyncAuthorizedEntriesResponse>;
 
 /// First size of a stream's two buffers, in bytes. tonic's own is 8 KiB for each, most of what an idle stream costs;
 /// a longer message grows its buffer once.
@@ -45,24 +50,87 @@ impl<T: Message> Encoded<T> {
     }
 }
 
-impl Encoded<crate::sync::WatchResponse> {
-    /// `head`, which has no entries, followed by entries that are encoded already.
+/// A message with entries that may be added to its other fields in their encoded form.
+pub trait HoldsEntries: Message {
+    /// The field of the entries.
+    const FIELD: u32;
+}
+impl HoldsEntries for crate::sync::WatchResponse {
+    const FIELD: u32 = 2;
+}
+impl HoldsEntries for entry::GetAuthorizedEntriesResponse {
+    const FIELD: u32 = 1;
+}
+impl HoldsEntries for entry::SyncAuthorizedEntriesResponse {
+    const FIELD: u32 = 2;
+}
+
+impl<T: HoldsEntries> Encoded<T> {
+    /// `head`, which has no entries, followed by entries that are encoded already, each cut to what the mask names (see
+    /// [`crate::convert::mask_entry`]).
     pub fn with_entries<'a>(
-        head: &crate::sync::WatchResponse,
+        head: &T,
+        mask: Option<&types::EntryMask>,
         entries: impl Iterator<Item = &'a [u8]> + Clone,
     ) -> Self {
-        const ENTRIES: u32 = 2;
-        let overhead = 12; // tag and length, at most
-        let size = head.encoded_len() + entries.clone().map(|e| e.len() + overhead).sum::<usize>();
-        let mut bytes = Vec::with_capacity(size);
+        const OVERHEAD: usize = 12; // tag and length, at most
+        let kept = mask.map(KeptFields::new);
+        let mut cut = Vec::new();
+        let mut bytes =
+            Vec::with_capacity(head.encoded_len() + entries.clone().map(|e| e.len() + OVERHEAD).sum::<usize>());
         head.encode_raw(&mut bytes);
-        for entry in entries {
-            prost::encoding::encode_key(ENTRIES, prost::encoding::WireType::LengthDelimited, &mut bytes);
+        for mut entry in entries {
+            if let Some(kept) = &kept {
+                cut.clear();
+                kept.copy(entry, &mut cut);
+                entry = &cut;
+            }
+            prost::encoding::encode_key(T::FIELD, prost::encoding::WireType::LengthDelimited, &mut bytes);
             prost::encoding::encode_varint(entry.len() as u64, &mut bytes);
             bytes.extend_from_slice(entry);
         }
         Self { bytes: bytes.into(), message: PhantomData }
     }
+}
+
+/// Numbers of the fields of an entry that are wanted, a bit for each.
+struct KeptFields(u64);
+
+impl KeptFields {
+    /// The mask's fields have the numbers of those they stand for. The ID always stays.
+    fn new(mask: &types::EntryMask) -> Self {
+        const ID: u32 = 1;
+        let mask = mask.encode_to_vec();
+        Self(fields(&mask).fold(1 << ID, |all, (number, _)| all | 1_u64.checked_shl(number).unwrap_or_default()))
+    }
+
+    fn copy(&self, entry: &[u8], to: &mut Vec<u8>) {
+        for (number, field) in fields(entry) {
+            if 1_u64.checked_shl(number).is_some_and(|bit| self.0 & bit != 0) {
+                to.extend_from_slice(field);
+            }
+        }
+    }
+}
+
+/// The fields of a message, each with its number and with its tag before it. Ends where the bytes are no message.
+fn fields(mut message: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    use prost::encoding::{WireType, decode_key, decode_varint};
+    std::iter::from_fn(move || {
+        let mut rest = message;
+        let (number, form) = decode_key(&mut rest).ok()?;
+        let skipped = match form {
+            WireType::Varint => decode_varint(&mut rest).map(|_| 0).ok()?,
+            WireType::SixtyFourBit => 8,
+            WireType::ThirtyTwoBit => 4,
+            WireType::LengthDelimited => usize::try_from(decode_varint(&mut rest).ok()?).ok()?,
+            WireType::StartGroup | WireType::EndGroup => return None,
+        };
+        let after = rest.get(skipped..)?;
+        let field = message.get(..message.len() - after.len())?;
+        message = after;
+        Some((number, field))
+    })
 }
 
 impl<T: Message + Default> Encoded<T> {
@@ -201,9 +269,73 @@ mod tests {
         let entry = |id: &str| crate::types::Entry { id: id.into(), ..Default::default() };
         let head = crate::sync::WatchResponse { revision: 7, more: true, ..Default::default() };
         let encoded = [entry("a").encode_to_vec(), entry("b").encode_to_vec()];
-        let ready = Encoded::with_entries(&head, encoded.iter().map(Vec::as_slice));
+        let ready = Encoded::with_entries(&head, None, encoded.iter().map(Vec::as_slice));
         let message = crate::sync::WatchResponse { entries: vec![entry("a"), entry("b")], ..head };
         assert_eq!(ready.decode().unwrap(), message);
+    }
+
+    /// Any message: a bit of `set` says for each field whether it is there.
+    fn entry(set: u32) -> types::Entry {
+        let has = |number: u32| set & 1 << number != 0;
+        let id = |path: &str| Some(types::Spiffeid { trust_domain: "td".into(), path: path.into() });
+        let selector = |value: &str| types::Selector { r#type: "unix".into(), value: value.into() };
+        let texts = |number| if has(number) { vec!["one.example".to_owned(), String::new()] } else { Vec::new() };
+        types::Entry {
+            id: if has(1) { "id".into() } else { String::new() },
+            spiffe_id: id("/workload").filter(|_| has(2)),
+            parent_id: id("/agent").filter(|_| has(3)),
+            selectors: if has(4) { vec![selector("uid:1"), selector("gid:2")] } else { Vec::new() },
+            x509_svid_ttl: has(5).into(),
+            federates_with: texts(6),
+            admin: has(7),
+            downstream: has(8),
+            expires_at: if has(9) { -1 } else { 0 },
+            dns_names: texts(10),
+            revision_number: i64::from(has(11)) << 40,
+            store_svid: has(12),
+            jwt_svid_ttl: has(13).into(),
+            hint: if has(14) { "hint".into() } else { String::new() },
+            created_at: has(15).into(),
+            additional_attributes: has(16).then(Default::default),
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn cutting_encoded_entries_is_masking_them(sets: Vec<u32>, wanted: u32) {
+            let has = |number: u32| wanted & 1 << number != 0;
+            let mask = types::EntryMask {
+                spiffe_id: has(2),
+                parent_id: has(3),
+                selectors: has(4),
+                x509_svid_ttl: has(5),
+                federates_with: has(6),
+                admin: has(7),
+                downstream: has(8),
+                expires_at: has(9),
+                dns_names: has(10),
+                revision_number: has(11),
+                store_svid: has(12),
+                jwt_svid_ttl: has(13),
+                hint: has(14),
+                created_at: has(15),
+                additional_attributes: has(16),
+            };
+            let mut entries: Vec<_> = sets.into_iter().map(entry).collect();
+            let encoded: Vec<_> = entries.iter().map(types::Entry::encode_to_vec).collect();
+            let head = entry::SyncAuthorizedEntriesResponse { more: has(20), ..Default::default() };
+            let ready = Encoded::with_entries(&head, Some(&mask), encoded.iter().map(Vec::as_slice));
+            entries.iter_mut().for_each(|entry| crate::convert::mask_entry(entry, &mask));
+            let whole = entry::SyncAuthorizedEntriesResponse { entries, ..head };
+            proptest::prop_assert_eq!(ready.bytes().len(), whole.encoded_len());
+            proptest::prop_assert_eq!(ready.decode().unwrap(), whole);
+        }
+
+        #[test]
+        fn what_is_no_message_ends(bytes: Vec<u8>) {
+            let found: usize = fields(&bytes).map(|(_, field)| field.len()).sum();
+            proptest::prop_assert!(found <= bytes.len());
+        }
     }
 
     #[test]

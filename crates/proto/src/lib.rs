@@ -64,10 +64,16 @@ pub mod server {
         /// What a running server says of itself.
         debug, "server_debug"
     );
-    generated!(
-        /// Registration entries.
-        entry, "server_entry"
-    );
+    /// Registration entries.
+    #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
+    pub mod entry {
+        include!("gen/server_entry.rs");
+        /// The server half of which the answers to agents are [`crate::encoded::Encoded`].
+        pub mod encoded {
+            include!("gen/server_entry_encoded.rs");
+            pub use entry_server::{Entry, EntryServer};
+        }
+    }
     generated!(
         /// The server's own authorities.
         localauthority, "server_localauthority"

@@ -24,9 +24,10 @@ const fn unit(name: &'static str, proto: &'static str, package: &'static str) ->
 impl Unit {
     /// Where the messages are of contracts whose halves are generated apart: the server's answers are ready-made bytes.
     fn small_module(&self) -> Option<&'static str> {
-        match self.proto {
-            "spiffe/workload.proto" => Some("workload"),
-            "finial/sync.proto" => Some("sync"),
+        match self.name {
+            "workload" | "workload_server" => Some("workload"),
+            "sync" | "sync_server" => Some("sync"),
+            "server_entry_encoded" => Some("server::entry"),
             _ => None,
         }
     }
@@ -38,6 +39,14 @@ const UNITS: &[Unit] = &[
     unit("server_bundle", "spire/server/bundle.proto", "spire.api.server.bundle.v1"),
     unit("server_debug", "spire/server/debug.proto", "spire.api.server.debug.v1"),
     unit("server_entry", "spire/server/entry.proto", "spire.api.server.entry.v1"),
+    // The other server half has messages in it, for those who play a server.
+    Unit {
+        name: "server_entry_encoded",
+        proto: "spire/server/entry.proto",
+        package: "spire.api.server.entry.v1",
+        client: false,
+        server: true,
+    },
     unit("server_localauthority", "spire/server/localauthority.proto", "spire.api.server.localauthority.v1"),
     unit("server_logger", "spire/server/logger.proto", "spire.api.server.logger.v1"),
     unit("server_svid", "spire/server/svid.proto", "spire.api.server.svid.v1"),
@@ -68,6 +77,8 @@ const ENCODED: &[(&str, &str)] = &[
     (".X509BundlesResponse", "crate::encoded::X509BundlesResponse"),
     (".JWTBundlesResponse", "crate::encoded::JwtBundlesResponse"),
     (".finial.server.sync.v1.WatchResponse", "crate::encoded::WatchResponse"),
+    (".spire.api.server.entry.v1.GetAuthorizedEntriesResponse", "crate::encoded::GetAuthorizedEntriesResponse"),
+    (".spire.api.server.entry.v1.SyncAuthorizedEntriesResponse", "crate::encoded::SyncAuthorizedEntriesResponse"),
 ];
 
 /// Messages with secrets: `src/redact.rs` gives them a `Debug` that does not print them.

@@ -4,8 +4,10 @@ use super::dns::check_dns_name;
 use super::stream::Driven;
 use super::{Api, IdRule, count32, id_from_proto, ok, page, selectors_field, selectors_from_proto, store_failed};
 use crate::authz::{Call, Fields, Permit, method};
+use crate::entries::Indexed;
 use finial_core::{Entry, EntryId, ErrorKind, SelectorSet, SpiffeId, TrustDomain};
 use finial_proto::convert::{entry_to_proto, mask_entry, match_behavior};
+use finial_proto::encoded::{Encoded, GetAuthorizedEntriesResponse, SyncAuthorizedEntriesResponse};
 use finial_proto::server::entry as pb;
 use finial_proto::types;
 use finial_store::{CreatedEntry, EntryFilter, EntryUpdate, StoreError};
@@ -363,7 +365,11 @@ impl Api {
                 Ok(_) => match deleted.next() {
                     Some(Ok(())) => ok(),
                     Some(Err(StoreError::NotFound)) => Some(permit.item(ErrorKind::NotFound, "entry not found")),
-                    Some(Err(e)) => Some(permit.item_with(ErrorKind::Internal, "failed to delete entry", e)),
+                    Some(Err(e)) => {
+                        let kind = e.kind();
+                        let kind = if kind == ErrorKind::Unavailable { kind } else { ErrorKind::Internal };
+                        Some(permit.item_with(kind, "failed to delete entry", e))
+                    }
                     None => Some(permit.item(ErrorKind::Internal, "failed to delete entry")),
                 },
             };
@@ -377,18 +383,17 @@ impl Api {
         &self,
         permit: Permit<method::GetAuthorizedEntries>,
         request: pb::GetAuthorizedEntriesRequest,
-    ) -> Result<pb::GetAuthorizedEntriesResponse, Status> {
+    ) -> Result<GetAuthorizedEntriesResponse, Status> {
         let (agent, selectors) = permit.agent()?;
         let found = self.entries.authorized(agent, &selectors);
-        let mask = request.output_mask.as_ref();
-        let entries = found.iter().map(|entry| masked(entry.to_proto(), mask)).collect();
         permit.audit();
-        Ok(pb::GetAuthorizedEntriesResponse { entries })
+        let (head, mask) = (pb::GetAuthorizedEntriesResponse::default(), request.output_mask.as_ref());
+        Ok(Encoded::with_entries(&head, mask, found.iter().map(Indexed::encoded)))
     }
 }
 
 #[async_trait]
-impl pb::entry_server::Entry for super::Service {
+impl pb::encoded::Entry for super::Service {
     async fn count_entries(
         &self,
         request: Request<pb::CountEntriesRequest>,
@@ -431,11 +436,11 @@ impl pb::entry_server::Entry for super::Service {
     async fn get_authorized_entries(
         &self,
         request: Request<pb::GetAuthorizedEntriesRequest>,
-    ) -> Result<Response<pb::GetAuthorizedEntriesResponse>, Status> {
+    ) -> Result<Response<GetAuthorizedEntriesResponse>, Status> {
         self.gate.unary(request, |permit, request| self.0.get_authorized_entries(permit, request)).await
     }
 
-    type SyncAuthorizedEntriesStream = Driven<pb::SyncAuthorizedEntriesResponse>;
+    type SyncAuthorizedEntriesStream = Driven<SyncAuthorizedEntriesResponse>;
 
     async fn sync_authorized_entries(
         &self,

@@ -1,11 +1,11 @@
 //! `SyncAuthorizedEntries`: an agent learns which entries it may have, and fetches those it does not know yet.
 
 use super::Api;
-use super::entry::masked;
 use super::stream::{Inlet, Outlet};
 use crate::authz::{Permit, method};
 use crate::entries::Indexed;
-use finial_proto::server::entry::{EntryRevision, SyncAuthorizedEntriesRequest, SyncAuthorizedEntriesResponse};
+use finial_proto::encoded::{Encoded, SyncAuthorizedEntriesResponse};
+use finial_proto::server::entry::{self as pb, EntryRevision, SyncAuthorizedEntriesRequest};
 use finial_proto::types;
 use std::time::Duration;
 use tonic::Status;
@@ -64,7 +64,7 @@ impl Api {
             let wanted = self.entries.authorized_among(agent, &selectors, ids.iter().map(String::as_str));
             let wanted: Vec<_> = wanted.into_iter().flatten().collect();
             if wanted.is_empty() {
-                outlet.send(SyncAuthorizedEntriesResponse::default()).await?;
+                outlet.send(full(&[], None, false)).await?;
             }
             let mut pages = wanted.chunks(PAGE).peekable();
             while let Some(page) = pages.next() {
@@ -77,8 +77,8 @@ impl Api {
 }
 
 fn full(page: &[Indexed], mask: Option<&types::EntryMask>, more: bool) -> SyncAuthorizedEntriesResponse {
-    let entries = page.iter().map(|entry| masked(entry.to_proto(), mask)).collect();
-    SyncAuthorizedEntriesResponse { entries, more, ..Default::default() }
+    let head = pb::SyncAuthorizedEntriesResponse { more, ..Default::default() };
+    Encoded::with_entries(&head, mask, page.iter().map(Indexed::encoded))
 }
 
 fn sparse(page: &[Indexed], more: bool) -> SyncAuthorizedEntriesResponse {
@@ -87,5 +87,6 @@ fn sparse(page: &[Indexed], more: bool) -> SyncAuthorizedEntriesResponse {
         revision_number: entry.revision_number(),
         created_at: entry.created_at(),
     };
-    SyncAuthorizedEntriesResponse { entry_revisions: page.iter().map(revision).collect(), more, ..Default::default() }
+    let entry_revisions = page.iter().map(revision).collect();
+    Encoded::new(&pb::SyncAuthorizedEntriesResponse { entry_revisions, more, ..Default::default() })
 }

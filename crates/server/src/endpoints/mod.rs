@@ -17,7 +17,7 @@ use finial_proto::health::health_server::HealthServer;
 use finial_proto::server::agent::agent_server::AgentServer;
 use finial_proto::server::bundle::bundle_server::BundleServer;
 use finial_proto::server::debug::debug_server::DebugServer;
-use finial_proto::server::entry::entry_server::EntryServer;
+use finial_proto::server::entry::encoded::EntryServer;
 use finial_proto::server::localauthority::local_authority_server::LocalAuthorityServer;
 use finial_proto::server::logger::logger_server::LoggerServer;
 use finial_proto::server::svid::svid_server::SvidServer;

@@ -72,7 +72,7 @@ impl Backlog {
         let count = self.entries.iter().rev().take(PAGE).take_while(fits).count().max(1).min(self.entries.len());
         let page = self.entries.split_off(self.entries.len() - count);
         self.head.more = !self.entries.is_empty();
-        let message = Encoded::with_entries(&self.head, page.iter().rev().map(Indexed::encoded));
+        let message = Encoded::with_entries(&self.head, None, page.iter().rev().map(Indexed::encoded));
         self.head = WatchResponse { revision: self.head.revision, ..WatchResponse::default() };
         message
     }

@@ -184,6 +184,41 @@ plugins { KeyManager "disk" {} KeyManager "disk" {} }
     assert!(text.contains("\nalso: data_dir must be configured\n  at s.conf:1:1\n  hint: add data_dir"), "{text}");
 }
 
+/// What the fetcher would refuse at every poll is refused here, and no password is shown.
+#[test]
+fn bundle_endpoint_urls_that_nobody_can_fetch() {
+    let with = |url: &str| {
+        server(&format!(
+            r#"server {{
+                trust_domain = "example.org" bind_address = "::1" bind_port = 1 data_dir = "d"
+                federation {{ federates_with "a.test" {{
+                    bundle_endpoint_url = "{url}" bundle_endpoint_profile "https_web" {{}}
+                }} }}
+            }} plugins {{ DataStore "sql" {{ plugin_data {{}} }} KeyManager "memory" {{ plugin_data {{}} }} }}"#
+        ))
+    };
+    for good in
+        ["https://a.test", "HTTPS://a.test:8443/x@y?user=u@h#at@all", "https://[::1]/bundle", "https://a.test#x y"]
+    {
+        let settings = with(good).unwrap().settings;
+        assert_eq!(settings.federation.federates_with.values().next().unwrap().bundle_endpoint_url, good);
+    }
+    for (bad, cause) in [
+        ("", "must be configured"),
+        ("http://a.test", "must use the HTTPS protocol; URL found: \"http://a.test\""),
+        ("https://", "is not a valid URL"),
+        ("https:///bundle", "is not a valid URL"),
+        ("https://:8443/bundle", "must specify the host"),
+        ("https://u@a.test", "must not contain user info"),
+        ("https://u:secret@a.test/bundle", "must not contain user info"),
+        ("https://u:secret@a.test/two words", "is not a valid URL"),
+    ] {
+        let told = problems(&with(bad).unwrap_err());
+        let expected = format!("federation.federates_with[\"a.test\"].bundle_endpoint_url {cause}");
+        assert!(told.len() == 1 && told[0].contains(&expected) && !told[0].contains("secret"), "{bad}: {told:?}");
+    }
+}
+
 #[test]
 fn keys_that_moved_are_told_where_they_went() {
     let error = server("server { default_svid_ttl = \"1h\"\n registration_uds_path = \"/x\" zzz = 1 }").unwrap_err();

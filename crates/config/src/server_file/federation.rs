@@ -78,6 +78,9 @@ pub(super) fn resolve(r: &mut Resolver, federation: RawFederation, data_dir: &Pa
                 "federation.federates_with[\"{name}\"].bundle_endpoint_url must use the HTTPS protocol; URL found: {url:?}"
             );
             r.problem(&path, message, "");
+        } else if let Err(cause) = check_url(url) {
+            // Without the URL: there may be a password in it.
+            r.problem(&path, format!("federation.federates_with[\"{name}\"].bundle_endpoint_url {cause}"), "");
         }
         let trust_domain = TrustDomain::parse(&name);
         if let Err(error) = &trust_domain {
@@ -90,6 +93,17 @@ pub(super) fn resolve(r: &mut Resolver, federation: RawFederation, data_dir: &Pa
         }
     }
     out
+}
+
+/// Whether an `https` URL can be fetched: by the rules of those who do, or it would be refused at every poll.
+fn check_url(url: &str) -> Result<(), &'static str> {
+    let sent = url.split_once('#').map_or(url, |(sent, _)| sent);
+    let uri: http::Uri = sent.parse().map_err(|_| "is not a valid URL")?;
+    let authority = uri.authority().ok_or("must specify the host")?;
+    if authority.as_str().contains('@') {
+        return Err("must not contain user info");
+    }
+    if authority.host().is_empty() { Err("must specify the host") } else { Ok(()) }
 }
 
 fn foreign_profile(

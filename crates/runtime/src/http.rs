@@ -1,8 +1,8 @@
-//! The small HTTP server behind metrics and health.
+//! The small HTTP server behind metrics, health and the bundle endpoint.
 
-use crate::Spawner;
+use crate::{Shutdown, Spawner};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -10,20 +10,29 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 /// Status, content type and body of an answer.
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) content_type: &'static str,
-    pub(crate) body: String,
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The content type.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: String,
 }
 
 impl Answer {
-    pub(crate) fn not_found() -> Self {
-        let body = "404 page not found\n".to_owned();
-        Self { status: StatusCode::NOT_FOUND, content_type: "text/plain; charset=utf-8", body }
+    /// A line of plain text, as Go's `http.Error` writes it.
+    pub fn text(status: StatusCode, line: &str) -> Self {
+        Self { status, content_type: "text/plain; charset=utf-8", body: format!("{line}\n") }
+    }
+
+    /// As Go's `http.NotFound`.
+    pub fn not_found() -> Self {
+        Self::text(StatusCode::NOT_FOUND, "404 page not found")
     }
 }
 
@@ -32,7 +41,10 @@ pub(crate) type Handler = Arc<dyn Fn(&str) -> Answer + Send + Sync>;
 
 /// A scraper or a probe needs few connections; more than that is misuse.
 const MAX_CONNECTIONS: usize = 32;
+/// How long the head of a request may take to arrive.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most bytes of it.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Longest life of a connection; scrapers reconnect.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -61,19 +73,25 @@ pub(crate) async fn serve(
             let (handler, ended) = (handler.clone(), shutdown.clone());
             tasks.spawn(name, async move {
                 let _slot = slot;
-                tokio::select! {
-                    () = connection(stream, handler) => {}
-                    () = ended.cancelled() => {}
-                }
+                connection(stream, CONNECTION_TIMEOUT, ended, move |_, path| handler(path)).await;
             });
         }
     });
     Ok(local)
 }
 
-async fn connection(stream: TcpStream, handler: Handler) {
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let answer = handler(request.uri().path());
+/// Serves one connection over HTTP/1.1 until it ends, for at most `lifetime` and until shutdown. `answer` gets method and
+/// path, and must not block.
+pub async fn connection<S>(
+    stream: S,
+    lifetime: Duration,
+    shutdown: Shutdown,
+    answer: impl Fn(&Method, &str) -> Answer + Send,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let answer = answer(request.method(), request.uri().path());
         let mut response = Response::new(Full::new(Bytes::from(answer.body)));
         *response.status_mut() = answer.status;
         let content_type = header::HeaderValue::from_static(answer.content_type);
@@ -83,10 +101,13 @@ async fn connection(stream: TcpStream, handler: Handler) {
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(16 * 1024)
+        .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    // How a probe's connection ended is of no interest.
-    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
+    tokio::select! {
+        // How a client's connection ended is of no interest.
+        _ = tokio::time::timeout(lifetime, served) => {}
+        () = shutdown.cancelled() => {}
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 mod backoff;
 mod errno;
 pub mod health;
-mod http;
+pub mod http;
 pub mod log;
 mod rate;
 mod signals;

@@ -6,8 +6,9 @@ use finial_core::{Bundle, Clock, Secret};
 use finial_crypto::bundle::{BundleFormat, bundle_to_json};
 use finial_crypto::pem;
 use finial_crypto::tls::{KeyExchange, TlsIdentity, server_config_with};
-use finial_net::https_server::{self, Page};
+use finial_net::https_server;
 use finial_net::tls::bind;
+use finial_runtime::http::Answer;
 use finial_runtime::{Shutdown, Spawner};
 use http::StatusCode;
 use std::convert::Infallible;
@@ -89,16 +90,16 @@ pub(crate) async fn serve(
     Ok(Some(address))
 }
 
-fn page(bundles: &BundleFeed, refresh_hint: i64) -> Page {
+fn page(bundles: &BundleFeed, refresh_hint: i64) -> Answer {
     let Some(own) = bundles.own() else {
         tracing::error!(subsystem_name = SUBSYSTEM, "Unable to retrieve local bundle");
-        return Page::text(StatusCode::INTERNAL_SERVER_ERROR, "500 unable to retrieve local bundle");
+        return Answer::text(StatusCode::INTERNAL_SERVER_ERROR, "500 unable to retrieve local bundle");
     };
     match bundle_to_json(&Bundle { refresh_hint, ..own.bundle.clone() }, BundleFormat::SPIFFE) {
-        Ok(body) => Page { status: StatusCode::OK, content_type: "application/json", body },
+        Ok(body) => Answer { status: StatusCode::OK, content_type: "application/json", body },
         Err(error) => {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to marshal local bundle");
-            Page::text(StatusCode::INTERNAL_SERVER_ERROR, "500 unable to marshal local bundle")
+            Answer::text(StatusCode::INTERNAL_SERVER_ERROR, "500 unable to marshal local bundle")
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::StoreError;
 use crate::dsn::{mysql, postgres};
 use crate::sql::{Connector, Place};
 use serde::Deserialize;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -225,21 +226,9 @@ fn split_uri(text: &str) -> Result<(PathBuf, &str), StoreError> {
         }
         _ => path,
     };
-    Ok((percent_decoded(path).into(), query))
-}
-
-/// Undoes `%20` and the like; what is not such an escape stays.
-fn percent_decoded(text: &str) -> std::ffi::OsString {
-    use std::os::unix::ffi::OsStringExt;
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let escape = (first == b'%').then(|| after.get(..2)).flatten();
-        let value = escape.and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
-        bytes.push(value.unwrap_or(first));
-        rest = if value.is_some() { after.get(2..).unwrap_or_default() } else { after };
-    }
-    std::ffi::OsString::from_vec(bytes)
+    // What is no escape stays.
+    let path = percent_encoding::percent_decode_str(path).collect();
+    Ok((std::ffi::OsString::from_vec(path).into(), query))
 }
 
 #[cfg(test)]
@@ -266,6 +255,7 @@ mod tests {
             ("file:///home/fred/data.db", "/home/fred/data.db"),
             ("file://localhost/home/fred/data.db", "/home/fred/data.db"),
             ("file:///a%20b%zz?cache=shared", "/a b%zz"),
+            ("file:a%+1%2", "a%+1%2"),
         ] {
             assert_eq!(resolved(text), Ok((Some(path.into()), false)), "{text}");
         }

@@ -1,15 +1,12 @@
 //! Authorities replaced by hand, because a key is no longer good: everything moves off them, and nobody attests again.
 
 use finial_core::{KeyType, TrustDomain};
+use finial_crypto::hex;
 use finial_crypto::{CaTemplate, Certificate, DistinguishedName, PrivateKey, SerialNumber, X509Ca, pem};
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir, eventually};
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// A field of the server's X.509 authority of that standing (`active`, `prepared`, `old`).
 fn authority(server: &Server, standing: &str, field: &str) -> String {

@@ -32,7 +32,7 @@ pub use nearest::nearest;
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
 pub use problem::{ConfigError, Loaded, Notice, Problem};
 pub use server::{
-    BundleEndpointProfile, BundleEndpointSettings, CaSubject, EndpointProfile, EventSettings, FederatesWith,
-    FederationSettings, PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings,
+    BundleEndpointProfile, BundleEndpointSettings, CaSubject, EventSettings, FederatesWith, FederationSettings,
+    PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings,
 };
 pub use server_file::{SERVER_CONFIG_DEFAULT, SERVER_SOCKET_DEFAULT, ServerOverrides, load_server, parse_server};

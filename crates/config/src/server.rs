@@ -1,7 +1,7 @@
 //! Resolved server settings.
 
 use crate::{HealthSettings, LogSettings, PluginConfig, ProfilingSettings, TelemetrySettings};
-use finial_core::{KeyType, SpiffeId, TrustDomain};
+use finial_core::{EndpointProfile, KeyType, SpiffeId, TrustDomain};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -253,16 +253,4 @@ pub struct FederatesWith {
     pub bundle_endpoint_url: String,
     /// `bundle_endpoint_profile`.
     pub profile: EndpointProfile,
-}
-
-/// How a foreign bundle endpoint is authenticated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EndpointProfile {
-    /// By Web PKI.
-    HttpsWeb,
-    /// By SPIFFE, as this ID.
-    HttpsSpiffe {
-        /// `endpoint_spiffe_id`.
-        endpoint_spiffe_id: SpiffeId,
-    },
 }

@@ -6,6 +6,7 @@
 mod bundle;
 mod entry;
 mod error;
+mod federation;
 mod id;
 mod key;
 mod node;
@@ -16,6 +17,7 @@ mod time;
 pub use bundle::{Bundle, JwtAuthority, X509Authority, X509Svid};
 pub use entry::{Entry, EntryId, EntryIdError};
 pub use error::{ErrorKind, Fault};
+pub use federation::EndpointProfile;
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use key::KeyType;
 pub use node::{AgentRecord, JoinToken};

@@ -32,12 +32,7 @@ impl NotWebButSpiffe {
 }
 
 /// A client's configuration for the web: TLS 1.2 and 1.3, no client certificate, no resumption, and no ALPN.
-pub fn web_client_config(roots: RootCertStore, clock: Arc<dyn Clock>) -> Result<ClientConfig, Error> {
-    web_client_config_with(KeyExchange::Any, roots, clock)
-}
-
-/// As [`web_client_config`], with a choice of key exchanges.
-pub fn web_client_config_with(
+pub fn web_client_config(
     exchange: KeyExchange,
     roots: RootCertStore,
     clock: Arc<dyn Clock>,

@@ -95,7 +95,7 @@ fn mark(bundle: &mut Bundle, kind: AuthorityKind, step: TaintStep, id: &str) -> 
     if kind == AuthorityKind::X509 {
         let is_it = |der: &Arc<[u8]>| {
             let certificate = finial_crypto::Certificate::parse(der.clone()).unwrap();
-            certificate.subject_key_id().unwrap().iter().map(|b| format!("{b:02x}")).collect::<String>() == id
+            finial_crypto::hex(certificate.subject_key_id().unwrap()) == id
         };
         let tainted = bundle.x509_authorities.iter().any(|a| is_it(&a.der) && a.tainted);
         match (step, tainted) {

@@ -5,19 +5,7 @@ use crate::bundles;
 use crate::sql::{Conn, Moment, Query, Row};
 use crate::store::transact;
 use crate::{Listed, Page, Store, StoreError};
-use finial_core::{Bundle, SpiffeId, TrustDomain};
-
-/// How a bundle endpoint proves who it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BundleEndpointProfile {
-    /// With a certificate that the machine's roots vouch for.
-    HttpsWeb,
-    /// With an X509-SVID.
-    HttpsSpiffe {
-        /// Whose.
-        endpoint_id: SpiffeId,
-    },
-}
+use finial_core::{Bundle, EndpointProfile, SpiffeId, TrustDomain};
 
 /// A relationship with another trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +15,7 @@ pub struct FederationRelationship {
     /// Where its bundle is fetched.
     pub bundle_endpoint_url: String,
     /// How that endpoint proves who it is.
-    pub profile: BundleEndpointProfile,
+    pub profile: EndpointProfile,
     /// Its bundle, if it is known. When it is written, `None` leaves a stored bundle as it is.
     pub bundle: Option<Bundle>,
 }
@@ -48,20 +36,17 @@ impl FederationMask {
     pub const ALL: Self = Self { bundle_endpoint_url: true, bundle_endpoint_profile: true, trust_domain_bundle: true };
 }
 
-const WEB: &str = "https_web";
-const SPIFFE: &str = "https_spiffe";
-
 const SELECT: &str = "SELECT f.id, f.trust_domain, f.bundle_endpoint_url, f.bundle_endpoint_profile, \
     f.endpoint_spiffe_id, b.trust_domain, b.data FROM federated_trust_domains f \
     LEFT JOIN bundles b ON b.trust_domain = 'spiffe://' || f.trust_domain";
 
-impl BundleEndpointProfile {
-    fn columns(&self) -> (&'static str, &str) {
-        match self {
-            Self::HttpsWeb => (WEB, ""),
-            Self::HttpsSpiffe { endpoint_id } => (SPIFFE, endpoint_id.as_str()),
-        }
-    }
+/// Profile and ID of the endpoint, as the columns have them.
+fn columns(profile: &EndpointProfile) -> (&'static str, &str) {
+    let endpoint_id = match profile {
+        EndpointProfile::HttpsWeb => "",
+        EndpointProfile::HttpsSpiffe { endpoint_id } => endpoint_id.as_str(),
+    };
+    (profile.name(), endpoint_id)
 }
 
 impl Store {
@@ -72,7 +57,7 @@ impl Store {
         relationship: &FederationRelationship,
     ) -> Result<FederationRelationship, StoreError> {
         let now = self.now();
-        let (profile, endpoint_id) = relationship.profile.columns();
+        let (profile, endpoint_id) = columns(&relationship.profile);
         transact!(self, |tx| {
             if let Some(bundle) = &relationship.bundle {
                 bundles::set(&mut tx, bundle, now).await?;
@@ -123,12 +108,6 @@ impl Store {
         Ok(Listed::new(items, page, last))
     }
 
-    /// How many relationships there are.
-    pub async fn count_federation_relationships(&self) -> Result<u64, StoreError> {
-        let row = self.connection().await?.one(Query::new("SELECT COUNT(*) FROM federated_trust_domains")).await?;
-        Ok(row.int(0)?.unsigned_abs())
-    }
-
     /// Replaces the masked parts of a relationship and, if the mask says so and there is one, the bundle. `NotFound`
     /// when there is no such relationship. Returns the whole result.
     pub async fn update_federation_relationship(
@@ -163,7 +142,7 @@ async fn update(
     now: Moment,
 ) -> Result<(), StoreError> {
     conn.set_news();
-    let (profile, endpoint_id) = new.profile.columns();
+    let (profile, endpoint_id) = columns(&new.profile);
     let mut query = Query::new("UPDATE federated_trust_domains SET updated_at = ?").bind(now);
     if mask.bundle_endpoint_url {
         query.push(", bundle_endpoint_url = ").push_bind(&new.bundle_endpoint_url);
@@ -171,7 +150,7 @@ async fn update(
     if mask.bundle_endpoint_profile {
         query.push(", bundle_endpoint_profile = ").push_bind(profile);
         // the ID of an endpoint that needs none stays, as in SPIRE, which never reads it
-        if profile == SPIFFE {
+        if !endpoint_id.is_empty() {
             query.push(", endpoint_spiffe_id = ").push_bind(endpoint_id);
         }
     }
@@ -194,11 +173,11 @@ fn from_row(row: &Row) -> Result<FederationRelationship, StoreError> {
     let name = row.str(1)?;
     let bad = |cause: String| StoreError::BadRow { what: format!("federation relationship with {name:?}"), cause };
     let profile = match row.str(3)? {
-        WEB => BundleEndpointProfile::HttpsWeb,
-        SPIFFE => {
+        "https_web" => EndpointProfile::HttpsWeb,
+        "https_spiffe" => {
             let endpoint_id = SpiffeId::parse(row.str(4)?)
                 .map_err(|e| bad(format!("unable to parse bundle endpoint SPIFFE ID: {e}")))?;
-            BundleEndpointProfile::HttpsSpiffe { endpoint_id }
+            EndpointProfile::HttpsSpiffe { endpoint_id }
         }
         other => return Err(bad(format!("unknown bundle endpoint profile type: {other:?}"))),
     };

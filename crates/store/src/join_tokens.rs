@@ -40,11 +40,6 @@ impl Store {
         .await
     }
 
-    /// Uses up a token: of any number of callers exactly one gets it.
-    pub async fn consume_join_token(&self, token: &str) -> Result<Option<JoinToken>, StoreError> {
-        self.counted("datastore.join_token.delete", async { transact!(self, |tx| consume(&mut tx, token).await) }).await
-    }
-
     /// Deletes the tokens that expired before `expires_before`, and returns how many.
     pub async fn prune_join_tokens(&self, expires_before: UnixSeconds) -> Result<u64, StoreError> {
         self.counted("datastore.join_token.prune", async {
@@ -58,7 +53,8 @@ impl Store {
 
 const DELETE: &str = "DELETE FROM join_tokens WHERE token = ? RETURNING token, expiry";
 
-/// The row is deleted, and who deleted it has the token: whoever else read it before deletes nothing.
+/// Uses up a token: of any number of callers exactly one gets it. The row is deleted, and who deleted it has the token:
+/// whoever else read it before deletes nothing.
 async fn consume(conn: &mut Conn, token: &str) -> Result<Option<JoinToken>, StoreError> {
     if conn.dialect().has_returning() {
         return exact(conn.optional(Query::new(DELETE).bind(token)).await?, token);

@@ -26,7 +26,7 @@ pub use bundles::{BundleMask, DeleteMode};
 pub use entries::{CreatedEntry, EntryFilter, EntryRow, EntryUpdate};
 pub use error::StoreError;
 pub use events::{Event, EventFeed};
-pub use federation::{BundleEndpointProfile, FederationMask, FederationRelationship};
+pub use federation::{FederationMask, FederationRelationship};
 pub use feed::{Beat, EventsSeen, Feed, Listener, Span, Standpoint};
 pub use journals::CaJournal;
 pub use nodes::{AgentFilter, AgentRow, AgentUpdate};

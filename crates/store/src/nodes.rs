@@ -10,7 +10,6 @@ use finial_core::{
 use std::collections::{HashMap, HashSet};
 
 /// Agents per page when all of them are read.
-const LOAD_PAGE: u32 = 1000;
 
 const SELECT: &str = "SELECT e.id, e.spiffe_id, e.data_type, e.serial_number, e.expires_at, e.new_serial_number, \
     e.new_expires_at, e.can_reattest, e.agent_version FROM attested_node_entries e";
@@ -101,19 +100,6 @@ impl Store {
         .await
     }
 
-    /// Replaces the selectors of an agent.
-    pub async fn set_node_selectors(&self, id: &SpiffeId, selectors: &SelectorSet) -> Result<(), StoreError> {
-        self.counted("datastore.node.selectors.set", async {
-            let now = self.now();
-            transact!(self, |tx| {
-                delete_selectors(&mut tx, id).await?;
-                insert_selectors(&mut tx, id, selectors, now).await?;
-                events::write(&mut tx, EventFeed::Nodes, &[id.as_str()], now).await
-            })
-        })
-        .await
-    }
-
     /// One agent with its selectors.
     pub async fn fetch_node(&self, id: &SpiffeId) -> Result<Option<AgentRecord>, StoreError> {
         self.counted("datastore.node.fetch", async {
@@ -144,23 +130,6 @@ impl Store {
             let mut tx = self.read_stale().await?;
             let count = count(&mut tx, filter).await;
             self.finish_read(tx, count).await
-        })
-        .await
-    }
-
-    /// Hands every agent with its selectors to `each`, in pages of bounded size; all of one moment.
-    pub async fn load_nodes(&self, mut each: impl FnMut(AgentRecord) + Send) -> Result<(), StoreError> {
-        self.counted("datastore.node.list", async {
-            let mut tx = self.read_at_start().await?;
-            let mut page = Page { token: String::new(), size: LOAD_PAGE };
-            loop {
-                let listed = list(&mut tx, &AgentFilter::default(), Some(&page), "").await?;
-                listed.items.into_iter().for_each(&mut each);
-                page.token = listed.next_page_token;
-                if page.token.is_empty() {
-                    return self.finish_read(tx, Ok(())).await;
-                }
-            }
         })
         .await
     }

@@ -1,8 +1,8 @@
 //! `federation { }` of servers.
 
 use crate::resolve::{Named, Resolver};
-use crate::{BundleEndpointProfile, BundleEndpointSettings, EndpointProfile, FederatesWith, FederationSettings};
-use finial_core::{SpiffeId, TrustDomain};
+use crate::{BundleEndpointProfile, BundleEndpointSettings, FederatesWith, FederationSettings};
+use finial_core::{EndpointProfile, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -130,7 +130,7 @@ fn foreign_profile(
     match profiles.first_key_value() {
         Some((kind, _)) if kind == "https_web" => Some(EndpointProfile::HttpsWeb),
         Some((kind, profile)) if kind == "https_spiffe" => match SpiffeId::parse(&profile.endpoint_spiffe_id) {
-            Ok(endpoint_spiffe_id) => Some(EndpointProfile::HttpsSpiffe { endpoint_spiffe_id }),
+            Ok(endpoint_id) => Some(EndpointProfile::HttpsSpiffe { endpoint_id }),
             Err(error) => {
                 r.problem(path, format!("{label}: could not get endpoint SPIFFE ID: {error}"), "");
                 None

@@ -3,12 +3,12 @@
 use super::bundle::{Write, audit_fields, bundle_from_proto};
 use super::{Api, Service, endpoint_url, ok, page, store_failed};
 use crate::authz::{Call, Fields, Permit, method};
-use finial_core::{Bundle, ErrorKind, SpiffeId, TrustDomain};
+use finial_core::{Bundle, EndpointProfile, ErrorKind, SpiffeId, TrustDomain};
 use finial_proto::convert::bundle_to_proto;
 use finial_proto::server::trustdomain as pb;
 use finial_proto::types::federation_relationship::BundleEndpointProfile as WireProfile;
 use finial_proto::types::{self, FederationRelationship as Wire, FederationRelationshipMask as Mask};
-use finial_store::{BundleEndpointProfile, FederationMask, FederationRelationship, StoreError};
+use finial_store::{FederationMask, FederationRelationship, StoreError};
 use tonic::{Request, Response, Status, async_trait};
 
 const ALL: Mask = Mask { bundle_endpoint_url: true, bundle_endpoint_profile: true, trust_domain_bundle: true };
@@ -20,11 +20,11 @@ fn from_proto(wire: &Wire) -> Result<FederationRelationship, String> {
     let bundle_endpoint_url = endpoint_url::check(&wire.bundle_endpoint_url)?;
     let profile = match &wire.bundle_endpoint_profile {
         None => return Err("unsupported bundle endpoint profile type: <nil>".into()),
-        Some(WireProfile::HttpsWeb(_)) => BundleEndpointProfile::HttpsWeb,
+        Some(WireProfile::HttpsWeb(_)) => EndpointProfile::HttpsWeb,
         Some(WireProfile::HttpsSpiffe(profile)) => {
             let endpoint_id = SpiffeId::parse(&profile.endpoint_spiffe_id)
                 .map_err(|e| format!("failed to parse endpoint SPIFFE ID: {e}"))?;
-            BundleEndpointProfile::HttpsSpiffe { endpoint_id }
+            EndpointProfile::HttpsSpiffe { endpoint_id }
         }
     };
     let bundle = wire.trust_domain_bundle.as_ref().map(|wire| bundle_of(&trust_domain, wire)).transpose()?;
@@ -48,8 +48,8 @@ fn bundle_of(trust_domain: &TrustDomain, wire: &types::Bundle) -> Result<Bundle,
 fn to_proto(relationship: &FederationRelationship, mask: Option<Mask>) -> Wire {
     let mask = mask.unwrap_or(ALL);
     let profile = || match &relationship.profile {
-        BundleEndpointProfile::HttpsWeb => WireProfile::HttpsWeb(types::HttpsWebProfile {}),
-        BundleEndpointProfile::HttpsSpiffe { endpoint_id } => {
+        EndpointProfile::HttpsWeb => WireProfile::HttpsWeb(types::HttpsWebProfile {}),
+        EndpointProfile::HttpsSpiffe { endpoint_id } => {
             WireProfile::HttpsSpiffe(types::HttpsspiffeProfile { endpoint_spiffe_id: endpoint_id.to_string() })
         }
     };
@@ -162,7 +162,7 @@ impl Api {
             Ok(written)
         };
         let written = self.turn.take(change).await.map_err(|error| write_failed(call, mask.is_none(), &error))?;
-        if let (None, BundleEndpointProfile::HttpsSpiffe { endpoint_id }) = (&written.bundle, &written.profile)
+        if let (None, EndpointProfile::HttpsSpiffe { endpoint_id }) = (&written.bundle, &written.profile)
             && self.bundles.bundle(endpoint_id.trust_domain_name()).is_none()
         {
             tracing::warn!(

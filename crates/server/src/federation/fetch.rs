@@ -1,11 +1,11 @@
 //! Fetching the bundle of one foreign trust domain from its endpoint.
 
 use crate::publish::BundleFeed;
-use finial_config::{EndpointProfile, FederatesWith};
-use finial_core::{Bundle, Clock, ErrorKind, TrustDomain};
+use finial_config::FederatesWith;
+use finial_core::{Bundle, Clock, EndpointProfile, ErrorKind, TrustDomain};
 use finial_crypto::bundle::{BUNDLE_BYTES_MAX, BundleError, bundle_from_json};
 use finial_crypto::tls::{KeyExchange, PeerPolicy, ServerAuth, client_config_with, explain};
-use finial_crypto::web::{NotWebButSpiffe, web_client_config_with};
+use finial_crypto::web::{NotWebButSpiffe, web_client_config};
 use finial_net::https::{self, FetchLimits};
 use finial_runtime::Spawner;
 use finial_store::StoreError;
@@ -120,9 +120,9 @@ impl Fetcher {
                 // Files are read: not on the threads that answer.
                 let roots = self.spawner.blocking(https::system_roots).await;
                 let roots = roots.unwrap_or_else(|_| rustls::RootCertStore::empty());
-                Ok(web_client_config_with(self.exchange, roots, self.clock.clone()))
+                Ok(web_client_config(self.exchange, roots, self.clock.clone()))
             }
-            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id: id } => {
+            EndpointProfile::HttpsSpiffe { endpoint_id: id } => {
                 let known = self.bundles.bundle(id.trust_domain_name());
                 if known.is_none_or(|bundle| bundle.roots.is_none()) {
                     return Err(FederationError::NoEndpointBundle);

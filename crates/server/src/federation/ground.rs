@@ -6,11 +6,11 @@ use crate::entries::Turn;
 use crate::live::LiveSettings;
 use crate::publish::BundleFeed;
 use async_trait::async_trait;
-use finial_config::{EndpointProfile, FederatesWith};
+use finial_config::FederatesWith;
 use finial_core::{Bundle, Clock, TrustDomain};
 use finial_crypto::tls::KeyExchange;
 use finial_runtime::Spawner;
-use finial_store::{BundleEndpointProfile, FederationRelationship, Store, StoreError};
+use finial_store::{FederationRelationship, Store, StoreError};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -113,11 +113,5 @@ impl Ground for Real {
 }
 
 fn from_store(relationship: FederationRelationship) -> FederatesWith {
-    let profile = match relationship.profile {
-        BundleEndpointProfile::HttpsWeb => EndpointProfile::HttpsWeb,
-        BundleEndpointProfile::HttpsSpiffe { endpoint_id } => {
-            EndpointProfile::HttpsSpiffe { endpoint_spiffe_id: endpoint_id }
-        }
-    };
-    FederatesWith { bundle_endpoint_url: relationship.bundle_endpoint_url, profile }
+    FederatesWith { bundle_endpoint_url: relationship.bundle_endpoint_url, profile: relationship.profile }
 }

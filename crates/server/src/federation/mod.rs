@@ -15,7 +15,7 @@ pub(crate) use endpoint::{EndpointParts, serve as serve_bundle};
 pub use fetch::FederationError;
 pub(crate) use ground::{Ground, Real};
 
-use finial_config::{EndpointProfile, FederatesWith};
+use finial_config::FederatesWith;
 use finial_core::{Bundle, TrustDomain};
 use finial_crypto::Certificate;
 use finial_runtime::{Metrics, Shutdown};
@@ -297,7 +297,7 @@ fn reconcile(managed: &mut BTreeMap<TrustDomain, Managed>, mut wanted: Relations
             subsystem_name = SUBSYSTEM,
             entry = %trust_domain,
             bundle_endpoint_url = %endpoint.bundle_endpoint_url,
-            bundle_endpoint_profile = profile_name(&endpoint.profile),
+            bundle_endpoint_profile = endpoint.profile.name(),
             "Updated configuration for managed trust domain"
         );
         m.endpoint = endpoint;
@@ -308,19 +308,11 @@ fn reconcile(managed: &mut BTreeMap<TrustDomain, Managed>, mut wanted: Relations
             subsystem_name = SUBSYSTEM,
             trust_domain = %trust_domain,
             bundle_endpoint_url = %endpoint.bundle_endpoint_url,
-            bundle_endpoint_profile = profile_name(&endpoint.profile),
+            bundle_endpoint_profile = endpoint.profile.name(),
             "Trust domain is now managed"
         );
         let due = Some(Instant::now());
         managed.insert(trust_domain, Managed { endpoint, fetching: Arc::default(), due });
-    }
-}
-
-/// SPIRE's name of a profile.
-pub(crate) fn profile_name(profile: &EndpointProfile) -> &'static str {
-    match profile {
-        EndpointProfile::HttpsWeb => "https_web",
-        EndpointProfile::HttpsSpiffe { .. } => "https_spiffe",
     }
 }
 

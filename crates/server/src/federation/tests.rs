@@ -1,7 +1,7 @@
 use super::*;
 use crate::live::{Live, LiveSettings};
 use async_trait::async_trait;
-use finial_core::X509Authority;
+use finial_core::{EndpointProfile, X509Authority};
 use finial_store::StoreError;
 use tokio::sync::watch;
 

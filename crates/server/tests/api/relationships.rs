@@ -1,8 +1,8 @@
 //! The TrustDomain service, and bundles fetched from endpoints over real TLS.
 
 use crate::harness::*;
-use finial_config::{BundleEndpointProfile, BundleEndpointSettings, EndpointProfile, FederatesWith};
-use finial_core::{SpiffeId, TrustDomain};
+use finial_config::{BundleEndpointProfile, BundleEndpointSettings, FederatesWith};
+use finial_core::{EndpointProfile, SpiffeId, TrustDomain};
 use finial_crypto::bundle::{BundleFormat, bundle_to_json};
 use finial_crypto::tls::{TlsIdentity, server_config};
 use finial_net::https::{FetchError, FetchLimits};
@@ -305,7 +305,8 @@ async fn fetch(address: SocketAddr, root: &[u8]) -> Result<String, FetchError> {
     roots.add_parsable_certificates(
         finial_crypto::pem::certificates(root).unwrap().iter().map(|der| der.to_vec().into()),
     );
-    let config = finial_crypto::web::web_client_config(roots, Arc::new(finial_core::ManualClock::at(NOW))).unwrap();
+    let (exchange, clock) = (finial_crypto::tls::KeyExchange::Any, Arc::new(finial_core::ManualClock::at(NOW)));
+    let config = finial_crypto::web::web_client_config(exchange, roots, clock).unwrap();
     let limits = FetchLimits { time: DEADLINE, body: 1 << 20 };
     let fetched = finial_net::https::get(&format!("https://{address}/"), Arc::new(config), limits).await?;
     assert_eq!(fetched.status, http::StatusCode::OK);
@@ -442,7 +443,7 @@ async fn a_relationship_may_bring_its_bundle_but_never_ours() {
 async fn relationships_of_the_configuration_count_also_when_they_change_while_it_runs() {
     let other = Foreign::start().await;
     let with = |path: &str| {
-        let profile = EndpointProfile::HttpsSpiffe { endpoint_spiffe_id: SpiffeId::parse(ENDPOINT_ID).unwrap() };
+        let profile = EndpointProfile::HttpsSpiffe { endpoint_id: SpiffeId::parse(ENDPOINT_ID).unwrap() };
         let with = FederatesWith { bundle_endpoint_url: other.endpoint.url(path), profile };
         (TrustDomain::parse("other.test").unwrap(), with)
     };

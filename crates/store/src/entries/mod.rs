@@ -16,9 +16,6 @@ use crate::store::transact;
 use crate::{EventFeed, Listed, Page, Store, StoreError, events};
 use finial_core::{Entry, EntryId, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
 
-/// Entries per page when all of them are read.
-const LOAD_PAGE: u32 = 1000;
-
 /// What became of one entry of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreatedEntry {
@@ -134,7 +131,7 @@ impl Store {
         .await
     }
 
-    /// The entries that match.
+    /// The entries that match. The server lists from memory; this is what its answers are compared with in tests.
     pub async fn list_entries(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<Entry>, StoreError> {
         self.counted("datastore.registration_entry.list", async {
             let mut tx = self.read_stale().await?;
@@ -144,29 +141,12 @@ impl Store {
         .await
     }
 
-    /// How many entries match.
+    /// How many entries match. The server counts in memory; this is what its answers are compared with in tests.
     pub async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
         self.counted("datastore.registration_entry.count", async {
             let mut tx = self.read_stale().await?;
             let count = rows::count(&mut tx, filter).await;
             self.finish_read(tx, count).await
-        })
-        .await
-    }
-
-    /// Hands every entry to `each`, in pages of bounded size; all of one moment.
-    pub async fn load_entries(&self, mut each: impl FnMut(Entry) + Send) -> Result<(), StoreError> {
-        self.counted("datastore.registration_entry.list", async {
-            let mut tx = self.read_at_start().await?;
-            let mut page = Page { token: String::new(), size: LOAD_PAGE };
-            loop {
-                let listed = rows::list(&mut tx, &EntryFilter::default(), Some(&page)).await?;
-                listed.items.into_iter().for_each(&mut each);
-                page.token = listed.next_page_token;
-                if page.token.is_empty() {
-                    return self.finish_read(tx, Ok(())).await;
-                }
-            }
         })
         .await
     }

@@ -199,14 +199,19 @@ impl Server {
 
     /// A TLS channel to the server with that identity; a new connection each.
     pub(crate) async fn remote(&self, identity: Option<&Identity>) -> Channel {
+        let config = self.tls(identity).await;
+        finial_net::client::tls_channel(&self.running.address.to_string(), Arc::new(config))
+    }
+
+    /// How a client with that identity speaks TLS with the server.
+    pub(crate) async fn tls(&self, identity: Option<&Identity>) -> rustls::ClientConfig {
         let identity = identity.map(|identity| {
             Arc::new(TlsIdentity::new(&identity.chain, &identity.key).unwrap())
                 as Arc<dyn rustls::client::ResolvesClientCert>
         });
         let policy = PeerPolicy::Exact(trust_domain().server_id());
         let auth = ServerAuth::Spiffe { bundles: self.roots().await, policy };
-        let config = client_config(identity, auth, self.clock.clone()).unwrap();
-        finial_net::client::tls_channel(&self.running.address.to_string(), Arc::new(config))
+        client_config(identity, auth, self.clock.clone()).unwrap()
     }
 
     pub(crate) async fn token(&self) -> String {
@@ -340,6 +345,19 @@ impl Agent {
     pub(crate) fn entry(&self, path: &str) -> types::Entry {
         entry(path, self.identity.id.path(), &["unix:uid:1000"])
     }
+}
+
+/// Does this while tokio's clock stands still: no bucket fills up and no deadline comes nearer, however slow the machine.
+pub(crate) async fn while_time_stands<T>(work: impl Future<Output = T>) -> T {
+    // As long as a blocking task runs, tokio does not put its stopped clock forward.
+    let (finish, finished) = std::sync::mpsc::channel::<()>();
+    let held = tokio::task::spawn_blocking(move || finished.recv_timeout(DEADLINE));
+    tokio::time::pause();
+    let done = work.await;
+    tokio::time::resume();
+    drop(finish);
+    assert_eq!(held.await.unwrap(), Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "it took too long");
+    done
 }
 
 pub(crate) async fn csr(key: &PrivateKey, id: Option<&SpiffeId>, dns: &[&str]) -> Vec<u8> {

@@ -8,6 +8,8 @@ use finial_proto::sync::agent_sync_client::AgentSyncClient;
 use finial_proto::sync::{BundleVersion, WatchRequest, WatchResponse};
 use finial_proto::types;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 /// What an agent would keep, and its stream.
@@ -234,6 +236,61 @@ async fn more_than_can_be_told_ends_the_stream_and_the_next_one_tells_it() {
     let mut watch = watch.again(&agent).await;
     watch.next().await.unwrap();
     assert_eq!(watch.entries.len(), 1500);
+}
+
+/// A channel whose streams hold no more than 64 KiB that nobody has read.
+async fn narrow(server: &Server, identity: &Identity) -> Channel {
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(server.tls(Some(identity)).await));
+    let address = server.running.address;
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let tls = tls.clone();
+        async move {
+            let tcp = tokio::net::TcpStream::connect(address).await?;
+            let name = rustls_pki_types::ServerName::try_from("localhost").unwrap();
+            tls.connect(name, tcp).await.map(hyper_util::rt::TokioIo::new)
+        }
+    });
+    let endpoint = Endpoint::from_static("https://localhost").initial_stream_window_size(64 << 10);
+    endpoint.connect_with_connector(connector).await.unwrap()
+}
+
+/// Neither do the changes pile up that it does not read, nor does anybody wait for it.
+#[tokio::test]
+async fn a_client_that_stops_reading_holds_up_nothing() {
+    const ENTRIES: usize = 100;
+    const ROUNDS: i64 = 20;
+    let server = Server::start().await;
+    let (stuck, other) = (server.agent().await, server.agent().await);
+    let stuck = Agent { channel: narrow(&server, &stuck.identity).await, ..stuck };
+    let entries = (0..ENTRIES).map(|n| stuck.entry(&format!("/w{n:03}"))).chain([other.entry("/o")]).collect();
+    let made = server.create(entries).await;
+    let (mut unread, mut read) = (Watch::new(&stuck).await, Watch::new(&other).await);
+    unread.next().await.unwrap();
+    read.next().await.unwrap();
+    assert_eq!((unread.told, read.told), (ENTRIES, 1));
+    for round in 1..=ROUNDS {
+        // More than a stream holds.
+        let hint = format!("{round:01000}");
+        let entries = made.iter().map(|entry| types::Entry { hint: hint.clone(), ..entry.clone() }).collect();
+        let request = BatchUpdateEntryRequest { entries, ..Default::default() };
+        let results = server.entries().batch_update_entry(request).await.unwrap().into_inner().results;
+        assert!(results.iter().all(|result| result.status.as_ref().unwrap().code == 0));
+        let told = read.next().await.unwrap().unwrap();
+        assert_eq!(told.entries[0].revision_number, round, "the other agent hears of each at once");
+    }
+    let last = |watch: &Watch| watch.entries.values().map(|entry| entry.revision_number).min();
+    while last(&unread) != Some(ROUNDS) {
+        unread.next().await.unwrap().expect("the stream goes on");
+    }
+    // The first, what was under way when it stopped, and the last.
+    assert!(unread.told <= 4 * ENTRIES, "{} entries were kept for it", unread.told);
+    // And with more than is kept at all, its stream has ended when it looks again.
+    let more = (0..1100).map(|n| stuck.entry(&format!("/x{n:04}"))).collect();
+    server.create(more).await;
+    while unread.next().await.unwrap().is_some() {}
+    let mut unread = unread.again(&stuck).await;
+    unread.next().await.unwrap();
+    assert_eq!(unread.entries.len(), ENTRIES + 1100);
 }
 
 #[tokio::test]

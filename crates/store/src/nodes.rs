@@ -110,24 +110,24 @@ impl Store {
         .await
     }
 
-    /// The agents that match.
+    /// The agents that match, never from the replica: who has just banned or evicted one looks here.
     pub async fn list_nodes(
         &self,
         filter: &AgentFilter,
         page: Option<&Page>,
     ) -> Result<Listed<AgentRecord>, StoreError> {
         self.counted("datastore.node.list", async {
-            let mut tx = self.read_stale().await?;
+            let mut tx = self.read().await?;
             let listed = list(&mut tx, filter, page, "").await;
             self.finish_read(tx, listed).await
         })
         .await
     }
 
-    /// How many agents match.
+    /// How many agents match, not from the replica either.
     pub async fn count_nodes(&self, filter: &AgentFilter) -> Result<u64, StoreError> {
         self.counted("datastore.node.count", async {
-            let mut tx = self.read_stale().await?;
+            let mut tx = self.read().await?;
             let count = count(&mut tx, filter).await;
             self.finish_read(tx, count).await
         })

@@ -142,6 +142,15 @@ impl StoreError {
 }
 
 impl StoreError {
+    /// Whether the datastore cannot store now, whatever is asked of it: what can wait may be tried again later.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::ReadOnly { .. } | Self::Io { .. } | Self::Corrupt { .. } => true,
+            Self::CannotOpen { .. } => true,
+            error => error.kind() == ErrorKind::Unavailable,
+        }
+    }
+
     /// Whether the change that failed so may have been stored all the same: read again what it concerned.
     pub fn leaves_doubt(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Corrupt { .. } | Self::Sql(_) | Self::Unavailable { .. })

@@ -171,12 +171,13 @@ impl Api {
         &self,
         call: &Call,
         id: &SpiffeId,
+        own: &str,
         key: &PublicKey,
     ) -> Result<Option<IssuedX509>, Status> {
         let Some(follows) = self.nodes.serials(id) else { return Ok(None) };
         let signed = self.issuer.agent_x509_svid_following(id, key, &follows).await;
         let svid = signed.map_err(|e| call.fail_with(ErrorKind::Internal, "failed to sign X509 SVID", e))?;
-        let noted = self.nodes.renew_without_datastore(id, follows, &svid.serial.to_string(), svid.not_after);
+        let noted = self.nodes.renew_without_datastore(id, own, follows, &svid.serial.to_string(), svid.not_after);
         Ok(noted.then_some(svid))
     }
 
@@ -225,7 +226,7 @@ impl Api {
         let svid = match self.nodes.renew(id, own, svid.serial.to_string(), svid.not_after).await {
             Ok(Renewal::Stored) => Some(svid),
             Ok(Renewal::Superseded) => None,
-            Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, &key).await?,
+            Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, own, &key).await?,
             Err(error) => return Err(store_failed(&permit, "failed to update agent", &error)),
         };
         let svid = svid.ok_or_else(|| permit.fail(ErrorKind::NotFound, "agent not found"))?;

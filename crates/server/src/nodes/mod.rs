@@ -125,8 +125,16 @@ impl Nodes {
         let this = self.clone();
         let work = async move {
             this.entries.read_again().await?;
-            let fresh = Self::read(&this.store).await?;
-            drop(this.change(|map| std::mem::replace(map, fresh)));
+            let mut fresh = Self::read(&this.store).await?;
+            drop(this.change(|map| {
+                // What was given out and is not stored yet is known here only.
+                for (id, known) in map.iter().filter(|(_, known)| !known.pending.is_empty()) {
+                    if let Some(node) = fresh.get_mut(id) {
+                        node.inherit(known);
+                    }
+                }
+                std::mem::replace(map, fresh)
+            }));
             if let Some(observer) = this.observer.get() {
                 observer.agents_replaced();
             }
@@ -366,15 +374,25 @@ mod tests {
 
     /// One agent, whose serial number is 1.
     async fn scene() -> Scene {
-        let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(0))).await.unwrap();
+        scene_on(StoreSettings::memory()).await
+    }
+
+    /// No agent but those that are stored.
+    async fn load(settings: StoreSettings) -> Scene {
+        let store = Store::open(settings, Arc::new(ManualClock::at(0))).await.unwrap();
         let supervisor = Supervisor::default();
         let turn = Turn::new(supervisor.spawner());
         let trust_domain = TrustDomain::parse("example.org").unwrap();
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await.unwrap();
         let nodes = Nodes::load(store.clone(), turn.clone(), entries).await.unwrap();
         let id = trust_domain.agent_id("test/a").unwrap();
+        Scene { store, turn, nodes, id, supervisor }
+    }
+
+    async fn scene_on(settings: StoreSettings) -> Scene {
+        let scene = load(settings).await;
         let record = AgentRecord {
-            id: id.clone(),
+            id: scene.id.clone(),
             attestation_type: "test".into(),
             serial_number: "1".into(),
             expires_at: 100,
@@ -384,8 +402,8 @@ mod tests {
             agent_version: String::new(),
             selectors: SelectorSet::default(),
         };
-        nodes.attest(record).await.unwrap();
-        Scene { store, turn, nodes, id, supervisor }
+        scene.nodes.attest(record).await.unwrap();
+        scene
     }
 
     async fn at_once<T>(what: impl Future<Output = T>) -> Option<T> {
@@ -416,7 +434,7 @@ mod tests {
     async fn what_was_given_out_without_the_datastore_is_stored_by_itself() {
         let Scene { store, nodes, id, supervisor, .. } = scene().await;
         let follows = nodes.serials(&id).unwrap();
-        assert!(nodes.renew_without_datastore(&id, follows, "2", 200));
+        assert!(nodes.renew_without_datastore(&id, "1", follows, "2", 200));
         drop(supervisor.spawner().spawn("agents", nodes.clone().run(supervisor.shutdown())));
         nodes.store_pending_soon();
         let stored = async {
@@ -425,6 +443,114 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), stored).await.unwrap();
+    }
+
+    /// A full disk and a failing one are the same to it: whatever the datastore cannot store now waits.
+    #[tokio::test]
+    async fn agents_of_a_file_that_cannot_be_written_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = StoreSettings::file(folder.path().join("db"));
+        let Scene { store, nodes, id, .. } = scene_on(settings.clone()).await;
+        assert_eq!(nodes.renew(&id, "1", "2".into(), 200).await.unwrap(), Renewal::Stored);
+        store.close().await;
+        drop((store, nodes));
+        let Scene { nodes, .. } = load(StoreSettings { read_only: true, ..settings }).await;
+        assert_eq!(nodes.judge(&id, "2", &[]).await.unwrap(), Standing::Renewed);
+        nodes.promote(&id, "2").await.unwrap();
+        for (own, serial) in [("2", "3"), ("3", "4")] {
+            assert_eq!(nodes.renew(&id, own, serial.into(), 300).await.unwrap(), Renewal::DatastoreAway);
+            let follows = nodes.serials(&id).unwrap();
+            assert!(nodes.renew_without_datastore(&id, own, follows, serial, 300));
+            assert_eq!(nodes.standing(&id, serial, &[]), Standing::Current);
+        }
+        nodes.store_pending().await;
+        assert_eq!(nodes.standing(&id, "4", &[]), Standing::Current, "it waits on");
+        assert_eq!(nodes.standing(&id, "2", &[]), Standing::Renewed, "so does the one that is stored");
+    }
+
+    #[tokio::test]
+    async fn a_renewal_does_not_wait_for_a_slow_datastore_and_its_late_end_is_void() {
+        let Scene { store, turn, nodes, id, .. } = scene().await;
+        let (go, gate) = tokio::sync::oneshot::channel::<()>();
+        let slow = async move {
+            let _ = gate.await;
+            Ok(())
+        };
+        assert!(at_once(turn.take(slow)).await.is_none());
+        tokio::time::pause();
+        assert_eq!(nodes.renew(&id, "1", "2".into(), 200).await.unwrap(), Renewal::DatastoreAway);
+        tokio::time::resume();
+        let follows = nodes.serials(&id).unwrap();
+        assert!(nodes.renew_without_datastore(&id, "1", follows, "3", 300));
+        go.send(()).unwrap();
+        turn.take(async { Ok(()) }).await.unwrap();
+        nodes.store_pending().await;
+        let stored = store.fetch_node(&id).await.unwrap().unwrap();
+        assert_eq!((stored.serial_number.as_str(), stored.new_serial_number.as_str()), ("1", "3"));
+        assert_eq!(nodes.standing(&id, "3", &[]), Standing::Renewed);
+        assert_eq!(nodes.standing(&id, "2", &[]), Standing::Superseded, "nobody ever got it");
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_stored_outlives_a_new_look_at_the_datastore() {
+        let Scene { nodes, id, .. } = scene().await;
+        let follows = nodes.serials(&id).unwrap();
+        assert!(nodes.renew_without_datastore(&id, "1", follows, "2", 200));
+        nodes.read_again().await.unwrap();
+        assert_eq!(nodes.standing(&id, "2", &[]), Standing::Current);
+    }
+
+    async fn stored(Scene { store, id, .. }: &Scene) -> (String, String) {
+        let stored = store.fetch_node(id).await.unwrap().unwrap();
+        (stored.serial_number, stored.new_serial_number)
+    }
+
+    fn serials(of: (&str, &str)) -> (String, String) {
+        (of.0.into(), of.1.into())
+    }
+
+    /// Its answer may be lost again, and then the agent has nothing else.
+    #[tokio::test]
+    async fn the_svid_that_asks_stays_good_until_the_next_is_used() {
+        let scene = scene().await;
+        let Scene { nodes, id, .. } = &scene;
+        let give = |own: &str, serial: &str| {
+            let follows = nodes.serials(id).unwrap();
+            assert!(nodes.renew_without_datastore(id, own, follows, serial, 200));
+        };
+        give("1", "2");
+        assert_eq!(nodes.renew(id, "2", "3".into(), 300).await.unwrap(), Renewal::Stored);
+        assert_eq!(stored(&scene).await, serials(("2", "3")), "2 asked");
+        // The answers with 3 and 4 were lost.
+        give("2", "4");
+        give("2", "5");
+        nodes.store_pending().await;
+        assert_eq!(stored(&scene).await, serials(("2", "5")), "2 asked each time");
+        give("5", "6");
+        give("6", "7");
+        nodes.store_pending().await;
+        assert_eq!(stored(&scene).await, serials(("6", "7")), "6 asked last");
+    }
+
+    #[tokio::test]
+    async fn what_another_server_gave_out_meanwhile_is_replaced_only_when_the_agent_did_not_get_it() {
+        let scene = scene().await;
+        let Scene { store, nodes, id, .. } = &scene;
+        let follows = nodes.serials(id).unwrap();
+        assert!(nodes.renew_without_datastore(id, "1", follows.clone(), "2", 200));
+        store.renew_node(id, &follows, "5", 200).await.unwrap();
+        nodes.store_pending().await;
+        assert_eq!(stored(&scene).await, serials(("1", "5")));
+        assert_eq!(nodes.standing(id, "5", &[]), Standing::Renewed);
+        assert_eq!(nodes.standing(id, "2", &follows), Standing::Ahead);
+        nodes.adopt(id, "2", 200, &follows).await;
+        assert_eq!(stored(&scene).await, serials(("1", "2")), "it has this one");
+        // And the agent is another by now.
+        let follows = nodes.serials(id).unwrap();
+        assert!(nodes.renew_without_datastore(id, "1", follows, "3", 200));
+        store.delete_node(id).await.unwrap();
+        nodes.store_pending().await;
+        assert_eq!(nodes.standing(id, "3", &[]), Standing::Unknown);
     }
 
     #[tokio::test]

@@ -28,6 +28,9 @@ pub(super) struct Pending {
     pub(super) expires_at: UnixSeconds,
     /// The serial numbers of the agent to whom it was given.
     pub(super) follows: Box<[Box<str>]>,
+    /// The one of them that the agent showed for it. `None` when it has shown this one since, at another server than gave it
+    /// out.
+    pub(super) own: Option<Box<str>>,
 }
 
 /// The agent may still use the one before the last, if it never got the last.

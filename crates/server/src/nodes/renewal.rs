@@ -2,13 +2,13 @@
 
 use super::node::{Node, Pending};
 use super::{Nodes, Standing};
-use finial_core::{ErrorKind, SpiffeId, UnixSeconds};
+use finial_core::{SpiffeId, UnixSeconds};
 use finial_store::StoreError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// How long a call waits for the datastore to note that a renewed SVID is in use, before it goes on without.
+/// How long a call waits for the datastore to take note of a renewed SVID or of its first use, before it goes on without.
 const NOTE_MAX: Duration = Duration::from_secs(3);
 
 /// What became of a renewed SVID.
@@ -16,11 +16,21 @@ const NOTE_MAX: Duration = Duration::from_secs(3);
 pub enum Renewal {
     /// It is stored, and can be given out.
     Stored,
-    /// The datastore is away. An SVID that says which ones it follows can be given out in its place: see
-    /// [`Nodes::renew_without_datastore`].
+    /// The datastore is away, fails, or does not answer in time. An SVID that says which ones it follows can be given out in
+    /// its place: see [`Nodes::renew_without_datastore`].
     DatastoreAway,
     /// The agent is another by now: evicted, banned, or attested again.
     Superseded,
+}
+
+/// The caller waits for a renewal, as long as this lives; what is not waited for is not stored. An SVID that is given out
+/// in its place is noted after this is gone.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
 }
 
 /// The first use of an agent's renewed SVID is being noted, as long as this lives.
@@ -40,6 +50,14 @@ impl Drop for Noting {
     }
 }
 
+/// Whether the file fails so for every row. Damage may concern a few.
+fn cannot_be_written(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Locked { .. } | StoreError::Busy(_) | StoreError::Full { .. } | StoreError::ReadOnly { .. }
+    )
+}
+
 impl Nodes {
     /// The renewed SVID was used: makes it the current one. What the datastore cannot note now is noted the next time; the
     /// SVID is as good.
@@ -52,21 +70,25 @@ impl Nodes {
         let (this, agent, serial) = (self.clone(), id.clone(), serial.to_owned());
         let work = async move {
             let _noting = noting;
-            if this.standing(&agent, &serial, &[]) != Standing::Renewed {
-                return Ok(()); // another call of the same agent was first; or it was banned, which the next call sees
-            }
-            let record = this.store.promote_serial(&agent, &serial).await?;
-            this.put(&record);
-            Ok(())
+            this.note_use(&agent, &serial).await
         };
         match tokio::time::timeout(NOTE_MAX, self.turn.take(work)).await {
-            Ok(Err(error)) if error.kind() == ErrorKind::Unavailable => {
+            Ok(Err(error)) if error.is_outage() => {
                 tracing::debug!(spiffe_id = %id, %error, "The use of a renewed SVID is noted later");
                 Ok(())
             }
             Ok(result) => result,
             Err(_) => Ok(()),
         }
+    }
+
+    /// The same from within a turn. Nothing to do when another call of the same agent was first; or when it was banned,
+    /// which the next call sees.
+    async fn note_use(&self, id: &SpiffeId, serial: &str) -> Result<(), StoreError> {
+        if self.standing(id, serial, &[]) == Standing::Renewed {
+            self.put(&self.store.promote_serial(id, serial).await?);
+        }
+        Ok(())
     }
 
     /// Stores a renewed SVID that was not given out yet, for an agent that showed the one with the serial number `own`.
@@ -78,28 +100,41 @@ impl Nodes {
         expires_at: UnixSeconds,
     ) -> Result<Renewal, StoreError> {
         let (this, id, own) = (self.clone(), id.clone(), own.to_owned());
+        let waited = Arc::new(AtomicBool::new(true));
+        let waiting = Waiting(waited.clone());
         let work = async move {
             // Since it was let in, the agent may have been evicted and attested again, which is another one.
             if !this.serials(&id).is_some_and(|serials| serials.iter().any(|known| **known == *own)) {
                 return Ok(Renewal::Superseded);
             }
             // Its first use may wait to be noted; the next number would take its place.
-            if this.standing(&id, &own, &[]) == Standing::Renewed {
-                this.put(&this.store.promote_serial(&id, &own).await?);
-            }
-            // What was given out before has to be there first: the agent uses it now.
+            this.note_use(&id, &own).await?;
+            // What was given out before has to be there first: the agent may use it now.
             this.store_pending_of(&id).await?;
+            this.note_use(&id, &own).await?;
             let Some(follows) = this.serials(&id) else { return Ok(Renewal::Superseded) };
+            // Nobody gets this one any more. It must not take the place of one that was given out and is stored by now; one
+            // that is given out from here on is stored later and takes the place of this.
+            if !waited.load(Ordering::SeqCst) {
+                return Ok(Renewal::DatastoreAway);
+            }
             let record = this.store.renew_node(&id, &follows, &serial, expires_at).await?;
             this.put(&record);
             Ok(if record.new_serial_number == serial { Renewal::Stored } else { Renewal::Superseded })
         };
-        match self.turn.take(work).await {
-            Err(error) if error.kind() == ErrorKind::Unavailable && self.turn.link().is_followed() => {
+        let result = tokio::time::timeout(NOTE_MAX, self.turn.take(work)).await;
+        drop(waiting);
+        match result {
+            Ok(Err(error)) if error.is_outage() => {
                 tracing::warn!(%error, "An agent's SVID is renewed without the datastore");
                 Ok(Renewal::DatastoreAway)
             }
-            result => result,
+            Ok(result) => result,
+            Err(_) => {
+                let seconds = NOTE_MAX.as_secs();
+                tracing::warn!(seconds, "The datastore is slow: an agent's SVID is renewed without it");
+                Ok(Renewal::DatastoreAway)
+            }
         }
     }
 
@@ -108,18 +143,23 @@ impl Nodes {
         self.with(id, |node| node.filter(|node| !node.is_banned()).map(Node::serials))
     }
 
-    /// Takes note of an SVID that is given out while the datastore is away; it is stored when that is back. `false` when
-    /// the agent is another by now.
+    /// Takes note of an SVID that is given out while the datastore is away, to an agent that showed the one with the serial
+    /// number `own`; it is stored when that is back. `false` when the agent is another by now.
     pub fn renew_without_datastore(
         &self,
         id: &SpiffeId,
+        own: &str,
         follows: Box<[Box<str>]>,
         serial: &str,
         expires_at: UnixSeconds,
     ) -> bool {
+        self.add_pending(id, Pending { serial: serial.into(), expires_at, follows, own: Some(own.into()) })
+    }
+
+    fn add_pending(&self, id: &SpiffeId, pending: Pending) -> bool {
         self.change(|map| match map.get_mut(id) {
-            Some(node) if !node.is_banned() && follows.contains(&node.serial) => {
-                node.add_pending(Pending { serial: serial.into(), expires_at, follows });
+            Some(node) if !node.is_banned() && pending.follows.contains(&node.serial) => {
+                node.add_pending(pending);
                 self.some_wait.store(true, Ordering::SeqCst);
                 true
             }
@@ -130,7 +170,8 @@ impl Nodes {
     /// Another server gave this SVID out while the datastore was away: it is as good as if it had been given out here, and
     /// is stored from here if the other has not done so.
     pub async fn adopt(self: &Arc<Self>, id: &SpiffeId, serial: &str, expires_at: UnixSeconds, follows: &[Box<str>]) {
-        if !self.renew_without_datastore(id, follows.into(), serial, expires_at) || self.turn.link().is_away() {
+        let shown = Pending { serial: serial.into(), expires_at, follows: follows.into(), own: None };
+        if !self.add_pending(id, shown) || self.turn.link().is_away() {
             return;
         }
         let (this, agent) = (self.clone(), id.clone());
@@ -164,8 +205,10 @@ impl Nodes {
             let work = async move { this.store_pending_of(&agent).await };
             if let Err(error) = self.turn.take(work).await {
                 self.some_wait.store(true, Ordering::SeqCst);
+                // Others would fare no better, and each would hold up all who write.
+                let hopeless = self.turn.link().is_away() || cannot_be_written(&error);
                 failure = Some((id, error));
-                if self.turn.link().is_away() {
+                if hopeless {
                     break;
                 }
             }
@@ -177,19 +220,26 @@ impl Nodes {
 
     /// The same for one agent, from within a turn.
     async fn store_pending_of(&self, id: &SpiffeId) -> Result<(), StoreError> {
-        while let Some(pending) = self.with(id, |node| node.and_then(|node| node.pending.first().cloned())) {
-            // Of several, each but the last was used already.
-            if let Some(used) = self.with(id, |node| node.map(|node| node.new_serial.clone()))
-                && !used.is_empty()
-                && pending.follows.contains(&used)
-            {
-                let record = self.store.promote_serial(id, &used).await?;
-                self.put(&record);
+        let first = || self.with(id, |node| node.and_then(|node| node.pending.first().cloned()));
+        if first().is_some() {
+            // What another server stored meanwhile.
+            match self.store.agent_rows(std::slice::from_ref(id)).await?.first() {
+                Some((row, record)) => self.put_row(record, *row),
+                None => self.forget(std::slice::from_ref(id)),
             }
-            match self.store.renew_node(id, &pending.follows, &pending.serial, pending.expires_at).await {
-                Ok(record) => self.put(&record),
-                Err(StoreError::NotFound) => self.forget(std::slice::from_ref(id)),
-                Err(error) => return Err(error),
+        }
+        while let Some(pending) = first() {
+            if let Some(own) = &pending.own {
+                self.note_use(id, own).await?;
+            }
+            if self.gives_way(id, &pending) {
+                tracing::debug!(spiffe_id = %id, "A renewed SVID is stored when it is used: the agent got another one elsewhere");
+            } else {
+                match self.store.renew_node(id, &pending.follows, &pending.serial, pending.expires_at).await {
+                    Ok(record) => self.put(&record),
+                    Err(StoreError::NotFound) => self.forget(std::slice::from_ref(id)),
+                    Err(error) => return Err(error),
+                }
             }
             // Also where the agent is another by now.
             self.change(|map| {
@@ -199,5 +249,12 @@ impl Nodes {
             });
         }
         Ok(())
+    }
+
+    /// Whether the datastore has one that was given out beside this one, at another server, and may be what the agent holds:
+    /// that one would be worth nothing with this in its place, while this one, if the agent shows it, says whom it follows.
+    fn gives_way(&self, id: &SpiffeId, pending: &Pending) -> bool {
+        let beside = |node: &Node| !node.new_serial.is_empty() && !pending.follows.contains(&node.new_serial);
+        pending.own.is_some() && self.with(id, |node| node.is_some_and(beside))
     }
 }

@@ -58,7 +58,7 @@ async fn agents_renew_while_the_database_is_away() {
         let renew = async |own: &str, serial: &str| {
             assert_eq!(here.nodes.renew(&id, own, serial.into(), 9).await.unwrap(), Renewal::DatastoreAway);
             let follows = here.nodes.serials(&id).unwrap();
-            assert!(here.nodes.renew_without_datastore(&id, follows.clone(), serial, 9));
+            assert!(here.nodes.renew_without_datastore(&id, own, follows.clone(), serial, 9));
             assert_eq!(here.nodes.standing(&id, serial, &[]), Standing::Current);
             follows
         };
@@ -104,7 +104,7 @@ async fn a_renewal_in_an_outage_does_not_outlive_the_agent() {
     until("it notices", async || here.link.is_away()).await;
     let id = agent_id(1);
     let follows = here.nodes.serials(&id).unwrap();
-    assert!(here.nodes.renew_without_datastore(&id, follows.clone(), "2", 9));
+    assert!(here.nodes.renew_without_datastore(&id, "1", follows.clone(), "2", 9));
     assert!(there.follower.catch_up().await);
     there.nodes.delete(id.clone()).await.unwrap();
     there.nodes.attest(record(1, "5")).await.unwrap();

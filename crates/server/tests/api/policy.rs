@@ -8,7 +8,7 @@ use finial_proto::server::entry::entry_client::EntryClient;
 use finial_proto::server::entry::{BatchCreateEntryRequest, BatchDeleteEntryRequest, CountEntriesRequest};
 use finial_server::StartError;
 use serde_json::json;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tonic::Code;
 
 /// Passes the verdicts on under SPIRE's names; nothing is allowed unless a rule says so.
@@ -72,6 +72,33 @@ fn with_policy(rules: &str, data: serde_json::Value) -> impl FnOnce(&mut ServerS
 #[tokio::test]
 async fn spires_default_policy_is_our_table() {
     every_row_holds(with_policy(BY_LIST, apis())).await;
+}
+
+/// The policy and its data as SPIRE 1.15.3 carries them within it. `None` where nobody promised them; a promise
+/// (`FINIAL_REAL_SPIRE`, which `./test` sets) that is not kept fails.
+fn of_spire() -> Option<PolicySettings> {
+    let promised = std::env::var_os("FINIAL_REAL_SPIRE").map(PathBuf::from);
+    let folder = match &promised {
+        Some(folder) => folder.clone(),
+        None => Path::new(&std::env::var_os("HOME")?).join(".cache/finial/spire-1.15.3"),
+    };
+    let (rego_path, data_path) = (folder.join("policy.rego"), folder.join("policy_data.json"));
+    let there = rego_path.exists() && data_path.exists();
+    assert!(there || promised.is_none(), "no policy in {}: run tests/real-spire/build.sh", folder.display());
+    if !there {
+        eprintln!("SKIPPED: no policy of SPIRE's in {}", folder.display());
+    }
+    there.then_some(PolicySettings { rego_path, data_path: Some(data_path) })
+}
+
+/// SPIRE's own two files, word for word: they are evaluated as they are, and their verdicts are the table's.
+#[tokio::test]
+async fn spires_own_policy_files_give_the_tables_verdicts() {
+    let Some(policy) = of_spire() else { return };
+    let data: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(policy.data_path.as_ref().unwrap()).unwrap()).unwrap();
+    assert_eq!(data["apis"].as_array().unwrap().len(), 65);
+    every_row_holds(|settings| settings.policy = Some(policy)).await;
 }
 
 #[tokio::test]

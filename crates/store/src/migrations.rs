@@ -7,6 +7,12 @@ use crate::{Store, StoreError};
 
 /// The lock that servers of ours take while they look at the schema and change it (any number that others do not use).
 const LOCK: &str = "7381099713271426916";
+/// The lock of the one that makes our own index on PostgreSQL.
+const OWN_LOCK: &str = "7381099713271426917";
+
+/// How long the writers of a live deployment on MySQL may have to wait for our own index to begin. The next start tries
+/// again.
+const OWN_WAIT_SECS: u32 = 2;
 
 /// Schema version and release, as a database states them.
 struct Stated {
@@ -145,7 +151,7 @@ async fn own(store: &Store) -> Result<(), StoreError> {
     let (name, table, columns) = OWN;
     let present = match store.dialect() {
         Dialect::Sqlite => "SELECT COUNT(*) FROM sqlite_master WHERE type = 'index' AND name = ?",
-        Dialect::Postgres => "SELECT COUNT(*) FROM pg_indexes WHERE schemaname = CURRENT_SCHEMA() AND indexname = ?",
+        Dialect::Postgres => return own_beside_writers(store).await,
         Dialect::MySql => {
             "SELECT COUNT(*) FROM information_schema.statistics WHERE table_schema = DATABASE() AND index_name = ?"
         }
@@ -154,7 +160,53 @@ async fn own(store: &Store) -> Result<(), StoreError> {
     if present.int(0)? > 0 {
         return Ok(());
     }
-    transact!(store, |tx| tx.run(format!("CREATE INDEX {name} ON {table}({columns})")).await.map(drop))
+    let create = format!("CREATE INDEX {name} ON {table}({columns})");
+    if store.dialect() == Dialect::Sqlite {
+        return transact!(store, |tx| tx.run(create.clone()).await.map(drop));
+    }
+    // MySQL makes it beside writers. But it begins by waiting until nobody is in the middle of a transaction with the
+    // table (a backup may be, for hours), and whoever comes later waits behind it.
+    let mut conn = store.connection().await?;
+    conn.run(format!("SET SESSION lock_wait_timeout = {OWN_WAIT_SECS}")).await?;
+    let made = conn.run(create).await.map(drop);
+    conn.control("SET SESSION lock_wait_timeout = 20").await?;
+    made
+}
+
+/// The same on PostgreSQL, where others go on writing meanwhile: outside of transactions, and by one server at a time, as
+/// two such builds would wait for each other. Nobody waits for that lock: whoever waited would be what the build waits for.
+/// If this server gives up or is killed the database finishes the index, or leaves one that is not valid, which is made
+/// anew here.
+async fn own_beside_writers(store: &Store) -> Result<(), StoreError> {
+    let (name, table, columns) = OWN;
+    let mut conn = store.connection().await?;
+    if own_is_valid(&mut conn).await? == Some(true) {
+        return Ok(());
+    }
+    let locked = conn.one(Query::once(format!("SELECT pg_try_advisory_lock({OWN_LOCK})"))).await?;
+    if !locked.flag(0)? {
+        return Ok(());
+    }
+    let result = async {
+        match own_is_valid(&mut conn).await? {
+            Some(true) => return Ok(()),
+            Some(false) => drop(conn.run(format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")).await?),
+            None => {}
+        }
+        conn.run(format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table}({columns})")).await.map(drop)
+    };
+    let result = result.await;
+    if let Err(error) = conn.all(Query::once(format!("SELECT pg_advisory_unlock({OWN_LOCK})"))).await {
+        tracing::debug!(%error, "the index's lock ends with its connection");
+    }
+    result
+}
+
+/// Whether our own index can be used; `None` if there is none.
+async fn own_is_valid(conn: &mut Conn) -> Result<Option<bool>, StoreError> {
+    let valid = "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+        JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = CURRENT_SCHEMA() AND c.relname = ?";
+    conn.optional(Query::once(valid).bind(OWN.0)).await?.map(|row| row.flag(0)).transpose()
 }
 
 async fn note(conn: &mut Conn, version: i64, now: Moment) -> Result<(), StoreError> {

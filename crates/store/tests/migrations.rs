@@ -83,6 +83,83 @@ async fn the_next_minor_release_may_have_been_there(lab: Lab) {
     assert_eq!(opened.stated().await, (26, "1.16.0-dev".to_owned()));
 }
 
+/// A live deployment's writes go on while our own index is made, at the first start beside other servers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_index_stops_nobodys_writes() {
+    let Some(opened) = Lab::Postgres.open().await else { return };
+    create(&opened, entry("1", "/1", "/p", &["t:a"])).await;
+    let opened = opened.closed().await;
+    opened.edit(&[DROP_OWN]).await;
+    let database = opened.database.as_ref().unwrap();
+    // Another server is in the middle of a write, for which the index has to wait.
+    let writing = database.hold("LOCK TABLE registered_entries IN ROW EXCLUSIVE MODE");
+    let starting = tokio::spawn(Store::open(opened.settings.clone(), clock()));
+    testkit::eventually("the index waits for the write", || match database.waiting() {
+        0 => Err(String::new()),
+        _ => Ok(()),
+    });
+    // A third one's writes do not wait behind it.
+    database.sql("SET lock_timeout = '10s'; UPDATE registered_entries SET hint = 'meanwhile'");
+    drop(writing);
+    let store = starting.await.unwrap().unwrap();
+    assert_eq!(own_is_valid(database), "t");
+    assert_eq!(store.fetch_entry(&finial_core::EntryId::parse("1").unwrap()).await.unwrap().unwrap().hint, "meanwhile");
+}
+
+/// The same on MariaDB, where making it would have everybody wait until the longest transaction of others has ended: it
+/// is left for another start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_index_waits_for_nobodys_backup() {
+    let Some(opened) = Lab::MySql.open().await else { return };
+    create(&opened, entry("1", "/1", "/p", &["t:a"])).await;
+    let opened = opened.closed().await;
+    opened.edit(&["DROP INDEX finial_registered_entries_spiffe_id_parent_id ON registered_entries"]).await;
+    let database = opened.database.as_ref().unwrap();
+    let backup = database.hold("SELECT id FROM registered_entries");
+    let starting = tokio::spawn(Store::open(opened.settings.clone(), clock()));
+    testkit::eventually("the index waits for the backup", || match database.waiting() {
+        0 => Err(String::new()),
+        _ => Ok(()),
+    });
+    // Another server's write comes through although the backup goes on.
+    database.sql("SET lock_wait_timeout = 15; UPDATE registered_entries SET hint = 'meanwhile'");
+    starting.await.unwrap().unwrap().close().await;
+    let indexes = "SELECT COUNT(DISTINCT index_name) FROM information_schema.statistics \
+        WHERE table_schema = DATABASE() AND index_name LIKE 'finial%'";
+    assert_eq!(database.sql(indexes).trim(), "0");
+    drop(backup);
+    Store::open(opened.settings.clone(), clock()).await.unwrap().close().await;
+    assert_eq!(database.sql(indexes).trim(), "1");
+}
+
+/// Several servers that start together make one index between them, and what a killed one left is made anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_index_is_made_by_whoever_comes_and_mended() {
+    let Some(opened) = Lab::Postgres.open().await else { return };
+    let opened = opened.closed().await;
+    let database = opened.database.as_ref().unwrap();
+    let invalid = format!("UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{OWN}'::regclass");
+    for state in [DROP_OWN, &invalid] {
+        for _ in 0..3 {
+            opened.edit(&[state]).await;
+            let starting: Vec<_> =
+                (0..5).map(|_| tokio::spawn(Store::open(opened.settings.clone(), clock()))).collect();
+            for start in starting {
+                start.await.unwrap().unwrap().close().await;
+            }
+            assert_eq!(own_is_valid(database), "t", "{state}");
+        }
+    }
+}
+
+const OWN: &str = "finial_registered_entries_spiffe_id_parent_id";
+const DROP_OWN: &str = "DROP INDEX finial_registered_entries_spiffe_id_parent_id";
+
+fn own_is_valid(database: &testkit::Database) -> String {
+    let valid = format!("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{OWN}')");
+    database.sql(&valid).trim().to_owned()
+}
+
 /// MySQL ends a transaction with each table that is made: what a server that was killed half-way left is completed.
 #[tokio::test]
 async fn half_made_tables_are_completed() {

@@ -135,13 +135,18 @@ impl MariaDb {
     }
 
     pub(super) fn try_sql(&self, database: &str, text: &str) -> Output {
+        Output::of(self.session_command(database).arg("-e").arg(text))
+    }
+
+    /// A client that reads statements from its standard input.
+    pub(super) fn session_command(&self, database: &str) -> Command {
         let mut mariadb = Command::new("mariadb");
-        mariadb.args(["--no-defaults", "--user=root", "--batch", "--skip-column-names"]);
+        mariadb.args(["--no-defaults", "--user=root", "--batch", "--skip-column-names", "--unbuffered"]);
         mariadb.arg(format!("--socket={}", self.dir.path().join("my.sock").display()));
         if !database.is_empty() {
             mariadb.arg(format!("--database={database}"));
         }
-        Output::of(mariadb.arg("-e").arg(text))
+        mariadb
     }
 
     #[track_caller]

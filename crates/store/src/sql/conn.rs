@@ -24,8 +24,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// caller is gone, whose locks would stop everybody else.
 const POSTGRES_SETUP: &str =
     "SET statement_timeout = '30s'; SET lock_timeout = '20s'; SET idle_in_transaction_session_timeout = '60s'";
-/// The same.
-const MYSQL_SETUP: &str = "SET SESSION innodb_lock_wait_timeout = 20";
+/// The same. The second is for a table's definition, for which it would otherwise wait a day, and all others behind it.
+const MYSQL_SETUP: &str = "SET SESSION innodb_lock_wait_timeout = 20, lock_wait_timeout = 20";
 /// Whatever the connection string says of `sql_mode`: values that do not fit are refused rather than cut off, and `||`
 /// concatenates.
 const MYSQL_MODE: &str = "SET SESSION sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES,PIPES_AS_CONCAT')";

@@ -34,7 +34,7 @@ async fn a_caller_that_gives_up_leaves_no_transaction(lab: Lab) {
             .await;
             ended |= finished;
         }
-        let unused = store.consume_join_token(&token.token).await.unwrap().is_some();
+        let unused = store.fetch_join_token(&token.token).await.unwrap().is_some();
         let agent = store.fetch_node(&record.id).await.unwrap();
         assert_eq!(agent.is_none(), unused, "both or neither, after {polls} polls");
         *(if unused { &mut undone } else { &mut done }) += 1;

@@ -423,7 +423,7 @@ fn certificate(authority: &X509Authority) -> Result<Certificate, StoreError> {
 /// Lowercase hex, as authority IDs are written everywhere.
 fn subject_key_id(authority: &X509Authority) -> Result<String, StoreError> {
     let certificate = certificate(authority)?;
-    Ok(certificate.subject_key_id().unwrap_or_default().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(finial_crypto::hex(certificate.subject_key_id().unwrap_or_default()))
 }
 
 const SELECT: &str = "SELECT id, trust_domain, data FROM bundles WHERE ";

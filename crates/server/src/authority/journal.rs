@@ -10,6 +10,7 @@ use super::tokens::TokenKind;
 use super::{AuthorityError, SUBSYSTEM};
 use finial_core::UnixSeconds;
 use finial_crypto::Signer;
+pub(super) use finial_crypto::hex;
 use finial_proto::journal as pb;
 use finial_store::{CaJournal, StoreError};
 use prost::Message;
@@ -27,15 +28,6 @@ pub(super) struct Journal {
     entries: pb::Entries,
     /// What memory says is not what the datastore says.
     unsaved: bool,
-}
-
-/// Lowercase hex, the form of X.509 authority IDs.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 impl Status {

@@ -23,7 +23,9 @@ pub struct Driven<T> {
 pub(crate) struct Outlet<T>(mpsc::Sender<T>);
 
 impl<T> Outlet<T> {
-    /// Sends one; an error means that the client is gone.
+    /// Sends one; an error means that the client is gone. The handler runs only while the client reads: it may stand still
+    /// in this call and at any wait after it for as long as the client likes, and its own deadlines with it. So nothing that
+    /// others wait for (a lock, a permit, a connection to the datastore) may be held across a send, or taken after one.
     pub(crate) async fn send(&self, message: T) -> Result<(), Status> {
         self.0.send(message).await.map_err(|_| Status::cancelled("the client is gone"))
     }

@@ -6,14 +6,14 @@
 
 use crate::authority::{AuthorityStore, KeyIds};
 use arc_swap::ArcSwap;
-use finial_core::{Bundle, TrustDomain};
+use finial_core::{Bundle, JwtAuthority, TrustDomain};
 use finial_crypto::tls::BundleSource;
 use finial_crypto::{Certificate, TrustRoots};
 use finial_runtime::Shutdown;
-use finial_store::StoreError;
+use finial_store::{Listed, Page, StoreError};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -83,16 +83,83 @@ impl PublishedBundle {
     }
 }
 
+/// What a change of the bundles goes by.
+#[derive(Default)]
+struct Writing {
+    shield: Shield,
+    /// The own bundle as it was in another history of the datastore: its sequence number says nothing of what is read now.
+    before: Option<Bundle>,
+    /// What this history may have lost of it.
+    lost: Option<Bundle>,
+}
+
+impl Writing {
+    /// The own bundle of this history is there: whether it is the first, before which nothing counts.
+    fn settle(&mut self, now: Option<&Bundle>) -> bool {
+        let Some(before) = self.before.take() else { return false };
+        self.lost = lost(&before, now);
+        true
+    }
+}
+
+/// The authorities that were there, and not tainted, and are no more. Nothing when the bundle has grown since: then they
+/// may have been revoked, which takes two changes.
+fn lost(before: &Bundle, now: Option<&Bundle>) -> Option<Bundle> {
+    fn missing<T: Clone, K: PartialEq>(of: &[T], now: &[T], tainted: fn(&T) -> bool, key: impl Fn(&T) -> &K) -> Vec<T> {
+        let gone = |one: &&T| !tainted(one) && now.iter().all(|other| key(other) != key(one));
+        of.iter().filter(gone).cloned().collect()
+    }
+    let none = Bundle::empty(before.trust_domain.clone());
+    let now = now.unwrap_or(&none);
+    if now.sequence_number > before.sequence_number {
+        return None;
+    }
+    let keys = |of: &[JwtAuthority], now: &[JwtAuthority]| missing(of, now, |key| key.tainted, |key| &key.key_id);
+    Some(Bundle {
+        x509_authorities: missing(
+            &before.x509_authorities,
+            &now.x509_authorities,
+            |root| root.tainted,
+            |root| &root.der,
+        ),
+        jwt_authorities: keys(&before.jwt_authorities, &now.jwt_authorities),
+        wit_authorities: keys(&before.wit_authorities, &now.wit_authorities),
+        ..none
+    })
+}
+
+/// What was to be read and was not, when this goes: it is stale.
+struct Unread<'a>(Option<&'a AtomicBool>);
+
+impl Unread<'_> {
+    fn was_read(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unread<'_> {
+    fn drop(&mut self) {
+        if let Some(stale) = self.0 {
+            stale.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// By bare trust domain name.
 type Bundles = BTreeMap<Box<str>, Arc<PublishedBundle>>;
+
+/// By trust domain.
+type Rows = BTreeMap<TrustDomain, i64>;
 
 /// The bundles in memory.
 pub struct BundleFeed {
     store: Arc<dyn AuthorityStore>,
     own: TrustDomain,
     bundles: ArcSwap<Bundles>,
+    /// The datastore's row IDs of the bundles, as far as they were read.
+    rows: Mutex<Rows>,
     /// Held while the map is replaced, never across an await.
-    writing: Mutex<Shield>,
+    writing: Mutex<Writing>,
     /// Held while a bundle is read again, so that an older reading never replaces a newer one.
     refreshing: tokio::sync::Mutex<()>,
     stale: AtomicBool,
@@ -106,6 +173,7 @@ impl BundleFeed {
             store,
             own,
             bundles: ArcSwap::default(),
+            rows: Mutex::default(),
             writing: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
             stale: AtomicBool::new(false),
@@ -135,6 +203,33 @@ impl BundleFeed {
         self.bundles.load_full()
     }
 
+    /// The bundles as the datastore lists them, in its order and with its tokens.
+    pub async fn list(&self, page: Option<&Page>) -> Result<Listed<Arc<PublishedBundle>>, StoreError> {
+        let after = page.map_or(Ok(0), Page::after)?;
+        let bundles = self.bundles.load_full();
+        let unread = |rows: &Rows| bundles.values().any(|one| !rows.contains_key(&one.bundle.trust_domain));
+        if unread(&self.rows())
+            && let Ok(rows) = self.store.bundle_rows().await
+        {
+            *self.rows() = rows.into_iter().collect();
+        }
+        let rows = self.rows();
+        // One whose row could not be read is new, so that it comes last.
+        let row = |bundle: &PublishedBundle| rows.get(&bundle.bundle.trust_domain).copied().unwrap_or(i64::MAX);
+        let mut chosen: Vec<_> =
+            bundles.values().map(|bundle| (row(bundle), bundle)).filter(|(row, _)| *row > after).collect();
+        chosen.sort_by_key(|(row, _)| *row);
+        if let Some(page) = page {
+            chosen.truncate(usize::try_from(page.size).unwrap_or(usize::MAX));
+        }
+        let last = chosen.last().map(|(row, _)| *row);
+        Ok(Listed::new(chosen.into_iter().map(|(_, bundle)| bundle.clone()).collect(), page, last))
+    }
+
+    fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells of each change; the number only grows.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -143,22 +238,60 @@ impl BundleFeed {
     /// Takes the own bundle as the datastore returned it from a write; an older one than is known changes nothing.
     pub fn publish(&self, bundle: Bundle) {
         let name = bundle.trust_domain.as_str().to_owned();
-        self.update(|bundles, shield| {
-            if bundles.get(name.as_str()).is_none_or(|known| known.bundle.sequence_number <= bundle.sequence_number) {
-                bundles.insert(name.into(), Arc::new(PublishedBundle::own(bundle, shield)));
+        self.update(|bundles, writing| {
+            let first = writing.settle(Some(&bundle));
+            let known = bundles.get(name.as_str()).filter(|_| !first);
+            if known.is_none_or(|known| known.bundle.sequence_number <= bundle.sequence_number) {
+                bundles.insert(name.into(), Arc::new(PublishedBundle::own(bundle, &writing.shield)));
             }
         });
     }
 
+    /// The datastore has another history now: what is read of the own bundle from here on holds, however much newer the
+    /// known one was. Until then that stays.
+    pub fn start_anew(&self) {
+        let mut writing = self.writing();
+        let Some(own) = self.own() else { return };
+        let mut before = own.stored().clone();
+        // What another change took is not there again yet.
+        if let Some(lost) = &writing.lost {
+            before.x509_authorities.extend_from_slice(&lost.x509_authorities);
+            before.jwt_authorities.extend_from_slice(&lost.jwt_authorities);
+            before.wit_authorities.extend_from_slice(&lost.wit_authorities);
+        }
+        writing.before = Some(before);
+    }
+
+    /// Whether what is read from here on is of a history of which nothing is known yet. What was read before may be of the
+    /// one before.
+    fn begins_anew(&self) -> bool {
+        self.writing().before.is_some()
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Authorities of the own bundle that a change of the datastore's history may have taken, until they are
+    /// [`restored`](BundleFeed::restored).
+    pub(crate) fn lost(&self) -> Option<Bundle> {
+        self.writing().lost.clone()
+    }
+
+    /// What of the lost authorities was to be added again is there.
+    pub(crate) fn restored(&self, lost: &Bundle) {
+        self.writing().lost.take_if(|now| now == lost);
+    }
+
     /// Says what the authorities hang from that sign now.
     pub(crate) fn shield(&self, shield: Shield) {
-        let mut known = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known == shield {
+        let mut writing = self.writing();
+        if writing.shield == shield {
             return;
         }
-        *known = shield;
+        writing.shield = shield;
         let Some(own) = self.own() else { return };
-        let shown = PublishedBundle::own(own.stored().clone(), &known);
+        let shown = PublishedBundle::own(own.stored().clone(), &writing.shield);
         if shown.bundle != own.bundle || shown.stored != own.stored {
             let mut bundles = Bundles::clone(&self.bundles.load());
             bundles.insert(self.own.as_str().into(), Arc::new(shown));
@@ -167,15 +300,23 @@ impl BundleFeed {
         }
     }
 
-    /// Reads one bundle again; call it after each write of it. On failure what is known stays, and is read again later.
+    /// Reads one bundle again; call it after each write of it. On failure, or when the caller goes away, what is known stays,
+    /// and is read again later.
     pub async fn refresh(&self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
+        let unread = Unread(Some(&self.stale));
         let _order = self.refreshing.lock().await;
-        let found = self.store.bundle(trust_domain).await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
-        self.update(|bundles, shield| {
-            if found.as_ref().is_some_and(|bundle| self.newer(bundles, bundle).is_some()) {
+        let anew = self.begins_anew();
+        let found = self.store.bundle(trust_domain).await?;
+        unread.was_read();
+        if found.is_none() {
+            self.rows().remove(trust_domain);
+        }
+        self.update(|bundles, writing| {
+            let first = anew && *trust_domain == self.own && writing.settle(found.as_ref());
+            if !first && found.as_ref().is_some_and(|bundle| self.newer(bundles, bundle).is_some()) {
                 return;
             }
-            match found.map(|bundle| self.published(bundle, shield)) {
+            match found.map(|bundle| self.published(bundle, &writing.shield)) {
                 Some(published) => bundles.insert(trust_domain.as_str().into(), published),
                 None => bundles.remove(trust_domain.as_str()),
             };
@@ -183,15 +324,28 @@ impl BundleFeed {
         Ok(())
     }
 
+    /// The same for who has stored it already, and can only wait.
+    pub async fn refresh_or_later(&self, trust_domain: &TrustDomain) {
+        if let Err(error) = self.refresh(trust_domain).await {
+            tracing::warn!(trust_domain_id = %trust_domain, %error, "Bundle will be read again");
+        }
+    }
+
     /// Reads all bundles again.
     pub async fn reload(&self) -> Result<(), StoreError> {
+        let unread = Unread(Some(&self.stale));
         let _order = self.refreshing.lock().await;
-        let all = self.read().await.inspect_err(|_| self.stale.store(true, Ordering::Relaxed))?;
+        let anew = self.begins_anew();
+        let (all, rows) = self.read().await?;
+        unread.was_read();
+        *self.rows() = rows;
         self.stale.store(false, Ordering::Relaxed);
-        self.update(|bundles, shield| {
+        self.update(|bundles, writing| {
+            let first = anew && writing.settle(all.iter().find(|bundle| bundle.trust_domain == self.own));
             let named = |bundle: Bundle| {
                 let name = bundle.trust_domain.as_str().into();
-                (name, self.newer(bundles, &bundle).unwrap_or_else(|| self.published(bundle, shield)))
+                let newer = if first { None } else { self.newer(bundles, &bundle) };
+                (name, newer.unwrap_or_else(|| self.published(bundle, &writing.shield)))
             };
             *bundles = all.into_iter().map(named).collect();
         });
@@ -199,12 +353,12 @@ impl BundleFeed {
     }
 
     /// All bundles of the datastore. One that cannot be read is not among them, and that is an error for the own one.
-    async fn read(&self) -> Result<Vec<Bundle>, StoreError> {
+    async fn read(&self) -> Result<(Vec<Bundle>, Rows), StoreError> {
         let mut all = self.store.bundles().await?;
         if !all.iter().any(|bundle| bundle.trust_domain == self.own) {
             all.extend(self.store.bundle(&self.own).await?);
         }
-        Ok(all)
+        Ok((all, self.store.bundle_rows().await?.into_iter().collect()))
     }
 
     /// The own bundle that is known when it is newer than one that was read: it was published meanwhile.
@@ -233,10 +387,10 @@ impl BundleFeed {
         }
     }
 
-    fn update(&self, change: impl FnOnce(&mut Bundles, &Shield)) {
-        let shield = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn update(&self, change: impl FnOnce(&mut Bundles, &mut Writing)) {
+        let mut writing = self.writing();
         let mut bundles = Bundles::clone(&self.bundles.load());
-        change(&mut bundles, &shield);
+        change(&mut bundles, &mut writing);
         self.bundles.store(Arc::new(bundles));
         self.changes.send_modify(|n| *n += 1);
     }

@@ -129,6 +129,10 @@ impl AuthorityStore for Memory {
         self.store(|d| d.bundles.values().cloned().collect())
     }
 
+    async fn bundle_rows(&self) -> Result<Vec<(TrustDomain, i64)>, StoreError> {
+        self.store(|d| d.bundles.values().map(|bundle| bundle.trust_domain.clone()).zip(1..).collect())
+    }
+
     async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {
         self.store(|d| {
             let name = bundle.trust_domain.as_str().to_owned();

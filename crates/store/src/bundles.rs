@@ -135,6 +135,22 @@ impl Store {
         self.counted("datastore.bundle.list", async { list(&mut *self.connection().await?, page).await }).await
     }
 
+    /// The row ID of each bundle, which pages go by, with the bare name of its trust domain.
+    pub async fn bundle_rows(&self) -> Result<Vec<(TrustDomain, i64)>, StoreError> {
+        self.counted("datastore.bundle.list", async {
+            let rows = self.connection().await?.all(Query::new("SELECT id, trust_domain FROM bundles")).await?;
+            let mut named = Vec::with_capacity(rows.len());
+            for row in &rows {
+                // What names no trust domain is no bundle that anybody could read.
+                if let Ok(name) = TrustDomain::parse(row.str(1)?) {
+                    named.push((name, row.int(0)?));
+                }
+            }
+            Ok(named)
+        })
+        .await
+    }
+
     /// Removes authorities that expired before `expires_before`. Returns the new bundle, or `None` when nothing
     /// changed; an error rather than a bundle without authorities.
     pub async fn prune_bundle(

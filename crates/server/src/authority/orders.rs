@@ -211,7 +211,7 @@ impl AuthorityManager {
         }
     }
 
-    fn slots(&self, kind: AuthorityKind) -> SlotStates {
+    pub(super) fn slots(&self, kind: AuthorityKind) -> SlotStates {
         let states = self.parts.authorities.states();
         match kind {
             AuthorityKind::X509 => states.x509.clone(),

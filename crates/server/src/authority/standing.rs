@@ -6,7 +6,7 @@ use super::slots::{Named, Pair, TokenKey};
 use super::tokens::TokenKind;
 use super::{AuthorityError, AuthorityKind, AuthorityManager, SUBSYSTEM};
 use crate::publish::Shield;
-use finial_core::{Bundle, JwtAuthority};
+use finial_core::{Bundle, JwtAuthority, X509Authority};
 use finial_crypto::Certificate;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -124,6 +124,11 @@ impl AuthorityManager {
 
     /// Moves off authorities that the bundle says are tainted, whoever tainted them, or that it lost.
     pub(super) async fn heed_bundle(&mut self) -> Result<(), AuthorityError> {
+        if let Err(error) = self.restore_lost().await {
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to add to the bundle again what the datastore lost; trying again");
+            // Replacing what may only be missing for a moment would cut off all who hold what it signed.
+            return Err(error);
+        }
         let mut result = Ok(());
         for kind in [AuthorityKind::X509, AuthorityKind::Jwt, AuthorityKind::Wit] {
             if kind.tokens().is_some_and(|tokens| self.key_type(tokens).is_none()) {
@@ -136,6 +141,24 @@ impl AuthorityManager {
             result = result.and(moved);
         }
         result
+    }
+
+    /// Adds to the bundle again what this server signs with, or will, where the datastore lost it by a failover or a backup:
+    /// what was signed already hangs from it.
+    async fn restore_lost(&mut self) -> Result<(), AuthorityError> {
+        let Some(lost) = self.parts.feed.lost() else { return Ok(()) };
+        let own = self.own_of(&lost);
+        if own != Bundle::empty(own.trust_domain.clone()) {
+            tracing::warn!(
+                subsystem_name = SUBSYSTEM,
+                "The datastore lost authorities of this server; adding them again"
+            );
+            let appended = self.parts.store.append_bundle(&own);
+            let bundle = within("the datastore", appended, AuthorityError::Bundle).await?;
+            self.parts.feed.publish(bundle);
+        }
+        self.parts.feed.restored(&lost);
+        Ok(())
     }
 
     async fn move_off(&mut self, kind: AuthorityKind) -> Result<(), AuthorityError> {
@@ -181,6 +204,31 @@ impl AuthorityManager {
         let reading = self.parts.store.bundle(&self.settings.trust_domain);
         let bundle = within("the datastore", reading, AuthorityError::Bundle).await?;
         Ok(bundle.map(|bundle| self.standings(kind, &bundle)))
+    }
+
+    /// What of a bundle the authorities hang from that sign here or are prepared to.
+    fn own_of(&self, bundle: &Bundle) -> Bundle {
+        fn signing<A>(pair: &Pair<A>) -> impl Iterator<Item = &A> {
+            let held = [&pair.current, &pair.next].into_iter().filter_map(|slot| slot.held.as_ref());
+            let signing = held.filter(|held| matches!(held.tenure.status, Status::Active | Status::Prepared));
+            signing.map(|held| &*held.authority)
+        }
+        let x509: Vec<_> = signing(&self.x509).map(|authority| authority.key_ids()).collect();
+        let hangs = |root: &&X509Authority| {
+            let root = Certificate::parse(root.der.clone()).ok();
+            let id = root.as_ref().and_then(|root| root.subject_key_id());
+            id.is_some_and(|id| x509.iter().any(|ids| ids.include(id)))
+        };
+        let keys = |pair: &Pair<TokenKey>, keys: &[JwtAuthority]| {
+            let own = |key: &&JwtAuthority| signing(pair).any(|held| held.key_id == key.key_id);
+            keys.iter().filter(own).cloned().collect()
+        };
+        Bundle {
+            x509_authorities: bundle.x509_authorities.iter().filter(hangs).cloned().collect(),
+            jwt_authorities: keys(&self.jwt, &bundle.jwt_authorities),
+            wit_authorities: keys(&self.wit, &bundle.wit_authorities),
+            ..Bundle::empty(bundle.trust_domain.clone())
+        }
     }
 
     fn retry(&mut self, kind: AuthorityKind) -> &mut Retry {

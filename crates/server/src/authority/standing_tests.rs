@@ -70,6 +70,82 @@ async fn an_authority_that_the_bundle_lost_is_replaced_while_the_server_runs() {
     }
 }
 
+/// The datastore is another one now; this server hears of it.
+async fn fails_over_to(world: &World, process: &Process, bundle: Option<Bundle>) {
+    let mut data = world.memory.data.lock().unwrap();
+    match bundle {
+        Some(bundle) => data.bundles.insert("example.org".into(), bundle),
+        None => data.bundles.remove("example.org"),
+    };
+    drop(data);
+    process.feed.start_anew();
+    process.feed.reload().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_failover_took_from_the_bundle_is_added_again() {
+    for kind in KINDS {
+        let world = world();
+        let mut process = world.start().await;
+        let before = world.bundle().unwrap();
+        let prepared = process.manager.obey(Order::Prepare(kind)).await.unwrap().authority_id;
+        process.manager.obey(Order::Activate(kind, prepared.clone())).await.unwrap();
+        let next = process.manager.obey(Order::Prepare(kind)).await.unwrap().authority_id;
+        let whole = world.bundle().unwrap();
+        // The second and the third are lost; the first one signs no more.
+        fails_over_to(&world, &process, Some(before.clone())).await;
+        assert_eq!(process.feed.own().unwrap().stored(), &before, "{kind}: what is lost is not known");
+        process.manager.check().await.unwrap();
+        assert_eq!(active(&process, kind), prepared, "{kind}: what it signed holds");
+        assert_eq!(world.bundle().unwrap(), Bundle { sequence_number: before.sequence_number + 1, ..whole.clone() });
+        assert_eq!(process.feed.own().unwrap().stored(), &world.bundle().unwrap());
+        let calls = world.calls();
+        process.manager.check().await.unwrap();
+        assert_eq!(world.calls(), calls, "{kind}: once is enough");
+        // Everything is lost, and the datastore takes nothing at first.
+        fails_over_to(&world, &process, None).await;
+        world.fail_all(true);
+        assert!(process.manager.check().await.is_err());
+        world.fail_all(false);
+        process.manager.check().await.unwrap();
+        let standings = process.manager.standings(kind, &world.bundle().unwrap());
+        assert_eq!(standings, (Some(Standing::Good), Some(Standing::Good)), "{kind}");
+        let states = process.manager.slots(kind);
+        assert_eq!([states.current, states.next].map(|s| s.unwrap().authority_id), [prepared, next]);
+    }
+}
+
+#[tokio::test]
+async fn what_was_revoked_is_not_added_again_by_a_failover() {
+    for kind in KINDS {
+        // The server saw the taint, or neither that nor the revocation.
+        for saw in [true, false] {
+            let world = world();
+            let mut process = world.start().await;
+            let first = active(&process, kind);
+            world.memory.mark_authority(&trust_domain(), kind, TaintStep::Taint, &first).await.unwrap();
+            if saw {
+                process.feed.refresh(&trust_domain()).await.unwrap();
+            }
+            world.memory.mark_authority(&trust_domain(), kind, TaintStep::Revoke, &first).await.unwrap();
+            let mut revoked = world.bundle().unwrap();
+            revoked.sequence_number -= u64::from(saw);
+            fails_over_to(&world, &process, Some(revoked)).await;
+            process.manager.check().await.unwrap();
+            assert_ne!(active(&process, kind), first, "{kind}");
+            let standing = process.manager.standings(kind, &world.bundle().unwrap()).0;
+            assert_eq!(standing, Some(Standing::Good));
+            let bundle = world.bundle().unwrap();
+            let keys = bundle.jwt_authorities.iter().chain(&bundle.wit_authorities).map(|key| key.key_id.clone());
+            let roots = bundle.x509_authorities.iter().filter_map(|root| {
+                let root = Certificate::parse(root.der.clone()).unwrap();
+                root.subject_key_id().map(super::super::journal::hex)
+            });
+            assert!(keys.chain(roots).all(|id| id != first), "{kind}: revoked is revoked");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_feed_that_is_behind_makes_nobody_rotate() {
     let world = world();

@@ -26,6 +26,9 @@ pub trait AuthorityStore: Send + Sync {
     /// All bundles, the own one included.
     async fn bundles(&self) -> Result<Vec<Bundle>, StoreError>;
 
+    /// The row ID of each bundle, which pages go by.
+    async fn bundle_rows(&self) -> Result<Vec<(TrustDomain, i64)>, StoreError>;
+
     /// Adds the authorities that are not there yet. Returns the whole result.
     async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError>;
 
@@ -62,6 +65,10 @@ impl AuthorityStore for Store {
             }
             page.token = listed.next_page_token;
         }
+    }
+
+    async fn bundle_rows(&self) -> Result<Vec<(TrustDomain, i64)>, StoreError> {
+        Store::bundle_rows(self).await
     }
 
     async fn append_bundle(&self, bundle: &Bundle) -> Result<Bundle, StoreError> {

@@ -34,6 +34,7 @@ impl Memory for Known {
     }
 
     async fn compare_all(&self) -> Result<(), StoreError> {
+        self.bundles.start_anew();
         // Agents first: a ban must not wait for the entries.
         self.nodes.compare_all().await?;
         self.entries.compare_all().await

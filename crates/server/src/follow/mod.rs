@@ -88,7 +88,7 @@ pub trait Memory: Send + Sync {
     async fn agents_changed(&self, ids: Vec<SpiffeId>) -> Result<(), StoreError>;
     /// All bundles are to be read again.
     async fn bundles_changed(&self) -> Result<(), StoreError>;
-    /// All entries and agents are to be compared with the datastore.
+    /// All entries and agents are to be compared with the datastore; nothing that is known may count as newer than it.
     async fn compare_all(&self) -> Result<(), StoreError>;
     /// The datastore answers again: what waits for it can be written. Returns at once, as looks wait for this.
     fn datastore_is_back(&self);

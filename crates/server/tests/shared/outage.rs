@@ -1,7 +1,7 @@
 //! The database goes away and comes back, the same or another.
 
 use crate::lab::*;
-use finial_core::ErrorKind;
+use finial_core::{Bundle, ErrorKind, JwtAuthority};
 use finial_server::nodes::{Renewal, Standing};
 use testkit::{Postgres, PostgresPair};
 use testkit::{Proxy, Weather};
@@ -115,6 +115,10 @@ async fn a_renewal_in_an_outage_does_not_outlive_the_agent() {
     here.assert_current().await;
 }
 
+fn key(key_id: &str) -> JwtAuthority {
+    JwtAuthority { key_id: key_id.into(), public_key: vec![1].into(), expires_at: 0, tainted: false }
+}
+
 #[tokio::test]
 async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
     let Some(pair) = PostgresPair::start() else { return };
@@ -123,11 +127,18 @@ async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
     let server = Server::at(&database, database.dsn_at(proxy.port())).await;
     server.run();
     server.entries.create(vec![entry(1, 1)]).await.unwrap();
+    let append = async |key_id: &str| {
+        let jwt_authorities = vec![key(key_id)];
+        let more = Bundle { jwt_authorities, ..Bundle::empty(trust_domain()) };
+        server.bundles.publish(server.store.append_bundle(&more).await.unwrap());
+    };
+    append("kept").await;
     pair.wait_caught_up();
     // The standby is down; what is written now dies with the primary.
     pair.standby.stop();
     server.entries.create(vec![entry(2, 1)]).await.unwrap();
     server.nodes.attest(record(1, "1")).await.unwrap();
+    append("lost").await;
     assert_eq!(server.entries.count(), 2);
     pair.primary.kill();
     proxy.cut(None);
@@ -138,6 +149,8 @@ async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
     until("it answers again", async || !server.link.is_away()).await;
     server.assert_current().await;
     assert_eq!((server.entries.count(), server.nodes.count()), (1, 0), "memory is what the new primary holds");
+    let own = server.bundles.own().unwrap();
+    assert_eq!(own.bundle.jwt_authorities, [key("kept")], "an authority that nobody can verify is not known as good");
     server.entries.create(vec![entry(3, 1)]).await.unwrap();
     server.assert_current().await;
 }

@@ -88,6 +88,22 @@ impl Store {
         &self,
         page: Option<&Page>,
     ) -> Result<Listed<FederationRelationship>, StoreError> {
+        let (found, last) = self.relationships(page).await?;
+        Ok(Listed::new(found.into_iter().map(|(_, relationship)| relationship).collect(), page, last))
+    }
+
+    /// All relationships with their row IDs, which pages go by, in their order; without their bundles.
+    pub async fn federation_rows(&self) -> Result<Vec<(i64, FederationRelationship)>, StoreError> {
+        let (mut found, _) = self.relationships(None).await?;
+        found.iter_mut().for_each(|(_, relationship)| relationship.bundle = None);
+        Ok(found)
+    }
+
+    /// The relationships of a page with their row IDs, and the last of these.
+    async fn relationships(
+        &self,
+        page: Option<&Page>,
+    ) -> Result<(Vec<(i64, FederationRelationship)>, Option<i64>), StoreError> {
         let mut query = Query::new(format!("{SELECT} WHERE f.id > "));
         query.push_bind(page.map_or(Ok(0), Page::after)?).push(" ORDER BY f.id");
         if let Some(page) = page {
@@ -98,14 +114,14 @@ impl Store {
         let mut items = Vec::with_capacity(rows.len());
         for row in &rows {
             match from_row(row) {
-                Ok(relationship) => items.push(relationship),
+                Ok(relationship) => items.push((row.int(0)?, relationship)),
                 Err(error @ StoreError::BadRow { .. }) => {
                     tracing::warn!(%error, "Invalid federation relationship in the datastore; left out");
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(Listed::new(items, page, last))
+        Ok((items, last))
     }
 
     /// Replaces the masked parts of a relationship and, if the mask says so and there is one, the bundle. `NotFound`

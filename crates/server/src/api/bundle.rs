@@ -147,8 +147,8 @@ impl Api {
         permit: Permit<method::CountBundles>,
         _: pb::CountBundlesRequest,
     ) -> Result<pb::CountBundlesResponse, Status> {
-        let count = self.store.count_bundles().await;
-        let count = count.map_err(|e| store_failed(&permit, "failed to count bundles", &e))?;
+        self.be_current().await;
+        let count = self.bundles.all().len();
         permit.audit();
         Ok(pb::CountBundlesResponse { count: count32(count) })
     }
@@ -212,9 +212,11 @@ impl Api {
         request: pb::ListFederatedBundlesRequest,
     ) -> Result<pb::ListFederatedBundlesResponse, Status> {
         let page = page(request.page_size, &request.page_token);
-        let listed = self.store.list_bundles(page.as_ref()).await;
+        self.be_current().await;
+        let listed = self.bundles.list(page.as_ref()).await;
         let listed = listed.map_err(|e| store_failed(&permit, "failed to list bundles", &e))?;
-        let foreign = listed.items.iter().filter(|bundle| bundle.trust_domain != self.trust_domain);
+        let foreign = listed.items.iter().map(|listed| &listed.bundle);
+        let foreign = foreign.filter(|bundle| bundle.trust_domain != self.trust_domain);
         let bundles = foreign.map(|bundle| masked(bundle, request.output_mask.as_ref())).collect();
         permit.audit();
         Ok(pb::ListFederatedBundlesResponse { bundles, next_page_token: listed.next_page_token })
@@ -262,18 +264,21 @@ impl Api {
                 Write::Update(mask) => store.update_bundle(&bundle, mask).await?,
                 Write::Set => store.set_bundle(&bundle).await?,
             };
-            // The bundle is stored; a feed that could not read it tries again by itself.
-            if let Err(error) = feed.refresh(&written.trust_domain).await {
-                tracing::warn!(%error, "Bundle will be read again");
-            }
+            feed.refresh_or_later(&written.trust_domain).await;
             Ok(written)
         };
-        let written = self.turn.take(change).await.map_err(|error| match (error.kind(), write) {
-            (ErrorKind::AlreadyExists, _) => call.item(ErrorKind::AlreadyExists, "bundle already exists"),
-            (ErrorKind::NotFound, _) => call.item(ErrorKind::NotFound, "bundle not found"),
-            (_, Write::Create) => call.item_with(ErrorKind::Internal, "unable to create bundle", error),
-            (_, Write::Update(_)) => call.item_with(ErrorKind::Internal, "failed to update bundle", error),
-            (_, Write::Set) => call.item_with(ErrorKind::Internal, "failed to set bundle", error),
+        let written = self.turn.take(change).await.map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => call.item(ErrorKind::AlreadyExists, "bundle already exists"),
+            ErrorKind::NotFound => call.item(ErrorKind::NotFound, "bundle not found"),
+            kind => {
+                let kind = if kind == ErrorKind::Unavailable { kind } else { ErrorKind::Internal };
+                let message = match write {
+                    Write::Create => "unable to create bundle",
+                    Write::Update(_) => "failed to update bundle",
+                    Write::Set => "failed to set bundle",
+                };
+                call.item_with(kind, message, error)
+            }
         })?;
         match write {
             Write::Create => call.log_debug("Federated bundle created"),

@@ -365,11 +365,7 @@ impl Api {
                 Ok(_) => match deleted.next() {
                     Some(Ok(())) => ok(),
                     Some(Err(StoreError::NotFound)) => Some(permit.item(ErrorKind::NotFound, "entry not found")),
-                    Some(Err(e)) => {
-                        let kind = e.kind();
-                        let kind = if kind == ErrorKind::Unavailable { kind } else { ErrorKind::Internal };
-                        Some(permit.item_with(kind, "failed to delete entry", e))
-                    }
+                    Some(Err(e)) => Some(permit.item_with(e.kind(), "failed to delete entry", e)),
                     None => Some(permit.item(ErrorKind::Internal, "failed to delete entry")),
                 },
             };

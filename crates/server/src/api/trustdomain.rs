@@ -3,12 +3,14 @@
 use super::bundle::{Write, audit_fields, bundle_from_proto};
 use super::{Api, Service, endpoint_url, ok, page, store_failed};
 use crate::authz::{Call, Fields, Permit, method};
+use crate::federation::Stored;
 use finial_core::{Bundle, EndpointProfile, ErrorKind, SpiffeId, TrustDomain};
 use finial_proto::convert::bundle_to_proto;
 use finial_proto::server::trustdomain as pb;
 use finial_proto::types::federation_relationship::BundleEndpointProfile as WireProfile;
 use finial_proto::types::{self, FederationRelationship as Wire, FederationRelationshipMask as Mask};
 use finial_store::{FederationMask, FederationRelationship, StoreError};
+use std::sync::Arc;
 use tonic::{Request, Response, Status, async_trait};
 
 const ALL: Mask = Mask { bundle_endpoint_url: true, bundle_endpoint_profile: true, trust_domain_bundle: true };
@@ -88,13 +90,29 @@ fn relationship_fields(wire: &Wire, mask: Option<Mask>) -> Fields {
 }
 
 impl Api {
+    /// Where the datastore is away, what it had; without the bundles.
+    fn relationships_of_memory(&self) -> Option<Arc<Stored>> {
+        self.datastore_is_away().then(|| self.federation.stored()).flatten()
+    }
+
+    fn add_bundle(&self, relationship: &mut FederationRelationship) {
+        let known = self.bundles.bundle(relationship.trust_domain.as_str());
+        relationship.bundle = known.map(|known| known.bundle.clone());
+    }
+
     async fn list_federation_relationships(
         &self,
         permit: Permit<method::ListFederationRelationships>,
         request: pb::ListFederationRelationshipsRequest,
     ) -> Result<pb::ListFederationRelationshipsResponse, Status> {
         let page = page(request.page_size, &request.page_token);
-        let listed = self.store.list_federation_relationships(page.as_ref()).await;
+        let listed = match self.relationships_of_memory() {
+            Some(stored) => stored.list(page.as_ref()).map(|mut listed| {
+                listed.items.iter_mut().for_each(|found| self.add_bundle(found));
+                listed
+            }),
+            None => self.store.list_federation_relationships(page.as_ref()).await,
+        };
         let listed = listed.map_err(|e| store_failed(&permit, "failed to list federation relationships", &e))?;
         permit.audit();
         Ok(pb::ListFederationRelationshipsResponse {
@@ -111,7 +129,13 @@ impl Api {
         permit.note("trust_domain_id", &request.trust_domain);
         let trust_domain = TrustDomain::parse(&request.trust_domain)
             .map_err(|e| permit.fail_with(ErrorKind::InvalidArgument, "failed to parse trust domain", e))?;
-        let found = self.store.fetch_federation_relationship(&trust_domain).await;
+        let found = match self.relationships_of_memory() {
+            Some(stored) => Ok(stored.get(&trust_domain).map(|mut found| {
+                self.add_bundle(&mut found);
+                found
+            })),
+            None => self.store.fetch_federation_relationship(&trust_domain).await,
+        };
         let found = found.map_err(|e| store_failed(&permit, "failed to fetch federation relationship", &e))?;
         let missing = || permit.fail(ErrorKind::NotFound, "federation relationship does not exist");
         let found = found.ok_or_else(missing)?;
@@ -153,11 +177,8 @@ impl Api {
                     store.update_federation_relationship(&relationship, mask).await?
                 }
             };
-            // It is stored; a feed that could not read it tries again by itself.
-            if written.bundle.is_some()
-                && let Err(error) = feed.refresh(&written.trust_domain).await
-            {
-                tracing::warn!(%error, "Bundle will be read again");
+            if written.bundle.is_some() {
+                feed.refresh_or_later(&written.trust_domain).await;
             }
             Ok(written)
         };

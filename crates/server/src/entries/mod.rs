@@ -417,9 +417,7 @@ impl Entries {
         let this = self.clone();
         let work = async move {
             let touched = this.store.delete_bundle(&trust_domain, mode).await?;
-            if let Err(error) = feed.refresh(&trust_domain).await {
-                tracing::warn!(%error, "Bundle will be read again");
-            }
+            feed.refresh_or_later(&trust_domain).await;
             match mode {
                 DeleteMode::Delete => this.forget(&touched),
                 DeleteMode::Dissociate | DeleteMode::Restrict => {

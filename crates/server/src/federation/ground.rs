@@ -1,10 +1,12 @@
 //! What federation stands on: datastore, configuration and network, as a trait so that tests can make time pass.
 
+use super::Relationships;
 use super::fetch::{FederationError, Fetcher};
-use super::{Relationships, SUBSYSTEM};
+use super::stored::Stored;
 use crate::entries::Turn;
 use crate::live::LiveSettings;
 use crate::publish::BundleFeed;
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use finial_config::FederatesWith;
 use finial_core::{Bundle, Clock, TrustDomain};
@@ -18,6 +20,11 @@ use tokio::sync::watch;
 pub(crate) trait Ground: Send + Sync {
     /// All relationships.
     async fn relationships(&self) -> Result<Relationships, StoreError>;
+
+    /// Those of the datastore as they were read last; `None` before that.
+    fn stored(&self) -> Option<Arc<Stored>> {
+        None
+    }
 
     /// The one with this trust domain.
     async fn relationship(&self, trust_domain: &TrustDomain) -> Result<Option<FederatesWith>, StoreError>;
@@ -42,6 +49,7 @@ pub(crate) struct Real {
     bundles: Arc<BundleFeed>,
     settings: LiveSettings,
     fetcher: Fetcher,
+    stored: ArcSwapOption<Stored>,
 }
 
 impl Real {
@@ -55,16 +63,17 @@ impl Real {
         exchange: KeyExchange,
     ) -> Arc<Self> {
         let fetcher = Fetcher { bundles: bundles.clone(), clock, spawner, exchange };
-        Arc::new(Self { store, turn, bundles, settings, fetcher })
+        Arc::new(Self { store, turn, bundles, settings, fetcher, stored: ArcSwapOption::empty() })
     }
 }
 
 #[async_trait]
 impl Ground for Real {
     async fn relationships(&self) -> Result<Relationships, StoreError> {
-        let stored = self.store.list_federation_relationships(None).await?;
-        let stored = stored.items.into_iter().map(|found| (found.trust_domain.clone(), from_store(found)));
-        let mut all: Relationships = stored.collect();
+        let stored = self.store.federation_rows().await?;
+        let named = stored.iter().map(|(_, found)| (found.trust_domain.clone(), from_store(found)));
+        let mut all: Relationships = named.collect();
+        self.stored.store(Some(Arc::new(Stored(stored))));
         let configured = self.settings.now();
         all.extend(configured.federates_with.iter().map(|(trust_domain, with)| (trust_domain.clone(), with.clone())));
         // The own bundle comes from nobody else.
@@ -82,8 +91,12 @@ impl Ground for Real {
         match self.store.fetch_federation_relationship(trust_domain).await {
             // It is none of all relationships either.
             Err(StoreError::BadRow { .. }) => Ok(None),
-            found => Ok(found?.map(from_store)),
+            found => Ok(found?.as_ref().map(from_store)),
         }
+    }
+
+    fn stored(&self) -> Option<Arc<Stored>> {
+        self.stored.load_full()
     }
 
     fn changed(&self) -> watch::Receiver<Arc<crate::live::Live>> {
@@ -98,10 +111,7 @@ impl Ground for Real {
         let (store, feed) = (self.store.clone(), self.bundles.clone());
         let change = async move {
             let written = store.set_bundle(&bundle).await?;
-            // The bundle is stored; a feed that could not read it tries again by itself.
-            if let Err(error) = feed.refresh(&written.trust_domain).await {
-                tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Bundle will be read again");
-            }
+            feed.refresh_or_later(&written.trust_domain).await;
             Ok(())
         };
         self.turn.take(change).await
@@ -112,6 +122,9 @@ impl Ground for Real {
     }
 }
 
-fn from_store(relationship: FederationRelationship) -> FederatesWith {
-    FederatesWith { bundle_endpoint_url: relationship.bundle_endpoint_url, profile: relationship.profile }
+fn from_store(relationship: &FederationRelationship) -> FederatesWith {
+    FederatesWith {
+        bundle_endpoint_url: relationship.bundle_endpoint_url.clone(),
+        profile: relationship.profile.clone(),
+    }
 }

@@ -7,6 +7,7 @@
 mod endpoint;
 mod fetch;
 mod ground;
+mod stored;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ pub use endpoint::EndpointError;
 pub(crate) use endpoint::{EndpointParts, serve as serve_bundle};
 pub use fetch::FederationError;
 pub(crate) use ground::{Ground, Real};
+pub(crate) use stored::Stored;
 
 use finial_config::FederatesWith;
 use finial_core::{Bundle, TrustDomain};
@@ -93,6 +95,11 @@ impl Federation {
     /// The relationships have changed, here or at another server: reads them soon.
     pub fn reload(&self) {
         self.reload.notify_one();
+    }
+
+    /// The relationships of the datastore as they were read last, for when it is away.
+    pub(crate) fn stored(&self) -> Option<Arc<Stored>> {
+        self.ground.stored()
     }
 
     /// Fetches the bundle of a trust domain now. `false`: there is no relationship with it.

@@ -15,6 +15,7 @@ mod downstream;
 mod entries;
 mod harness;
 mod local;
+mod outage;
 mod policy;
 mod relationships;
 mod strangers;

@@ -1,6 +1,6 @@
 //! Several servers on one database.
 
-use testkit::{Agent, AgentOptions, Database, Flavor, Server, ServerOptions, eventually};
+use testkit::{Agent, AgentOptions, Database, DatabaseKind, Flavor, Server, ServerOptions, eventually};
 
 fn server_on(database: &Database, clock_ahead_seconds: i64) -> Server {
     let datastore = Some(testkit::datastore(database, database.port()));
@@ -12,7 +12,10 @@ fn lets_one_in(database: &Database) {
     let servers = [server_on(database, 0), server_on(database, 0)];
     let token = servers[0].join_token();
     let options = AgentOptions { join: false, agent: format!("join_token = \"{token}\""), ..Default::default() };
-    let held = database.hold("LOCK TABLE join_tokens IN SHARE MODE");
+    let held = database.hold(match database.kind() {
+        DatabaseKind::Postgres => "LOCK TABLE join_tokens IN SHARE MODE",
+        DatabaseKind::MariaDb => "SELECT * FROM join_tokens FOR UPDATE",
+    });
     let mut agents = servers.each_ref().map(|server| Agent::start(Flavor::Finial, server, &options));
     eventually("both wait for the token", || match database.waiting() {
         2 => Ok(()),
@@ -32,8 +35,10 @@ fn lets_one_in(database: &Database) {
 
 #[test]
 fn a_token_used_at_two_servers_in_the_same_instant_lets_one_agent_in() {
-    let Some(database) = testkit::postgres() else { return };
-    lets_one_in(&database);
+    for kind in [testkit::postgres, testkit::mariadb] {
+        let Some(database) = kind() else { continue };
+        lets_one_in(&database);
+    }
 }
 
 /// What was written at one is known at the other, whoever's clock says what, and nothing is pruned for being "old".

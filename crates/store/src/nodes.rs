@@ -9,8 +9,6 @@ use finial_core::{
 };
 use std::collections::{HashMap, HashSet};
 
-/// Agents per page when all of them are read.
-
 const SELECT: &str = "SELECT e.id, e.spiffe_id, e.data_type, e.serial_number, e.expires_at, e.new_serial_number, \
     e.new_expires_at, e.can_reattest, e.agent_version FROM attested_node_entries e";
 

@@ -147,23 +147,45 @@ fn validate_tells_what_run_refuses_or_passes_over() {
              telemetry {{\n  {telemetry}\n}}\n{plugins}  WorkloadAttestor \"unix\" {{}}\n}}\n"
         )
     };
+    let both = "disable_workload_api = true\n  experimental { broker {} }";
+    let text = agent("").replace("data_dir = \"/none\"", both);
+    let (_, _, stderr) = validate("spire-agent", text);
+    for (key, line) in [("disable_workload_api without disable_sds_api", "2"), ("experimental.broker", "3")] {
+        assert!(stderr.contains(&format!("{key} is not supported yet")) && stderr.contains(&at(line)), "{stderr}");
+    }
     let tls = "Prometheus {\n    port = 1\n    tls {\n      cert_file = \"a\"\n    }\n  }";
     let filter = "AllowedPrefixes = [\"a\"]\n  InMem {}";
     for (program, refused, warned, names) in [
         ("spire-server", server(tls), server(filter), ["profiling_enabled", "4"]),
         ("spire-agent", agent(tls), agent(filter), ["trust_bundle_url", "6"]),
     ] {
-        let (exit, stdout, stderr) = validate(program, refused);
+        let (exit, stdout, stderr) = validate(program, refused.clone());
         assert_eq!((exit, stdout.as_str()), (1, ""), "{stderr}");
         assert!(stderr.contains("telemetry Prometheus tls is not supported yet"), "{stderr}");
         assert!(stderr.contains(&at(if program == "spire-server" { "9" } else { "11" })), "{stderr}");
+
+        // with other things wrong, the trust domain among them, it is told all the same
+        let broken =
+            refused.replace("\"example.org\"", "\"Not One\"").replace("KeyManager \"memory\"", "KeyManager \"none\"");
+        let (exit, stdout, stderr) = validate(program, broken);
+        assert_eq!((exit, stdout.as_str()), (1, ""), "{stderr}");
+        let [key, line] = names;
+        let unsupported = format!("warning: {key} is not supported yet");
+        for told in [
+            "could not parse trust_domain",
+            "telemetry Prometheus tls is not",
+            "no built-in plugin \"none\"",
+            &unsupported,
+        ] {
+            assert!(stderr.contains(told), "{told}:\n{stderr}");
+        }
+        assert!(stderr.contains(&at(line)), "{stderr}");
 
         let (exit, stdout, stderr) = validate(program, warned);
         assert_eq!(exit, 0, "{stderr}");
         let valid = format!("SPIRE {} configuration file is valid.\n", &program["spire-".len()..]);
         assert_eq!(stdout, valid);
-        let [key, line] = names;
-        assert!(stderr.contains(&format!("warning: {key} is not supported yet")), "{stderr}");
+        assert!(stderr.contains(&unsupported), "{stderr}");
         assert!(stderr.contains(&at(line)), "{stderr}");
         for key in ["telemetry AllowedPrefixes", "telemetry InMem"] {
             assert!(

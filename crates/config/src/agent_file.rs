@@ -4,7 +4,7 @@ mod bootstrap;
 mod experimental;
 
 use crate::duration::format_go_duration;
-use crate::problem::{ConfigError, Loaded};
+use crate::problem::{ConfigError, Loaded, Readable};
 use crate::raw::{self, RawHealth, RawTelemetry};
 use crate::resolve::{Resolver, read_text};
 use crate::server_file::{shared_section_name, trust_domain};
@@ -161,7 +161,7 @@ pub fn parse_agent(
         r.problem(&["plugins"], "plugins section must be configured", hint);
     }
     let nobody = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let Ok(placeholder) = TrustDomain::parse("invalid") else { return r.finish(None) };
+    let Ok(placeholder) = TrustDomain::parse("invalid") else { return Err(r.into_error()) };
     let data_dir: PathBuf = if a.data_dir.is_empty() { ".".into() } else { a.data_dir.clone().into() };
     let mut out = AgentSettings::minimal(placeholder, nobody, Bootstrap::Insecure, data_dir);
     out.plugins = plugins.unwrap_or_default();
@@ -187,7 +187,7 @@ pub fn parse_agent(
     out.allowed_foreign_jwt_claims = a.allowed_foreign_jwt_claims;
     out.log_selectors = a.log_selectors;
     out.log = r.log.clone();
-    r.finish(known.then_some(out))
+    r.finish(out, Readable::Agent)
 }
 
 fn server(r: &mut Resolver, a: &RawAgent, out: &mut AgentSettings) {

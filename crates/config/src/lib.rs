@@ -30,7 +30,7 @@ pub use duration::{format_go_duration, parse_go_duration};
 pub use expand::expand_env;
 pub use nearest::nearest;
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
-pub use problem::{ConfigError, Loaded, Notice, Problem};
+pub use problem::{ConfigError, Loaded, Notice, Problem, Readable};
 pub use server::{
     BundleEndpointProfile, BundleEndpointSettings, CaSubject, EventSettings, FederatesWith, FederationSettings,
     PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings,

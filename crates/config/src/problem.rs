@@ -1,6 +1,6 @@
 //! What is wrong with a file: all of it at once, each with its place and what to do.
 
-use crate::{LogSettings, PluginConfig};
+use crate::{AgentSettings, LogSettings, PluginConfig, ServerSettings};
 use finial_core::TrustDomain;
 use finial_hcl::{Pos, Value};
 use std::fmt;
@@ -47,6 +47,17 @@ pub struct ConfigError {
     pub plugins: Option<Vec<PluginConfig>>,
     /// The trust domain, if it could be read.
     pub trust_domain: Option<TrustDomain>,
+    /// The settings, so that what is not supported of them can be told as well; None if the file could not be read.
+    pub readable: Option<Readable>,
+}
+
+/// Settings of a file that cannot be used. What is wrong has its default, and the trust domain may be none of the file's.
+#[derive(Clone, Debug)]
+pub enum Readable {
+    /// A server's.
+    Server(Box<Loaded<ServerSettings>>),
+    /// An agent's.
+    Agent(Box<Loaded<AgentSettings>>),
 }
 
 impl std::error::Error for ConfigError {}

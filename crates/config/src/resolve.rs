@@ -1,7 +1,7 @@
 //! The common part of turning what is written into settings: positions, unknown keys, durations, paths.
 
 use crate::duration::parse_go_duration;
-use crate::problem::{ConfigError, Loaded, Notice, Problem};
+use crate::problem::{ConfigError, Loaded, Notice, Problem, Readable};
 use crate::{LogFormat, LogLevel, LogSettings, PluginConfig, nearest};
 use finial_core::TrustDomain;
 use finial_hcl::{Kind, Object, Pos, Unused, Value};
@@ -106,16 +106,19 @@ impl Resolver {
 
     pub(crate) fn into_error(self) -> Box<ConfigError> {
         let Self { file, problems, notices, log, plugins, trust_domain, .. } = self;
-        Box::new(ConfigError { file, problems, notices, log, plugins, trust_domain })
+        Box::new(ConfigError { file, problems, notices, log, plugins, trust_domain, readable: None })
     }
 
-    pub(crate) fn finish<T>(self, settings: Option<T>) -> Result<Loaded<T>, Box<ConfigError>> {
-        match settings {
-            Some(settings) if self.problems.is_empty() => {
-                Ok(Loaded { settings, notices: self.notices, root: self.root })
-            }
-            _ => Err(self.into_error()),
+    pub(crate) fn finish<T>(
+        self,
+        settings: T,
+        readable: impl FnOnce(Box<Loaded<T>>) -> Readable,
+    ) -> Result<Loaded<T>, Box<ConfigError>> {
+        let loaded = Loaded { settings, notices: self.notices.clone(), root: self.root.clone() };
+        if self.problems.is_empty() {
+            return Ok(loaded);
         }
+        Err(Box::new(ConfigError { readable: Some(readable(Box::new(loaded))), ..*self.into_error() }))
     }
 
     /// Reports a problem of the key that `path` leads to; its section is named if the key is not written.

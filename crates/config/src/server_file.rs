@@ -3,7 +3,7 @@
 mod federation;
 
 use crate::duration::format_go_duration;
-use crate::problem::{ConfigError, Loaded};
+use crate::problem::{ConfigError, Loaded, Readable};
 use crate::raw::{self, RawHealth, RawTelemetry};
 use crate::resolve::{Resolver, read_text};
 use crate::{CaSubject, EventSettings, Notice, PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings};
@@ -184,15 +184,15 @@ pub fn parse_server(
             "",
         );
     }
-    let Some(trust_domain) = trust_domain else {
-        check_rest(&mut r, s, file.telemetry, file.health_checks, &unused, None);
-        return r.finish(None);
+    // without one there is a problem already, and the rest is only checked
+    let Some(trust_domain) = trust_domain.or_else(|| TrustDomain::parse("invalid").ok()) else {
+        return Err(r.into_error());
     };
     let mut settings = ServerSettings::minimal(trust_domain, s.data_dir.clone().into());
     settings.plugins = plugins.unwrap_or_default();
-    check_rest(&mut r, s, file.telemetry, file.health_checks, &unused, Some(&mut settings));
+    resolve_rest(&mut r, s, file.telemetry, file.health_checks, &unused, &mut settings);
     settings.log = r.log.clone();
-    r.finish(Some(settings))
+    r.finish(settings, Readable::Server)
 }
 
 pub(crate) fn trust_domain(r: &mut Resolver, section: &str, text: &str) -> Option<TrustDomain> {
@@ -216,24 +216,14 @@ pub(crate) fn trust_domain(r: &mut Resolver, section: &str, text: &str) -> Optio
     }
 }
 
-/// Checks what is left. Without `settings` it is only checked, so that all problems show at once.
-fn check_rest(
+fn resolve_rest(
     r: &mut Resolver,
     s: RawServer,
     telemetry: RawTelemetry,
     health: RawHealth,
     unused: &[finial_hcl::Unused],
-    settings: Option<&mut ServerSettings>,
+    out: &mut ServerSettings,
 ) {
-    let mut spare;
-    let out = match settings {
-        Some(settings) => settings,
-        None => {
-            let Ok(nobody) = TrustDomain::parse("invalid") else { return };
-            spare = ServerSettings::minimal(nobody, s.data_dir.clone().into());
-            &mut spare
-        }
-    };
     let host = if s.bind_address.is_empty() { "0.0.0.0" } else { &s.bind_address };
     let port = if s.bind_port == 0 { 8081 } else { s.bind_port };
     let label = format!("could not resolve bind address \"{host}:{port}\"");

@@ -7,7 +7,7 @@ use crate::launch::{self, LeftOut};
 use finial_agent::Agent;
 use finial_config::{
     AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, Bootstrap, ConfigError, Loaded, PluginConfig, Problem,
-    SdsSettings, load_agent,
+    Readable, SdsSettings, load_agent,
 };
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
@@ -100,40 +100,34 @@ fn config_path(cx: &Context) -> &Path {
 }
 
 fn validate(cx: Context) -> anyhow::Result<()> {
-    let checked = load(&cx).and_then(|loaded| match problems_at_start(&loaded) {
-        problems if problems.is_empty() => Ok(loaded),
-        problems => {
-            let (file, log) = (config_path(&cx).to_owned(), loaded.settings.log);
-            Err(Box::new(ConfigError { file, problems, notices: loaded.notices, log, ..ConfigError::default() }))
-        }
-    });
-    match checked {
-        Ok(loaded) => {
-            launch::log_now(&loaded.settings.log, &loaded.notices);
-            launch::warn_of_left_out(&cx, config_path(&cx), &loaded, &left_out(&loaded.settings));
-            warn_of_bootstrap(&cx, &loaded);
-            cx.println("SPIRE agent configuration file is valid.");
-            Ok(())
-        }
-        Err(mut error) => {
-            if let (Some(plugins), Some(trust_domain)) = (&error.plugins, &error.trust_domain) {
-                // the file could not be read as a whole; its plugins were
-                error.problems.extend(plugin_problems(plugins, trust_domain));
-            }
-            launch::log_now(&error.log, &error.notices);
-            cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));
-            Err(Exit(1).into())
+    let file = config_path(&cx);
+    let mut error = match load(&cx) {
+        Ok(loaded) => ConfigError {
+            file: file.into(),
+            log: loaded.settings.log.clone(),
+            notices: loaded.notices.clone(),
+            plugins: Some(loaded.settings.plugins.clone()),
+            readable: Some(Readable::Agent(Box::new(loaded))),
+            ..ConfigError::default()
+        },
+        Err(error) => *error,
+    };
+    launch::log_now(&error.log, &error.notices);
+    if let Some(Readable::Agent(loaded)) = &error.readable {
+        launch::warn_of_left_out(&cx, file, loaded, &left_out(&loaded.settings));
+        warn_of_bootstrap(&cx, loaded);
+        // SPIRE's agent calls these valid, and stops when it is started
+        error.problems.extend(unsupported(&loaded.settings).map(|(path, message)| loaded.problem(path, message, "")));
+        if let Some(plugins) = &error.plugins {
+            error.problems.extend(plugin_problems(plugins, &loaded.settings.trust_domain));
         }
     }
-}
-
-/// Why `run` would refuse settings that read well. SPIRE's agent calls these valid, and stops when it is started.
-fn problems_at_start(loaded: &Loaded<AgentSettings>) -> Vec<Problem> {
-    let unsupported = check_supported(&loaded.settings).err();
-    let mut all: Vec<Problem> =
-        unsupported.into_iter().map(|(path, message)| loaded.problem(path, message, "")).collect();
-    all.extend(plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain));
-    all
+    if error.problems.is_empty() {
+        cx.println("SPIRE agent configuration file is valid.");
+        return Ok(());
+    }
+    cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));
+    Err(Exit(1).into())
 }
 
 /// Where the first bundle is to come from, if an agent that has to attest could not get it there yet.
@@ -180,7 +174,9 @@ fn make_socket_folder(socket: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {
-    check_supported(&settings).map_err(|(_, message)| message)?;
+    if let Some((_, message)) = unsupported(&settings).next() {
+        return Err(message.into());
+    }
     launch::log_left_out(&left_out(&settings));
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
@@ -190,9 +186,9 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
     Ok(finial_agent::run(agent).await?)
 }
 
-/// Refuses what does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing
-/// to do; with the path to its key.
-fn check_supported(settings: &AgentSettings) -> Result<(), (&'static [&'static str], String)> {
+/// What does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing to do;
+/// with the path to its key.
+fn unsupported(settings: &AgentSettings) -> impl Iterator<Item = (&'static [&'static str], String)> {
     let refused: [(&[&str], &str, bool); 2] = [
         (&["agent", "experimental", "broker"], "experimental.broker", settings.broker.is_some()),
         (
@@ -201,11 +197,11 @@ fn check_supported(settings: &AgentSettings) -> Result<(), (&'static [&'static s
             settings.disable_workload_api && !settings.disable_sds_api,
         ),
     ];
-    if let Some((path, name, _)) = refused.iter().find(|(.., configured)| *configured) {
-        let advice = "remove it from the configuration to start without it";
-        return Err((path, format!("{name} is not supported yet: {advice}")));
-    }
-    launch::check_telemetry(&settings.telemetry).map_err(|message| (launch::PROMETHEUS_TLS, message))
+    let telemetry = launch::check_telemetry(&settings.telemetry).err().map(|message| (launch::PROMETHEUS_TLS, message));
+    let refused = refused.into_iter().filter(|(.., configured)| *configured).map(|(path, name, _)| {
+        (path, format!("{name} is not supported yet: remove it from the configuration to start without it"))
+    });
+    refused.chain(telemetry)
 }
 
 /// What else is configured and has no effect yet.

@@ -5,7 +5,7 @@ use crate::app::Exit;
 use crate::context::Context;
 use crate::launch::{self, LeftOut};
 use finial_catalog::CatalogError;
-use finial_config::{BundleEndpointProfile, Notice, PluginConfig, Problem, ServerSettings};
+use finial_config::{BundleEndpointProfile, Loaded, Notice, PluginConfig, Problem, Readable, ServerSettings};
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
 use finial_store::SqlConfig;
@@ -24,11 +24,12 @@ struct Found {
 pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
     let text = match load(&cx) {
         Ok(loaded) => {
-            say_warnings(&cx, &loaded.settings, &loaded.notices);
-            launch::warn_of_left_out(&cx, config_path(&cx), &loaded, &left_out(&loaded.settings));
+            say_warnings(&cx, &loaded);
+            for text in finial_server::issue::ttl_warnings(&loaded.settings) {
+                cx.eprintln(format!("warning: {text}"));
+            }
             let mut found = plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain);
-            if let Err(message) = launch::check_telemetry(&loaded.settings.telemetry) {
-                let problem = loaded.problem(launch::PROMETHEUS_TLS, message, "");
+            if let Some(problem) = unsupported(&loaded) {
                 found.insert(0, Found { who: "telemetry".into(), problem, is_fatal: true });
             }
             if found.is_empty() {
@@ -38,6 +39,10 @@ pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
             in_spires_form(config_path(&cx), &found)
         }
         Err(mut error) => {
+            if let Some(Readable::Server(loaded)) = &error.readable {
+                say_warnings(&cx, loaded);
+                error.problems.extend(unsupported(loaded));
+            }
             // any name will do where the file has none
             let trust_domain = error.trust_domain.clone().or_else(|| TrustDomain::parse("invalid").ok());
             if let (Some(plugins), Some(trust_domain)) = (&error.plugins, trust_domain) {
@@ -55,15 +60,19 @@ pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
 }
 
 /// What `run` would warn of. SPIRE keeps silent here.
-fn say_warnings(cx: &Context, settings: &ServerSettings, notices: &[Notice]) {
-    for notice in notices {
+fn say_warnings(cx: &Context, loaded: &Loaded<ServerSettings>) {
+    for notice in &loaded.notices {
         if let Notice::Warn(text) | Notice::Deprecated(text) = notice {
             cx.eprintln(format!("warning: {text}"));
         }
     }
-    for text in finial_server::issue::ttl_warnings(settings) {
-        cx.eprintln(format!("warning: {text}"));
-    }
+    launch::warn_of_left_out(cx, config_path(cx), loaded, &left_out(&loaded.settings));
+}
+
+/// What `run` refuses of what could be read.
+fn unsupported(loaded: &Loaded<ServerSettings>) -> Option<Problem> {
+    let message = launch::check_telemetry(&loaded.settings.telemetry).err()?;
+    Some(loaded.problem(launch::PROMETHEUS_TLS, message, ""))
 }
 
 /// What is configured and has no effect yet.

@@ -18,7 +18,7 @@ const CREATE: [&str; 4] = ["entry", "create", "-data", "-"];
 fn says_what_is_wrong_with_a_file() {
     for (text, want) in [
         ("", "Error: unexpected end of JSON input\n"),
-        (r#"{"entries": 1}"#, "Error: invalid type: integer `1`, expected a sequence\n"),
+        (r#"{"entries": 1}"#, "Error: invalid type: integer `1`, expected a sequence at line 1 column 13\n"),
         (r#"{"entries": [{}]}"#, "Error: invalid SPIFFE ID: cannot be empty\n"),
         (r#"{"entries": [{"spiffe_id": "spiffe://a"}]}"#, "Error: invalid parent ID: cannot be empty\n"),
         (
@@ -30,6 +30,11 @@ fn says_what_is_wrong_with_a_file() {
         let error: String = stderr.split_inclusive('\n').filter(|line| !line.starts_with("hint: ")).collect();
         assert_eq!((code, error), (1, want.to_owned()), "{text}");
     }
+    // in any case of letters, and after fields that are not given
+    let text = "{\"x\": null, \"ENTRIES\": [{\"Hint\" : null, \"\\\"\": null, \"dns_names\":null,\n\"note\": \"\\\"admin\\\": null\",\n  \"Admin\": \"yes\"}]}";
+    let (_, stderr) = run(&CREATE, text.as_bytes());
+    let want = "Error: invalid type: string \"yes\", expected a boolean at line 3 column 16\n";
+    assert!(stderr.starts_with(want), "{stderr}");
     let many = r#"{"entries": [{"spiffe_id": "spiffe://a/b", "parent_id": "spiffe://a/c"}, {"spiffe_id": "x"}, {}]}"#;
     let (_, stderr) = run(&CREATE, many.as_bytes());
     let hint = "hint: it is entry 2 of the file, with spiffe_id \"x\", and 1 more cannot be read; nothing was sent\n";

@@ -102,8 +102,39 @@ fn read<T: Default + for<'de> Deserialize<'de>>(cx: &Context, path: &str) -> any
     }
     fold(&mut value);
     // `null` is an empty file to Go
-    let read = serde_json::from_value::<Option<T>>(value).map_err(|e| advised(e, "a field has the wrong type in"))?;
+    let read = serde_json::from_value::<Option<T>>(value);
+    let read = read.map_err(|e| advised(with_place::<T>(e, bytes), "a field has the wrong type in"))?;
     Ok(read.unwrap_or_default())
+}
+
+/// The same error with line and column, which a value that is read already does not know.
+fn with_place<T: for<'de> Deserialize<'de>>(error: serde_json::Error, mut json: Vec<u8>) -> serde_json::Error {
+    fold_text(&mut json);
+    match serde_json::from_slice::<Option<T>>(&json) {
+        Err(placed) if placed.to_string().starts_with(&error.to_string()) => placed,
+        _ => error,
+    }
+}
+
+/// [`fold`] of a text, where everything stays in its place: a field that is `null` becomes one that nobody knows.
+fn fold_text(json: &mut [u8]) {
+    let mut at = 0;
+    while let Some(start) = json.get(at..).and_then(|rest| rest.iter().position(|b| *b == b'"')).map(|n| at + n + 1) {
+        let mut end = start;
+        while let Some(byte) = json.get(end).filter(|byte| **byte != b'"') {
+            end += if *byte == b'\\' { 2 } else { 1 };
+        }
+        at = end + 1;
+        let after = json.get(at..).unwrap_or_default().trim_ascii_start();
+        // only the name of a field is followed by a colon
+        let Some(value) = after.strip_prefix(b":").map(<[u8]>::trim_ascii_start) else { continue };
+        let is_null = value.starts_with(b"null");
+        let name = json.get_mut(start..end).unwrap_or_default();
+        name.make_ascii_lowercase();
+        if let Some(first) = name.first_mut().filter(|first| is_null && **first != b'\\') {
+            *first = b'!';
+        }
+    }
 }
 
 /// Go reads field names in any case, and takes `null` for "not given".

@@ -3,6 +3,7 @@
 mod answers;
 mod answers_trust;
 mod audit;
+mod bulk;
 mod clients;
 mod documents;
 mod faults;

@@ -131,40 +131,52 @@ impl Fleet {
 
     /// New authorities by order at every server: prepared, known to every workload, activated, used.
     fn rotate_by_order(&self) {
-        let order = |server: &Server, kind: &str, what: &[&str]| {
-            let words = [&["localauthority", kind], what, &["-output", "json"]].concat();
-            let out = server.command_by(Spire, &words).ok().stdout;
-            serde_json::from_str::<Value>(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+        let order = |server: &Server, words: &[&str]| {
+            let words = [&["localauthority"], words, &["-output", "json"]].concat();
+            let out = server.command_by(Spire, &words);
+            let said: Value = serde_json::from_str(&out.stdout).unwrap_or_default();
+            if out.code == 0 { Ok(said) } else { Err(out) }
         };
-        let before = self.authorities();
-        for kind in ["x509", "jwt"] {
-            let prepare = |server| {
-                let said = order(server, kind, &["prepare"]);
-                said["prepared_authority"]["authority_id"].as_str().unwrap_or_else(|| panic!("{said}")).to_owned()
+        let id = |said: &Value, which: &str| said[which]["authority_id"].as_str().map(str::to_owned);
+        let prepared = ["x509", "jwt"].map(|kind| {
+            let prepare = |server: &Server| {
+                let said = order(server, &[kind, "prepare"]).unwrap_or_else(|out| panic!("{out:?}"));
+                id(&said, "prepared_authority").unwrap_or_else(|| panic!("{said}"))
             };
-            let prepared: Vec<String> = self.servers.iter().map(prepare).collect();
-            self.wait_events("the prepared authorities are known to the workloads", |events| {
-                prepared.iter().all(|id| events.iter().any(|e| e["authority"] == id.as_str()))
-            });
-            for (server, id) in self.servers.iter().zip(&prepared) {
-                order(server, kind, &["activate", "-authorityID", id]);
+            (kind, self.servers.iter().map(prepare).collect::<Vec<String>>())
+        });
+        self.wait_events("the prepared authorities are known to the workloads", |events| {
+            let known = |id: &String| events.iter().any(|e| e["authority"] == id.as_str());
+            prepared.iter().all(|(_, ids)| ids.iter().all(known))
+        });
+        for (kind, ids) in &prepared {
+            for (server, prepared) in self.servers.iter().zip(ids) {
+                if let Err(out) = order(server, &[kind, "activate", "-authorityID", prepared]) {
+                    // unless its time came just then
+                    let shown = order(server, &[kind, "show"]).unwrap_or_default();
+                    assert_eq!(id(&shown, "active").as_ref(), Some(prepared), "{out:?}");
+                }
             }
         }
-        self.new_authorities(&before);
+        eventually_within(AUTHORITY_LIFE, "every workload is served under the activated authorities", || {
+            let used = |w: &Process, (kind, ids): &(&str, Vec<String>)| {
+                issuers(&events(w), kind).iter().any(|i| ids.contains(i))
+            };
+            let unserved = self.workloads.iter().find(|w| !prepared.iter().all(|kind| used(w, kind)));
+            unserved.map_or(Ok(()), |w| Err(format!("{prepared:?}\n{}", w.log())))
+        });
     }
 
-    /// Under how many authorities each workload has been served so far.
-    fn authorities(&self) -> Vec<u64> {
-        let most = |w: &Process| events(w).iter().filter_map(|e| e["authorities"].as_str()?.parse().ok()).max();
-        self.workloads.iter().map(|w| most(w).unwrap_or_default()).collect()
-    }
-
-    /// Waits until every workload is served under authorities that it did not know `before`.
-    fn new_authorities(&self, before: &[u64]) {
+    /// Waits until every workload is served under X.509 and JWT authorities that did not sign for it before: those before
+    /// come to their end, and their successors take over.
+    fn rotate_by_time(&self) {
+        let used = || self.workloads.iter().map(|w| ["x509", "jwt"].map(|kind| issuers(&events(w), kind)));
+        let before: Vec<_> = used().collect();
         eventually_within(AUTHORITY_LIFE * 2, "authorities are rotated", || {
-            let now = self.authorities();
-            let all = now.iter().zip(before).all(|(now, before)| now > before);
-            if all { Ok(()) } else { Err(format!("{now:?} after {before:?}")) }
+            let all_new = used().zip(&before).all(|(now, before)| {
+                now.iter().zip(before).all(|(now, before)| now.iter().any(|issuer| !before.contains(issuer)))
+            });
+            if all_new { Ok(()) } else { Err(format!("{:?} after {before:?}", used().collect::<Vec<_>>())) }
         });
     }
 
@@ -274,6 +286,11 @@ pub fn all_was_well(workload: &mut Process) {
     assert!(bad.is_empty() && summary["failed"] == "0" && summary["lapsed"] == "0", "{bad:#?}");
 }
 
+/// Which authorities have signed for the workload: its X.509-SVIDs (`x509`) or JWT-SVIDs (`jwt`).
+fn issuers(events: &[Value], kind: &str) -> Vec<String> {
+    events.iter().filter(|e| e["event"] == kind).map(|e| e["issuer"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
 fn events(workload: &Process) -> Vec<Value> {
     workload.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -291,8 +308,16 @@ fn node_certificate(dir: &Workdir) {
     openssl("x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile ext -out node.pem");
 }
 
-/// The whole way there and back; `rotate` sees to new authorities.
-fn there_and_back(mut fleet: Fleet, first: Flavor, second: Flavor, rotate: impl Fn(&Fleet)) {
+/// Who goes back first; the others work with them meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Return {
+    ServersFirst,
+    AgentsFirst,
+}
+
+/// The whole way there and back; `rotate` sees to new authorities: between two kinds of server on one database, when
+/// all is changed, and when all is back.
+fn there_and_back(mut fleet: Fleet, [first, second]: [Flavor; 2], back: Return, rotate: impl Fn(&Fleet)) {
     let count = fleet.servers.len();
     fleet.replace_server(0, second);
     if count > 1 {
@@ -301,29 +326,45 @@ fn there_and_back(mut fleet: Fleet, first: Flavor, second: Flavor, rotate: impl 
     (1..count).for_each(|at| fleet.replace_server(at, second));
     fleet.replace_agents(second);
     rotate(&fleet);
-    fleet.replace_agents(first);
+    if back == Return::AgentsFirst {
+        fleet.replace_agents(first);
+        fleet.rotations();
+    }
     (0..count).for_each(|at| fleet.replace_server(at, first));
-    fleet.rotations();
+    if back == Return::ServersFirst {
+        fleet.rotations();
+        fleet.replace_agents(first);
+    }
+    rotate(&fleet);
     fleet.finish();
 }
 
 #[test]
 fn a_live_deployment_on_sqlite_changes_hands_and_back() {
-    // The authority comes to its end and its successor takes over.
-    there_and_back(Fleet::start(Spire, None, 1), Spire, Finial, |fleet| fleet.new_authorities(&fleet.authorities()));
+    there_and_back(Fleet::start(Spire, None, 1), [Spire, Finial], Return::ServersFirst, Fleet::rotate_by_time);
 }
 
 #[test]
 fn a_live_deployment_on_postgresql_changes_hands_and_back() {
     let Some(database) = testkit::postgres() else { return };
-    there_and_back(Fleet::start(Spire, Some(database), 3), Spire, Finial, Fleet::rotate_by_order);
+    there_and_back(
+        Fleet::start(Spire, Some(database), 3),
+        [Spire, Finial],
+        Return::ServersFirst,
+        Fleet::rotate_by_order,
+    );
 }
 
 /// Two of them, and so one less of each step: what differs by database is the store and the feed of changes.
 #[test]
 fn a_live_deployment_on_mariadb_changes_hands_and_back() {
     let Some(database) = testkit::mariadb() else { return };
-    there_and_back(Fleet::start(Spire, Some(database), 2), Spire, Finial, Fleet::rotate_by_order);
+    there_and_back(
+        Fleet::start(Spire, Some(database), 2),
+        [Spire, Finial],
+        Return::AgentsFirst,
+        Fleet::rotate_by_order,
+    );
 }
 
 /// The control: the harness and its zeros hold for a rolling restart of SPIRE alone.
@@ -331,6 +372,11 @@ fn a_live_deployment_on_mariadb_changes_hands_and_back() {
 #[ignore = "two minutes that only tell about SPIRE"]
 fn spire_alone_restarts_without_a_failure() {
     for database in [testkit::postgres(), testkit::mariadb()].into_iter().flatten() {
-        there_and_back(Fleet::start(Spire, Some(database), 2), Spire, Spire, Fleet::rotate_by_order);
+        there_and_back(
+            Fleet::start(Spire, Some(database), 2),
+            [Spire, Spire],
+            Return::AgentsFirst,
+            Fleet::rotate_by_order,
+        );
     }
 }

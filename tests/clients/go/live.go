@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -153,11 +155,22 @@ func (w *workload) token(ctx context.Context, client *workloadapi.Client, params
 		return
 	}
 	w.tokens++
-	header, _, _ := strings.Cut(svid.Marshal(), ".")
-	if !w.keys[header] {
-		w.keys[header] = true
-		say(map[string]string{"event": "key", "count": fmt.Sprint(len(w.keys))})
+	if key := keyID(svid.Marshal()); !w.keys[key] {
+		w.keys[key] = true
+		say(map[string]string{"event": "jwt", "issuer": key})
 	}
+}
+
+// keyID is the ID of the key that a token was signed with, as its header names it.
+func keyID(token string) string {
+	encoded, _, _ := strings.Cut(token, ".")
+	var header struct {
+		KeyID string `json:"kid"`
+	}
+	if text, err := base64.RawURLEncoding.DecodeString(encoded); err == nil {
+		_ = json.Unmarshal(text, &header)
+	}
+	return header.KeyID
 }
 
 func (w *workload) OnX509ContextUpdate(update *workloadapi.X509Context) {
@@ -183,8 +196,9 @@ func (w *workload) OnX509ContextUpdate(update *workloadapi.X509Context) {
 		leaf := svid.Certificates[0]
 		if serial := leaf.SerialNumber.Text(16); !w.serials[serial] {
 			w.serials[serial] = true
-			w.authorities[hex.EncodeToString(leaf.AuthorityKeyId)] = true
-			say(map[string]string{"event": "x509", "id": svid.ID.String(), "serial": serial, "authorities": fmt.Sprint(len(w.authorities))})
+			issuer := hex.EncodeToString(leaf.AuthorityKeyId)
+			w.authorities[issuer] = true
+			say(map[string]string{"event": "x509", "id": svid.ID.String(), "serial": serial, "issuer": issuer})
 		}
 	}
 	// Peers may still show what was issued before: it must go on verifying until it expires.

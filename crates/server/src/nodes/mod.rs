@@ -553,6 +553,103 @@ mod tests {
         assert_eq!(nodes.standing(id, "3", &[]), Standing::Unknown);
     }
 
+    impl Scene {
+        /// Another server on the same datastore.
+        async fn beside(&self) -> Self {
+            let supervisor = Supervisor::default();
+            let turn = Turn::new(supervisor.spawner());
+            let trust_domain = TrustDomain::parse("example.org").unwrap();
+            let entries = Entries::load(self.store.clone(), turn.clone(), trust_domain).await.unwrap();
+            let nodes = Nodes::load(self.store.clone(), turn.clone(), entries).await.unwrap();
+            Self { store: self.store.clone(), turn, nodes, id: self.id.clone(), supervisor }
+        }
+    }
+
+    /// An agent's SVID of an outage, and the ones that it says it follows.
+    type Svid = (&'static str, Box<[Box<str>]>);
+
+    /// The agent shows one at a server that cannot reach the datastore, and gets the next.
+    async fn renewed_at(server: &Scene, (own, follows): Svid, serial: &'static str) -> Svid {
+        let Scene { nodes, id, .. } = server;
+        match nodes.standing(id, own, &follows) {
+            Standing::Ahead => nodes.adopt(id, own, 200, &follows).await,
+            standing => assert_eq!(standing, Standing::Current),
+        }
+        let follows = nodes.serials(id).unwrap();
+        assert!(nodes.renew_without_datastore(id, own, follows.clone(), serial, 200));
+        (serial, follows)
+    }
+
+    /// Two servers that cannot reach the datastore, at which the agent was in turn, and what it has in the end.
+    async fn two_of_an_outage() -> ([Scene; 2], Svid) {
+        let one = scene().await;
+        let two = one.beside().await;
+        for server in [&one, &two] {
+            server.turn.link().set_away(&StoreError::Busy(1));
+        }
+        let svid = renewed_at(&one, ("1", Box::default()), "2").await;
+        let svid = renewed_at(&two, svid, "3").await;
+        let svid = renewed_at(&two, svid, "4").await;
+        // This one has never heard of 3.
+        let svid = renewed_at(&one, svid, "5").await;
+        for server in [&one, &two] {
+            server.turn.link().set_back();
+        }
+        ([one, two], svid)
+    }
+
+    #[tokio::test]
+    async fn servers_that_each_gave_out_a_part_store_it_in_any_order() {
+        for first in [0, 1] {
+            let (servers, (serial, follows)) = two_of_an_outage().await;
+            for server in [first, 1 - first] {
+                servers[server].nodes.store_pending().await;
+                servers[1 - server].nodes.read_again().await.unwrap();
+            }
+            assert_eq!(stored(&servers[0]).await, serials(("4", "5")), "server {first} was first");
+            for server in &servers {
+                assert_eq!(server.nodes.standing(&server.id, serial, &follows), Standing::Renewed);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_svid_is_known_by_any_that_it_follows_however_far_the_others_are() {
+        let ([one, two], (serial, follows)) = two_of_an_outage().await;
+        let Scene { store, id, .. } = &two;
+        let first = ["1".into()];
+        store.renew_node(id, &first, "3", 200).await.unwrap();
+        for recorded in [("1", "3"), ("3", "")] {
+            assert_eq!(stored(&two).await, serials(recorded));
+            one.nodes.read_again().await.unwrap();
+            assert_eq!(one.nodes.standing(id, serial, &[]), Standing::Current, "{recorded:?}");
+            assert_eq!(one.beside().await.nodes.standing(id, serial, &follows), Standing::Ahead, "{recorded:?}");
+            store.promote_serial(id, "3").await.unwrap();
+        }
+        one.nodes.store_pending().await;
+        assert_eq!(stored(&one).await, serials(("4", "5")));
+        // And not by an agent that is another by now.
+        store.delete_node(id).await.unwrap();
+        two.nodes.read_again().await.unwrap();
+        assert_eq!(two.nodes.standing(id, serial, &follows), Standing::Unknown);
+    }
+
+    #[tokio::test]
+    async fn however_long_an_outage_an_svid_names_the_recorded_and_the_last() {
+        let server = scene().await;
+        server.turn.link().set_away(&StoreError::Busy(1));
+        const SERIALS: [&str; 20] = [
+            "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "17", "18", "19", "20",
+            "21",
+        ];
+        let mut svid: Svid = ("1", Box::default());
+        for serial in SERIALS {
+            svid = renewed_at(&server, svid, serial).await;
+        }
+        let expected: Vec<Box<str>> = std::iter::once(1).chain(5..=20).map(|n| n.to_string().into()).collect();
+        assert_eq!(*svid.1, *expected);
+    }
+
     #[tokio::test]
     async fn only_the_agent_that_called_is_renewed() {
         let Scene { nodes, id, .. } = scene().await;

@@ -35,6 +35,9 @@ pub(super) struct Pending {
 
 /// The agent may still use the one before the last, if it never got the last.
 const PENDING_MAX: usize = 2;
+/// How many of an outage's SVIDs an SVID says it follows, beside the recorded ones. Servers that each know a part of them
+/// record theirs in any order, so it takes two of each server that the agent was at.
+const FOLLOWED_MAX: usize = 16;
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,14 +98,24 @@ impl Node {
         if before.selectors == self.selectors {
             self.selectors = before.selectors.clone();
         }
-        // What followed an agent that is another by now is void.
-        let waits = |pending: &&Pending| {
-            !self.is_banned()
-                && pending.follows.contains(&self.serial)
-                && pending.serial != self.serial
-                && pending.serial != self.new_serial
-        };
-        self.pending = before.pending.iter().filter(waits).cloned().collect();
+        // What followed an agent that is another by now is void; so is what followed that.
+        for pending in &before.pending {
+            let is_recorded = pending.serial == self.serial || pending.serial == self.new_serial;
+            if !is_recorded && self.is_followed_by(&pending.follows) {
+                self.pending.push(pending.clone());
+            }
+        }
+    }
+
+    /// Whether an SVID that names these serial numbers was given to this agent. Another server may have recorded one of them
+    /// that was never here.
+    pub(super) fn is_followed_by(&self, follows: &[Box<str>]) -> bool {
+        let mut known = self.recorded().chain(self.pending.iter().map(|pending| &pending.serial));
+        !self.is_banned() && known.any(|serial| follows.contains(serial))
+    }
+
+    fn recorded(&self) -> impl Iterator<Item = &Box<str>> {
+        [&self.serial, &self.new_serial].into_iter().filter(|serial| !serial.is_empty())
     }
 
     /// Whether callers can tell the two apart.
@@ -110,10 +123,16 @@ impl Node {
         Self { row: other.row, pending: Vec::new(), ..self.clone() } != Self { pending: Vec::new(), ..other.clone() }
     }
 
-    /// All serial numbers that are this agent's.
+    /// The serial numbers that are this agent's: the recorded ones, and the last ones of an outage, whoever gave them out.
     pub(super) fn serials(&self) -> Box<[Box<str>]> {
-        let recorded = [&self.serial, &self.new_serial].into_iter().filter(|serial| !serial.is_empty());
-        recorded.chain(self.pending.iter().map(|pending| &pending.serial)).cloned().collect()
+        let mut last: Vec<&Box<str>> = Vec::new();
+        for serial in self.pending.iter().flat_map(|pending| pending.follows.iter().chain([&pending.serial])) {
+            if !self.recorded().chain(last.iter().copied()).any(|known| known == serial) {
+                last.push(serial);
+            }
+        }
+        let last = last.split_off(last.len().saturating_sub(FOLLOWED_MAX));
+        self.recorded().chain(last).cloned().collect()
     }
 
     pub(super) fn standing(&self, serial: &str, follows: &[Box<str>]) -> Standing {
@@ -123,7 +142,7 @@ impl Node {
             Standing::Current
         } else if *self.new_serial == *serial {
             Standing::Renewed
-        } else if follows.contains(&self.serial) {
+        } else if self.is_followed_by(follows) {
             Standing::Ahead
         } else {
             Standing::Superseded

@@ -158,7 +158,7 @@ impl Nodes {
 
     fn add_pending(&self, id: &SpiffeId, pending: Pending) -> bool {
         self.change(|map| match map.get_mut(id) {
-            Some(node) if !node.is_banned() && pending.follows.contains(&node.serial) => {
+            Some(node) if node.is_followed_by(&pending.follows) => {
                 node.add_pending(pending);
                 self.some_wait.store(true, Ordering::SeqCst);
                 true

@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use finial_core::AgentRecord;
 use finial_store::{AgentFilter, EntryFilter, Store, StoreError, StoreSettings};
+use tokio::task::JoinSet;
 
 on_every_database!(
     older_schemas_are_brought_forward,
@@ -93,7 +94,8 @@ async fn our_own_index_stops_nobodys_writes() {
     let database = opened.database.as_ref().unwrap();
     // Another server is in the middle of a write, for which the index has to wait.
     let writing = database.hold("LOCK TABLE registered_entries IN ROW EXCLUSIVE MODE");
-    let starting = tokio::spawn(Store::open(opened.settings.clone(), clock()));
+    let mut starting = JoinSet::new();
+    starting.spawn(Store::open(opened.settings.clone(), clock()));
     testkit::eventually("the index waits for the write", || match database.waiting() {
         0 => Err(String::new()),
         _ => Ok(()),
@@ -101,7 +103,7 @@ async fn our_own_index_stops_nobodys_writes() {
     // A third one's writes do not wait behind it.
     database.sql("SET lock_timeout = '10s'; UPDATE registered_entries SET hint = 'meanwhile'");
     drop(writing);
-    let store = starting.await.unwrap().unwrap();
+    let store = starting.join_next().await.unwrap().unwrap().unwrap();
     assert_eq!(own_is_valid(database), "t");
     assert_eq!(store.fetch_entry(&finial_core::EntryId::parse("1").unwrap()).await.unwrap().unwrap().hint, "meanwhile");
 }
@@ -116,14 +118,15 @@ async fn our_own_index_waits_for_nobodys_backup() {
     opened.edit(&["DROP INDEX finial_registered_entries_spiffe_id_parent_id ON registered_entries"]).await;
     let database = opened.database.as_ref().unwrap();
     let backup = database.hold("SELECT id FROM registered_entries");
-    let starting = tokio::spawn(Store::open(opened.settings.clone(), clock()));
+    let mut starting = JoinSet::new();
+    starting.spawn(Store::open(opened.settings.clone(), clock()));
     testkit::eventually("the index waits for the backup", || match database.waiting() {
         0 => Err(String::new()),
         _ => Ok(()),
     });
     // Another server's write comes through although the backup goes on.
     database.sql("SET lock_wait_timeout = 15; UPDATE registered_entries SET hint = 'meanwhile'");
-    starting.await.unwrap().unwrap().close().await;
+    starting.join_next().await.unwrap().unwrap().unwrap().close().await;
     let indexes = "SELECT COUNT(DISTINCT index_name) FROM information_schema.statistics \
         WHERE table_schema = DATABASE() AND index_name LIKE 'finial%'";
     assert_eq!(database.sql(indexes).trim(), "0");
@@ -142,10 +145,12 @@ async fn our_own_index_is_made_by_whoever_comes_and_mended() {
     for state in [DROP_OWN, &invalid] {
         for _ in 0..3 {
             opened.edit(&[state]).await;
-            let starting: Vec<_> =
-                (0..5).map(|_| tokio::spawn(Store::open(opened.settings.clone(), clock()))).collect();
-            for start in starting {
-                start.await.unwrap().unwrap().close().await;
+            let mut starting = JoinSet::new();
+            for _ in 0..5 {
+                starting.spawn(Store::open(opened.settings.clone(), clock()));
+            }
+            for start in starting.join_all().await {
+                start.unwrap().close().await;
             }
             assert_eq!(own_is_valid(database), "t", "{state}");
         }

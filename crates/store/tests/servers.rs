@@ -222,3 +222,34 @@ async fn a_replica_is_read_where_a_moment_ago_will_do() {
     pair.standby.stop();
     assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1, "the primary answers instead");
 }
+
+/// The same on MariaDB. The replica is another database here, so that what was read tells where.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_of_mariadb_is_read_alike() {
+    let (Some(primary), Some(behind)) = (Lab::MySql.open().await, Lab::MySql.open().await) else { return };
+    create(&behind, entry("stale", "/stale", "/p", &["t:a"])).await;
+    let dsn = |opened: &Opened| opened.database.as_ref().unwrap().dsn();
+    let replica = testkit::Proxy::to(behind.database.as_ref().unwrap().port());
+    let config = finial_store::SqlConfig {
+        database_type: "mysql".into(),
+        connection_string: dsn(&primary),
+        ro_connection_string: behind.database.as_ref().unwrap().dsn_at(replica.port()),
+        ..Default::default()
+    };
+    let store = Store::open(config.resolve().unwrap(), clock()).await.unwrap();
+    let new = create(&store, entry("new", "/new", "/p", &["t:a"])).await;
+    create(&store, entry("second", "/second", "/p", &["t:a"])).await;
+    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+    let listed = async || {
+        let listed = store.list_entries(&EntryFilter::default(), None).await.unwrap().items;
+        listed.into_iter().map(|entry| entry.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, ["stale"], "from the replica");
+    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1);
+    assert_eq!(store.fetch_entry(&new.id).await.unwrap(), Some(new));
+    assert_eq!(store.count_nodes(&Default::default()).await.unwrap(), 1, "from the primary");
+    replica.weather(testkit::Weather::Refusing);
+    replica.cut(None);
+    assert_eq!(listed().await, ["new", "second"], "the primary answers instead");
+    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 2);
+}

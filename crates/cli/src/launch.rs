@@ -29,8 +29,9 @@ pub(crate) fn log_now(settings: &LogSettings, notices: &[Notice]) {
     }
 }
 
-/// Installs the log and sets the umask. What opens after this is not open to others.
+/// Sets up the process, which has one thread yet: allocator, log, umask. What opens after this is not open to others.
 pub(crate) fn prepare(cx: &Context, settings: &LogSettings, notices: &[Notice]) -> anyhow::Result<LogHandle> {
+    finial_net::memory::give_back_what_is_freed();
     let handle = match start_log(settings) {
         Ok(handle) => handle,
         Err(error) => {

@@ -4,7 +4,7 @@
 //! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, and [`https`] fetches a document.
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
-//! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer.
+//! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, and the settings of the allocator ([`memory`]).
 
 mod accept;
 mod authority;
@@ -12,6 +12,7 @@ pub mod client;
 mod guard;
 pub mod https;
 pub mod https_server;
+pub mod memory;
 mod peer;
 pub mod proxy;
 pub mod tls;

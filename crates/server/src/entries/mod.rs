@@ -160,19 +160,7 @@ const READ_SOME: usize = 500;
 
 async fn read_all(store: &Store, trust_domain: &TrustDomain) -> Result<Index, StoreError> {
     let mut index = Index::new(trust_domain.clone());
-    let mut page = Some(store.entries_after(0, PAGE).await?);
-    while let Some((entries, next)) = page {
-        let fetch = async {
-            match next {
-                Some(row) => store.entries_after(row, PAGE).await.map(Some),
-                None => Ok(None),
-            }
-        };
-        let keep = async { entries.iter().for_each(|(row, entry)| index.put(entry, *row)) };
-        // The database is asked first, and works while the page before is taken in.
-        let (fetched, ()) = tokio::join!(fetch, keep);
-        page = fetched?;
-    }
+    store.each_entry(|row, entry| index.put(entry, row)).await?;
     Ok(index)
 }
 

@@ -8,23 +8,72 @@ use finial_core::{Entry, EntryId, Selector, SelectorSet};
 /// An entry and its row ID.
 pub type EntryRow = (i64, Entry);
 
+/// How many entries are read at once when all are.
+const PAGE: u32 = 1000;
+
+/// A page as it came from the datastore.
+enum Page {
+    Read(Vec<EntryRow>),
+    Packed(super::packed::Page),
+}
+
 impl Store {
     /// At most `count` entries after a row ID, in order of their row IDs, and the row ID to go on from; `None` when there
     /// are no more. All of one page are of one moment.
     pub async fn entries_after(&self, after: i64, count: u32) -> Result<(Vec<EntryRow>, Option<i64>), StoreError> {
+        let (page, next) = self.page_after(after, count).await?;
+        Ok((self.unpacked(page, after, count).await?, next))
+    }
+
+    /// Hands every entry over with its row ID, in order of these. Each page is of one moment; while it is looked at the
+    /// datastore reads the next.
+    pub async fn each_entry(&self, mut take: impl FnMut(i64, &Entry) + Send) -> Result<(), StoreError> {
+        let mut next = Some((0, self.page_after(0, PAGE).await?));
+        while let Some((after, (page, following))) = next {
+            let fetch = async {
+                let Some(row) = following else { return Ok(None) };
+                self.page_after(row, PAGE).await.map(|page| Some((row, page)))
+            };
+            let look = async {
+                let entries = self.unpacked(page, after, PAGE).await?;
+                entries.iter().for_each(|(row, entry)| take(*row, entry));
+                Ok::<_, StoreError>(())
+            };
+            // The datastore is asked first, and works while the page before is taken in.
+            let (fetched, looked) = tokio::join!(fetch, look);
+            looked?;
+            next = fetched?;
+        }
+        Ok(())
+    }
+
+    async fn page_after(&self, after: i64, count: u32) -> Result<(Page, Option<i64>), StoreError> {
         self.counted("datastore.registration_entry.list", async {
             if self.dialect() == Dialect::Sqlite {
                 // one statement needs no transaction
-                let mut conn = self.connection().await?;
-                if let Some(page) = super::packed::page(&mut conn, after, count).await? {
-                    return Ok(page);
-                }
+                let (packed, next) = super::packed::read(&mut *self.connection().await?, after, count).await?;
+                return Ok((Page::Packed(packed), next));
             }
-            let mut tx = self.read_at_start().await?;
-            let page = page(&mut tx, after, count).await;
-            self.finish_read(tx, page).await
+            let (entries, next) = self.rows_after(after, count).await?;
+            Ok((Page::Read(entries), next))
         })
         .await
+    }
+
+    async fn unpacked(&self, page: Page, after: i64, count: u32) -> Result<Vec<EntryRow>, StoreError> {
+        match page {
+            Page::Read(entries) => Ok(entries),
+            Page::Packed(packed) => match packed.entries() {
+                Some(entries) => Ok(entries),
+                None => Ok(self.rows_after(after, count).await?.0),
+            },
+        }
+    }
+
+    async fn rows_after(&self, after: i64, count: u32) -> Result<(Vec<EntryRow>, Option<i64>), StoreError> {
+        let mut tx = self.read_at_start().await?;
+        let page = page(&mut tx, after, count).await;
+        self.finish_read(tx, page).await
     }
 
     /// The entries with these IDs, with their row IDs; missing ones are left out.

@@ -8,7 +8,7 @@ use finial_core::{Entry, EntryId, Selector, SelectorSet, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use std::borrow::Cow;
 
-const PAGE: &str = "SELECT json_group_array(json_array(p.id, p.entry_id, p.spiffe_id, p.parent_id, p.ttl, \
+const PAGE: &str = "SELECT COUNT(*), MAX(p.id), json_group_array(json_array(p.id, p.entry_id, p.spiffe_id, p.parent_id, p.ttl, \
     p.jwt_svid_ttl, p.admin, p.downstream, p.expiry, p.revision_number, p.store_svid, p.hint, hex(p.additional_attributes), \
     p.created_at, \
     json((SELECT json_group_array(json_array(s.type, s.value)) FROM selectors s WHERE s.registered_entry_id = p.id)), \
@@ -39,20 +39,24 @@ struct Packed<'a>(
     Vec<String>,
 );
 
-/// The page, and the last row ID if it is full. `None` where something in it is not as expected, so that it has to be read row by
-/// row, which tells the bad ones apart.
-pub(super) async fn page(
-    conn: &mut Conn,
-    after: i64,
-    count: u32,
-) -> Result<Option<(Vec<EntryRow>, Option<i64>)>, StoreError> {
+/// A page as SQLite packed it.
+pub(super) struct Page(String);
+
+/// Reads a page; with it the last row ID if the page is full.
+pub(super) async fn read(conn: &mut Conn, after: i64, count: u32) -> Result<(Page, Option<i64>), StoreError> {
     let row = conn.one(Query::new(PAGE).bind(after).bind(count)).await?;
-    let Ok(mut packed) = serde_json::from_str::<Vec<Packed<'_>>>(row.str(0)?) else { return Ok(None) };
-    packed.sort_by_key(|entry| entry.0);
-    let full = packed.len() >= usize::try_from(count).unwrap_or(usize::MAX);
-    let last = packed.last().map(|entry| entry.0).filter(|_| full);
-    let entries: Option<Vec<EntryRow>> = packed.into_iter().map(|one| Some((one.0, entry(one)?))).collect();
-    Ok(entries.map(|entries| (entries, last)))
+    let last = (row.int(0)? >= count.into()).then_some(row.int(1)?);
+    Ok((Page(row.text(2)?), last))
+}
+
+impl Page {
+    /// The entries with their row IDs, in order of these. `None` where something in it is not as expected, so that it has
+    /// to be read row by row, which tells the bad ones apart.
+    pub(super) fn entries(&self) -> Option<Vec<EntryRow>> {
+        let mut packed = serde_json::from_str::<Vec<Packed<'_>>>(&self.0).ok()?;
+        packed.sort_by_key(|entry| entry.0);
+        packed.into_iter().map(|one| Some((one.0, entry(one)?))).collect()
+    }
 }
 
 fn entry(packed: Packed<'_>) -> Option<Entry> {

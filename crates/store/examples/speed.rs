@@ -1,6 +1,6 @@
 //! How fast entries are created, read, changed and deleted: `cargo run --release -p finial-store --example speed -- KIND CONNECTION [COUNT]`,
 //! with `sqlite3`, `postgres` or `mysql` and a connection string as in the configuration.
-#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
 use finial_core::{Entry, EntryId, Selector, SpiffeId, SystemClock};
 use finial_store::{EntryFilter, EntryUpdate, SqlConfig, Store};

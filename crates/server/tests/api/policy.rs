@@ -76,6 +76,7 @@ async fn spires_default_policy_is_our_table() {
 
 /// The policy and its data as SPIRE 1.15.3 carries them within it. `None` where nobody promised them; a promise
 /// (`FINIAL_REAL_SPIRE`, which `./test` sets) that is not kept fails.
+#[allow(clippy::print_stderr)]
 fn of_spire() -> Option<PolicySettings> {
     let promised = std::env::var_os("FINIAL_REAL_SPIRE").map(PathBuf::from);
     let folder = match &promised {

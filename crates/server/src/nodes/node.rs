@@ -46,13 +46,15 @@ pub(super) struct Node {
     pub(super) row: i64,
     pub(super) serial: Box<str>,
     pub(super) new_serial: Box<str>,
+    /// The one before `serial`, if memory knows: a failover may bring it back.
+    pub(super) before: Box<str>,
     pub(super) expires_at: UnixSeconds,
     pub(super) new_expires_at: UnixSeconds,
     pub(super) can_reattest: bool,
     pub(super) kind: Box<str>,
     pub(super) version: Box<str>,
     pub(super) selectors: Arc<SelectorSet>,
-    /// Oldest first, at most [`PENDING_MAX`].
+    /// Oldest first, at most [`PENDING_MAX`], and as many that a failover took.
     pub(super) pending: Vec<Pending>,
 }
 
@@ -62,6 +64,7 @@ impl Node {
             row,
             serial: record.serial_number.as_str().into(),
             new_serial: record.new_serial_number.as_str().into(),
+            before: Box::default(),
             expires_at: record.expires_at,
             new_expires_at: record.new_expires_at,
             can_reattest: record.can_reattest,
@@ -91,20 +94,49 @@ impl Node {
     }
 
     /// Takes over from what was known before what the datastore does not tell.
-    pub(super) fn inherit(&mut self, before: &Self) {
+    pub(super) fn inherit(&mut self, known: &Self) {
         if self.row == 0 {
-            self.row = before.row;
+            self.row = known.row;
         }
-        if before.selectors == self.selectors {
-            self.selectors = before.selectors.clone();
+        if known.selectors == self.selectors {
+            self.selectors = known.selectors.clone();
         }
+        if self.serial == known.serial {
+            self.before = known.before.clone();
+        } else if self.serial == known.new_serial || known.pending.iter().any(|given| given.serial == self.serial) {
+            self.before = known.serial.clone();
+        }
+        self.pending = self.lost(known);
         // What followed an agent that is another by now is void; so is what followed that.
-        for pending in &before.pending {
+        for pending in &known.pending {
             let is_recorded = pending.serial == self.serial || pending.serial == self.new_serial;
             if !is_recorded && self.is_followed_by(&pending.follows) {
                 self.pending.push(pending.clone());
             }
         }
+    }
+
+    /// What was stored and is there no more although it is the same agent: a datastore that was a little behind took over.
+    /// The agent may have nothing else. It is as good as if it had been given out in an outage.
+    fn lost(&self, known: &Self) -> Vec<Pending> {
+        let given = |serial: &str, expires_at, own: &str| Pending {
+            serial: serial.into(),
+            expires_at,
+            follows: [&*self.serial, own].map(Box::from).into(),
+            own: Some(own.into()),
+        };
+        let (mut lost, goes_back) = (Vec::new(), self.serial == known.before);
+        if self.is_banned() {
+            return lost;
+        }
+        if goes_back && self.new_serial != known.serial {
+            lost.push(given(&known.serial, known.expires_at, &self.serial));
+        }
+        let misses_new = goes_back || self.serial == known.serial && self.new_serial.is_empty();
+        if misses_new && !known.new_serial.is_empty() {
+            lost.push(given(&known.new_serial, known.new_expires_at, &known.serial));
+        }
+        lost
     }
 
     /// Whether an SVID that names these serial numbers was given to this agent. Another server may have recorded one of them
@@ -120,7 +152,8 @@ impl Node {
 
     /// Whether callers can tell the two apart.
     pub(super) fn differs(&self, other: &Self) -> bool {
-        Self { row: other.row, pending: Vec::new(), ..self.clone() } != Self { pending: Vec::new(), ..other.clone() }
+        let shown = |node: &Self| Self { row: 0, before: Box::default(), pending: Vec::new(), ..node.clone() };
+        shown(self) != shown(other)
     }
 
     /// The serial numbers that are this agent's: the recorded ones, and the last ones of an outage, whoever gave them out.

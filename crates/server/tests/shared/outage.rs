@@ -133,12 +133,16 @@ async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
         server.bundles.publish(server.store.append_bundle(&more).await.unwrap());
     };
     append("kept").await;
+    server.nodes.attest(record(2, "1")).await.unwrap();
     pair.wait_caught_up();
     // The standby is down; what is written now dies with the primary.
     pair.standby.stop();
     server.entries.create(vec![entry(2, 1)]).await.unwrap();
     server.nodes.attest(record(1, "1")).await.unwrap();
     append("lost").await;
+    let id = agent_id(2);
+    assert_eq!(server.nodes.renew(&id, "1", "2".into(), 9).await.unwrap(), Renewal::Stored);
+    server.nodes.promote(&id, "2").await.unwrap();
     assert_eq!(server.entries.count(), 2);
     pair.primary.kill();
     proxy.cut(None);
@@ -148,9 +152,15 @@ async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
     proxy.set_targets(&[pair.standby.port()]);
     until("it answers again", async || !server.link.is_away()).await;
     server.assert_current().await;
-    assert_eq!((server.entries.count(), server.nodes.count()), (1, 0), "memory is what the new primary holds");
+    assert_eq!((server.entries.count(), server.nodes.count()), (1, 1), "memory is what the new primary holds");
     let own = server.bundles.own().unwrap();
     assert_eq!(own.bundle.jwt_authorities, [key("kept")], "an authority that nobody can verify is not known as good");
+    until("what the agent has is stored again", async || {
+        let stored = server.store.fetch_node(&id).await.unwrap().unwrap();
+        (stored.serial_number.as_str(), stored.new_serial_number.as_str()) == ("1", "2")
+    })
+    .await;
+    assert_eq!(server.nodes.standing(&id, "2", &[]), Standing::Renewed);
     server.entries.create(vec![entry(3, 1)]).await.unwrap();
     server.assert_current().await;
 }

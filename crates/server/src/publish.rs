@@ -89,7 +89,7 @@ struct Writing {
     shield: Shield,
     /// The own bundle as it was in another history of the datastore: its sequence number says nothing of what is read now.
     before: Option<Bundle>,
-    /// What this history may have lost of it.
+    /// What this history may have lost of it, while nobody has seen to that.
     lost: Option<Bundle>,
 }
 
@@ -97,14 +97,14 @@ impl Writing {
     /// The own bundle of this history is there: whether it is the first, before which nothing counts.
     fn settle(&mut self, now: Option<&Bundle>) -> bool {
         let Some(before) = self.before.take() else { return false };
-        self.lost = lost(&before, now);
+        self.lost = Some(lost(&before, now));
         true
     }
 }
 
 /// The authorities that were there, and not tainted, and are no more. Nothing when the bundle has grown since: then they
 /// may have been revoked, which takes two changes.
-fn lost(before: &Bundle, now: Option<&Bundle>) -> Option<Bundle> {
+fn lost(before: &Bundle, now: Option<&Bundle>) -> Bundle {
     fn missing<T: Clone, K: PartialEq>(of: &[T], now: &[T], tainted: fn(&T) -> bool, key: impl Fn(&T) -> &K) -> Vec<T> {
         let gone = |one: &&T| !tainted(one) && now.iter().all(|other| key(other) != key(one));
         of.iter().filter(gone).cloned().collect()
@@ -112,10 +112,10 @@ fn lost(before: &Bundle, now: Option<&Bundle>) -> Option<Bundle> {
     let none = Bundle::empty(before.trust_domain.clone());
     let now = now.unwrap_or(&none);
     if now.sequence_number > before.sequence_number {
-        return None;
+        return none;
     }
     let keys = |of: &[JwtAuthority], now: &[JwtAuthority]| missing(of, now, |key| key.tainted, |key| &key.key_id);
-    Some(Bundle {
+    Bundle {
         x509_authorities: missing(
             &before.x509_authorities,
             &now.x509_authorities,
@@ -125,7 +125,7 @@ fn lost(before: &Bundle, now: Option<&Bundle>) -> Option<Bundle> {
         jwt_authorities: keys(&before.jwt_authorities, &now.jwt_authorities),
         wit_authorities: keys(&before.wit_authorities, &now.wit_authorities),
         ..none
-    })
+    }
 }
 
 /// What was to be read and was not, when this goes: it is stale.
@@ -272,8 +272,8 @@ impl BundleFeed {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Authorities of the own bundle that a change of the datastore's history may have taken, until they are
-    /// [`restored`](BundleFeed::restored).
+    /// Authorities of the own bundle that a change of the datastore's history took, until they are
+    /// [`restored`](BundleFeed::restored); there may be none among them.
     pub(crate) fn lost(&self) -> Option<Bundle> {
         self.writing().lost.clone()
     }

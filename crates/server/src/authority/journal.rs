@@ -167,6 +167,12 @@ impl Journal {
         }
     }
 
+    /// The datastore has another history now: the row may be what it was before, gone, or another server's.
+    pub(super) fn start_anew(&mut self) {
+        self.row = 0;
+        self.unsaved = true;
+    }
+
     /// Saves what is not saved. Without an active X.509 authority there is nothing to find the row by, and nothing to do.
     pub(super) async fn save(&mut self, store: &dyn AuthorityStore) -> Result<(), AuthorityError> {
         if !self.unsaved || self.active_x509_authority_id.is_empty() {

@@ -143,10 +143,12 @@ impl AuthorityManager {
         result
     }
 
-    /// Adds to the bundle again what this server signs with, or will, where the datastore lost it by a failover or a backup:
-    /// what was signed already hangs from it.
+    /// Adds to journal and bundle again what this server signs with, or will, where the datastore lost it by a failover or a
+    /// backup: what was signed already hangs from it.
     async fn restore_lost(&mut self) -> Result<(), AuthorityError> {
         let Some(lost) = self.parts.feed.lost() else { return Ok(()) };
+        self.journal.start_anew();
+        self.flush_journal().await?;
         let own = self.own_of(&lost);
         if own != Bundle::empty(own.trust_domain.clone()) {
             tracing::warn!(

@@ -72,12 +72,13 @@ async fn an_authority_that_the_bundle_lost_is_replaced_while_the_server_runs() {
 
 /// The datastore is another one now; this server hears of it.
 async fn fails_over_to(world: &World, process: &Process, bundle: Option<Bundle>) {
-    let mut data = world.memory.data.lock().unwrap();
-    match bundle {
-        Some(bundle) => data.bundles.insert("example.org".into(), bundle),
-        None => data.bundles.remove("example.org"),
-    };
-    drop(data);
+    {
+        let bundles = &mut world.memory.data.lock().unwrap().bundles;
+        match bundle {
+            Some(bundle) => bundles.insert("example.org".into(), bundle),
+            None => bundles.remove("example.org"),
+        };
+    }
     process.feed.start_anew();
     process.feed.reload().await.unwrap();
 }
@@ -102,7 +103,8 @@ async fn what_a_failover_took_from_the_bundle_is_added_again() {
         let calls = world.calls();
         process.manager.check().await.unwrap();
         assert_eq!(world.calls(), calls, "{kind}: once is enough");
-        // Everything is lost, and the datastore takes nothing at first.
+        // Everything is lost, the journal and its row, too, and the datastore takes nothing at first.
+        let journals = std::mem::take(&mut world.memory.data.lock().unwrap().journals);
         fails_over_to(&world, &process, None).await;
         world.fail_all(true);
         assert!(process.manager.check().await.is_err());
@@ -112,6 +114,7 @@ async fn what_a_failover_took_from_the_bundle_is_added_again() {
         assert_eq!(standings, (Some(Standing::Good), Some(Standing::Good)), "{kind}");
         let states = process.manager.slots(kind);
         assert_eq!([states.current, states.next].map(|s| s.unwrap().authority_id), [prepared, next]);
+        assert_eq!(world.memory.data.lock().unwrap().journals, journals, "{kind}");
     }
 }
 

@@ -68,7 +68,7 @@ async fn main() {
     }
     rate("deleted one by one", 500, start);
     let start = Instant::now();
-    for some in ids[..count].chunks(BATCH) {
+    for some in ids.get(..count).unwrap().chunks(BATCH) {
         assert!(store.delete_entries(some).await.unwrap().iter().all(Result::is_ok));
     }
     rate("deleted in batches of 500", count, start);

@@ -13,7 +13,8 @@ use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use finial_runtime::{Shutdown, Supervisor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -228,6 +229,35 @@ pub(super) async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
 
 pub(super) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future).await.expect("it took too long")
+}
+
+/// Time stands still while this lives: what happens, happens without a timer.
+pub(super) struct StandsStill {
+    _held: std::sync::mpsc::Sender<()>,
+    /// It lasted too long: time went on.
+    over: Arc<AtomicBool>,
+}
+
+impl StandsStill {
+    pub(super) fn begin() -> Self {
+        let (held, dropped) = std::sync::mpsc::channel::<()>();
+        let over = Arc::new(AtomicBool::new(false));
+        let told = over.clone();
+        // A paused clock jumps to the next timer whenever nothing else is left to do, except beside blocking work.
+        drop(tokio::task::spawn_blocking(move || {
+            told.store(dropped.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout), Ordering::SeqCst);
+        }));
+        tokio::time::pause();
+        Self { _held: held, over }
+    }
+}
+
+impl Drop for StandsStill {
+    fn drop(&mut self) {
+        tokio::time::resume();
+        let over = self.over.load(Ordering::SeqCst);
+        assert!(!over || std::thread::panicking(), "it took too long, or a timer");
+    }
 }
 
 /// Waits for a condition.

@@ -1,9 +1,8 @@
 //! The agent's own identity: attesting, renewing, being refused, ending and coming back.
 
-use super::harness::{World, next, until, within};
+use super::harness::{StandsStill, World, next, until, within};
 use finial_proto::agent::debug::{GetInfoRequest, debug_client::DebugClient};
 use finial_proto::types::permission_denied_details::Reason;
-use std::time::Duration;
 
 fn data(world: &World) -> String {
     std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap()
@@ -134,9 +133,9 @@ async fn open_streams_end_when_the_agent_does() {
     let agent = world.started().await;
     let mut stream = agent.x509().await.unwrap();
     next(&mut stream).await.unwrap();
-    let asked = tokio::time::Instant::now();
+    // So that no one waits for the drain to end.
+    let _still = StandsStill::begin();
     agent.stop().await;
-    assert!(asked.elapsed() < Duration::from_secs(4), "no one waits for the drain to end");
     assert_eq!(within(stream.message()).await.unwrap_err().code(), tonic::Code::Unavailable);
 }
 
@@ -163,9 +162,8 @@ async fn a_server_that_hangs_does_not_hold_up_the_end() {
     world.server.state().hangs = true;
     let syncs = world.server.calls("SyncAuthorizedEntries");
     until("a sync hangs", || world.server.calls("SyncAuthorizedEntries") > syncs).await;
-    let asked = tokio::time::Instant::now();
+    let _still = StandsStill::begin();
     agent.stop().await;
-    assert!(asked.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test]

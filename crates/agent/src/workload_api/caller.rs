@@ -24,7 +24,7 @@ use tonic::transport::server::Connected;
 const SUBSYSTEM: &str = "workload_attestor";
 
 /// For how long selectors of a connection's process are believed, while nothing that we look at on each call changed.
-pub(crate) const ATTESTED_FOR: Duration = Duration::from_secs(5);
+const ATTESTED_FOR: Duration = Duration::from_secs(5);
 /// How often a process is looked at that changes meanwhile.
 const LOOKS_MAX: usize = 3;
 /// How long one attestor may take.

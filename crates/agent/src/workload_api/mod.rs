@@ -4,8 +4,6 @@ mod call;
 mod caller;
 mod stream;
 
-#[cfg(test)]
-pub(crate) use caller::ATTESTED_FOR;
 pub(crate) use caller::{Attestation, Caller, CallerConnection};
 
 use crate::cache::{Cache, Subscription, View, ViewState};

@@ -43,6 +43,8 @@ struct State {
     /// Which target is next.
     turn: usize,
     accepted: HashMap<SocketAddr, u64>,
+    /// How often connections were cut.
+    cuts: u64,
     open: Vec<Arc<Connection>>,
     closed: bool,
 }
@@ -72,6 +74,7 @@ impl Proxy {
             targets: addresses(ports),
             turn: 0,
             accepted: HashMap::new(),
+            cuts: 0,
             open: Vec::new(),
             closed: false,
         };
@@ -104,9 +107,11 @@ impl Proxy {
         self.shared.lock().targets = addresses(ports);
     }
 
-    /// Resets all connections, or those to one port; gives how many.
+    /// Resets all connections, or those to one port; gives how many. One that is only being made does not outlive this
+    /// either: it might go where none should from now on.
     pub fn cut(&self, to: Option<u16>) -> usize {
         let mut state = self.shared.lock();
+        state.cuts += 1;
         let (cut, stay): (Vec<_>, Vec<_>) =
             std::mem::take(&mut state.open).into_iter().partition(|c| to.is_none_or(|port| c.to.port() == port));
         state.open = stay;
@@ -170,19 +175,21 @@ impl Shared {
 
     /// Connects to the first target in turn that takes it.
     fn connect(&self, caller: TcpStream) -> Option<Arc<Connection>> {
-        let order = {
+        let (order, cuts) = {
             let mut state = self.lock();
             let count = state.targets.len();
             let first = state.turn;
             state.turn = state.turn.wrapping_add(1);
-            (0..count).filter_map(|i| state.targets.get((first + i) % count).copied()).collect::<Vec<_>>()
+            let order = (0..count).filter_map(|i| state.targets.get((first + i) % count).copied());
+            (order.collect::<Vec<_>>(), state.cuts)
         };
         let (target, to) = order.into_iter().find_map(|to| Some((TcpStream::connect(to).ok()?, to)))?;
         let _ = (caller.set_nodelay(true), target.set_nodelay(true));
         let connection = Arc::new(Connection { caller, target, to, cut: false.into() });
         let mut state = self.lock();
         *state.accepted.entry(to).or_default() += 1;
-        if state.closed {
+        if state.closed || state.cuts != cuts {
+            connection.cut();
             return None;
         }
         state.open.push(Arc::clone(&connection));

@@ -53,6 +53,23 @@ pub struct ServerOptions {
     pub clock_ahead_seconds: i64,
     /// A PEM file of the roots that it trusts for the web; those of the machine by default.
     pub web_roots: Option<PathBuf>,
+    /// More variables of its environment.
+    pub environment: Vec<(&'static str, PathBuf)>,
+}
+
+impl ServerOptions {
+    /// The environment that its process gets beside the test's own.
+    fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut all = self.environment.clone();
+        if let Some(file) = &self.web_roots {
+            // Go reads the directory as well.
+            all.extend([("SSL_CERT_FILE", file.clone()), ("SSL_CERT_DIR", "/nonexistent".into())]);
+        }
+        if self.clock_ahead_seconds != 0 {
+            all.extend(other_clock(self.clock_ahead_seconds));
+        }
+        all
+    }
 }
 
 impl Default for ServerOptions {
@@ -65,6 +82,7 @@ impl Default for ServerOptions {
             plugins: String::new(),
             clock_ahead_seconds: 0,
             web_roots: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -78,15 +96,15 @@ fn sqlite(file: &Path) -> String {
     format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display())
 }
 
-/// Gives a process a time of day of its own, with libfaketime; how fast time passes stays the same.
-fn other_clock(command: &mut std::process::Command, ahead_seconds: i64) {
+/// A time of day of a process's own, with libfaketime; how fast time passes stays the same.
+fn other_clock(ahead_seconds: i64) -> [(&'static str, PathBuf); 3] {
     let libraries = Path::new("/usr/lib");
     let named = |dir: &Path| dir.join("faketime/libfaketimeMT.so.1");
     let found =
         std::fs::read_dir(libraries).into_iter().flatten().flatten().map(|e| named(&e.path())).find(|p| p.exists());
     let library = found.expect("libfaketime is not installed (Debian: apt-get install libfaketime; ./test does it)");
-    command.env("LD_PRELOAD", library).env("FAKETIME", format!("{ahead_seconds:+}s"));
-    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let ahead = format!("{ahead_seconds:+}s");
+    [("LD_PRELOAD", library), ("FAKETIME", ahead.into()), ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into())]
 }
 
 /// A running server with its data in a folder of its own.
@@ -101,8 +119,7 @@ pub struct Server {
     pub trust_domain: String,
     binary: PathBuf,
     config: PathBuf,
-    clock_ahead_seconds: i64,
-    web_roots: Option<PathBuf>,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Server {
@@ -145,30 +162,17 @@ plugins {{
             ),
         );
         let binary = flavor.binary(&dir, "spire-server");
-        let (clock_ahead_seconds, web_roots) = (options.clock_ahead_seconds, options.web_roots.clone());
-        let process = Self::launch(&binary, &config, &dir, clock_ahead_seconds, web_roots.as_deref());
+        let environment = options.environment();
+        let process = Self::launch(&binary, &config, &dir, &environment);
         let trust_domain = options.trust_domain.clone();
-        let mut server = Self { process, dir, port, trust_domain, binary, config, clock_ahead_seconds, web_roots };
+        let mut server = Self { process, dir, port, trust_domain, binary, config, environment };
         server.wait_healthy();
         server
     }
 
-    fn launch(
-        binary: &Path,
-        config: &Path,
-        dir: &Workdir,
-        clock_ahead_seconds: i64,
-        web_roots: Option<&Path>,
-    ) -> Process {
+    fn launch(binary: &Path, config: &Path, dir: &Workdir, environment: &[(&'static str, PathBuf)]) -> Process {
         let mut command = process::command(binary);
-        command.arg("run").arg("-config").arg(config);
-        if let Some(file) = web_roots {
-            // Go reads the directory as well.
-            command.env("SSL_CERT_FILE", file).env("SSL_CERT_DIR", "/nonexistent");
-        }
-        if clock_ahead_seconds != 0 {
-            other_clock(&mut command, clock_ahead_seconds);
-        }
+        command.arg("run").arg("-config").arg(config).envs(environment.iter().cloned());
         Process::start("server", dir.path().join("server.log"), &mut command)
     }
 
@@ -180,8 +184,7 @@ plugins {{
 
     /// The same without waiting for it.
     pub fn begin(&mut self) {
-        let (ahead, roots) = (self.clock_ahead_seconds, self.web_roots.as_deref());
-        self.process = Self::launch(&self.binary, &self.config, &self.dir, ahead, roots);
+        self.process = Self::launch(&self.binary, &self.config, &self.dir, &self.environment);
     }
 
     /// Starts it again as the other's, on the same data, after it has ended.

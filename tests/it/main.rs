@@ -11,6 +11,8 @@ mod forced_rotation;
 mod guide;
 mod kill_points;
 mod outage;
+mod outage_renewal;
+mod outage_sqlite;
 mod pushed;
 mod reload;
 mod several;

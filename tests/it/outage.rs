@@ -123,10 +123,6 @@ fn postgres_is_unreachable_or_out_of_connections() {
     let Some(postgres) = Postgres::start() else { return };
     let database = postgres.database();
     let mut rig = Rig::start(&database);
-    let refuse = |proxy: &Proxy| {
-        proxy.weather(Weather::Refusing);
-        proxy.cut(None);
-    };
     rig.survives("refused", refuse, |proxy| proxy.weather(Weather::Fair));
     let fill = |_: &Proxy| {
         database.limit_connections(Some(0));
@@ -136,10 +132,47 @@ fn postgres_is_unreachable_or_out_of_connections() {
 }
 
 #[test]
+fn mariadb_is_unreachable_or_out_of_connections() {
+    let Some(mariadb) = MariaDb::start() else { return };
+    let (database, others) = (mariadb.database(), mariadb.database());
+    let mut rig = Rig::start(&database);
+    rig.survives("refused", refuse, |proxy| proxy.weather(Weather::Fair));
+    let held = std::cell::RefCell::new(Vec::new());
+    let fill = |proxy: &Proxy| {
+        // One more is for administrators, as which SPIRE's user counts here.
+        held.replace((0..11).map(|_| others.hold("SELECT 1")).collect());
+        database.limit_connections(Some(10));
+        proxy.cut(None);
+    };
+    rig.survives("full", fill, |_| {
+        held.take();
+        // They are gone for the server a moment later.
+        eventually("the administrator is let in", || {
+            let out = database.try_sql("SET GLOBAL max_connections = 200");
+            if out.code == 0 { Ok(()) } else { Err(out.stderr) }
+        });
+    });
+}
+
+fn refuse(proxy: &Proxy) {
+    proxy.weather(Weather::Refusing);
+    proxy.cut(None);
+}
+
+#[test]
 fn postgres_is_slow() {
     let Some(postgres) = Postgres::start() else { return };
-    let database = postgres.database();
-    let mut rig = Rig::start(&database);
+    is_slow(&postgres.database());
+}
+
+#[test]
+fn mariadb_is_slow() {
+    let Some(mariadb) = MariaDb::start() else { return };
+    is_slow(&mariadb.database());
+}
+
+fn is_slow(database: &Database) {
+    let mut rig = Rig::start(database);
     rig.proxy.weather(Weather::Slow(Duration::from_secs(2)));
     std::thread::scope(|scope| {
         let (socket, dir) = (rig.server.socket(), rig.server.dir.path());
@@ -155,8 +188,26 @@ fn postgres_is_slow() {
 #[test]
 fn postgres_hangs() {
     let Some(postgres) = Postgres::start() else { return };
-    let database = postgres.database();
+    hangs(&postgres.database());
+}
+
+#[test]
+fn mariadb_hangs() {
+    let Some(mariadb) = MariaDb::start() else { return };
+    hangs(&mariadb.database());
+}
+
+/// The network is well, and the database itself does not answer.
+#[test]
+fn mariadb_is_frozen() {
+    let Some(mariadb) = MariaDb::start() else { return };
+    let database = mariadb.database();
     let mut rig = Rig::start(&database);
+    rig.survives("frozen", |_| mariadb.freeze(true), |_| mariadb.freeze(false));
+}
+
+fn hangs(database: &Database) {
+    let mut rig = Rig::start(database);
     rig.survives("hung", |proxy| proxy.weather(Weather::Hung), |proxy| proxy.weather(Weather::Fair));
 }
 

@@ -130,9 +130,12 @@ async fn callers_behind_a_trusted_proxy_are_themselves() {
             Ok(steps) => steps.into_inner().message().await.unwrap_err().code(),
         }
     };
-    assert_eq!(attest("10.98.76.1:1000").await, Code::InvalidArgument, "an empty request, after its turn");
-    assert_eq!(attest("10.98.76.2:1000").await, Code::InvalidArgument, "another node");
-    assert_ne!(attest("10.98.76.1:1001").await, Code::InvalidArgument, "the same again");
+    while_time_stands(async {
+        assert_eq!(attest("10.98.76.1:1000").await, Code::InvalidArgument, "an empty request, after its turn");
+        assert_eq!(attest("10.98.76.2:1000").await, Code::InvalidArgument, "another node");
+        assert_eq!(attest("10.98.76.1:1001").await, Code::ResourceExhausted, "the same again");
+    })
+    .await;
 
     let mut client = BundleClient::new(passed_on(address, "10.98.76.5:4321").await);
     client.get_bundle(GetBundleRequest::default()).await.unwrap();

@@ -166,15 +166,18 @@ impl Api {
         })
     }
 
-    /// While the datastore is away, an SVID is given out that says itself which ones it follows.
+    /// While the datastore is away, an SVID is given out that says itself which ones it follows: those of the agent, and one
+    /// that may be stored although the agent does not get it.
     async fn renew_without_datastore(
         &self,
         call: &Call,
         id: &SpiffeId,
         own: &str,
+        doubtful: Option<IssuedX509>,
         key: &PublicKey,
     ) -> Result<Option<IssuedX509>, Status> {
-        let Some(follows) = self.nodes.serials(id) else { return Ok(None) };
+        let Some(known) = self.nodes.serials(id) else { return Ok(None) };
+        let follows: Box<[_]> = known.into_iter().chain(doubtful.map(|svid| svid.serial.to_string().into())).collect();
         let signed = self.issuer.agent_x509_svid_following(id, key, &follows).await;
         let svid = signed.map_err(|e| call.fail_with(ErrorKind::Internal, "failed to sign X509 SVID", e))?;
         let noted = self.nodes.renew_without_datastore(id, own, follows, &svid.serial.to_string(), svid.not_after);
@@ -226,7 +229,8 @@ impl Api {
         let svid = match self.nodes.renew(id, own, svid.serial.to_string(), svid.not_after).await {
             Ok(Renewal::Stored) => Some(svid),
             Ok(Renewal::Superseded) => None,
-            Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, own, &key).await?,
+            Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, own, None, &key).await?,
+            Ok(Renewal::Doubtful) => self.renew_without_datastore(&permit, id, own, Some(svid), &key).await?,
             Err(error) => return Err(store_failed(&permit, "failed to update agent", &error)),
         };
         let svid = svid.ok_or_else(|| permit.fail(ErrorKind::NotFound, "agent not found"))?;

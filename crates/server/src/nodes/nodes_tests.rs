@@ -131,6 +131,18 @@ async fn a_renewal_does_not_wait_for_a_slow_datastore_and_its_late_end_is_void()
 }
 
 #[tokio::test]
+async fn an_agent_that_was_evicted_while_it_waited_gets_nothing() {
+    let Scene { nodes, id, store, .. } = scene().await;
+    let evicted = store.fetch_node(&id).await.unwrap().unwrap();
+    nodes.delete(id.clone()).await.unwrap();
+    nodes.attest(AgentRecord { serial_number: "9".into(), ..evicted }).await.unwrap();
+    let follows = nodes.serials(&id).unwrap();
+    assert!(!nodes.renew_without_datastore(&id, "1", follows.clone(), "2", 200));
+    assert_eq!(nodes.standing(&id, "2", &follows), Standing::Ahead, "nobody may get an SVID that says so");
+    assert!(nodes.renew_without_datastore(&id, "9", follows, "10", 200));
+}
+
+#[tokio::test]
 async fn what_waits_to_be_stored_outlives_a_new_look_at_the_datastore() {
     let Scene { nodes, id, .. } = scene().await;
     let follows = nodes.serials(&id).unwrap();

@@ -19,17 +19,28 @@ pub enum Renewal {
     /// The datastore is away, fails, or does not answer in time. An SVID that says which ones it follows can be given out in
     /// its place: see [`Nodes::renew_without_datastore`].
     DatastoreAway,
+    /// The same, but the datastore may have stored this one, or may do so yet: the SVID in its place follows it, too.
+    Doubtful,
     /// The agent is another by now: evicted, banned, or attested again.
     Superseded,
 }
 
-/// The caller waits for a renewal, as long as this lives; what is not waited for is not stored. An SVID that is given out
-/// in its place is noted after this is gone.
-struct Waiting(Arc<AtomicBool>);
+/// How far a renewal is that somebody waits for.
+#[derive(Default)]
+struct Progress {
+    /// Nobody waits any more, and what is not waited for is not stored. An SVID that is given out in its place is noted after
+    /// this.
+    given_up: AtomicBool,
+    /// It may be stored from here on.
+    begun: AtomicBool,
+}
+
+/// The caller waits, as long as this lives.
+struct Waiting(Arc<Progress>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::SeqCst);
+        self.0.given_up.store(true, Ordering::SeqCst);
     }
 }
 
@@ -100,8 +111,8 @@ impl Nodes {
         expires_at: UnixSeconds,
     ) -> Result<Renewal, StoreError> {
         let (this, id, own) = (self.clone(), id.clone(), own.to_owned());
-        let waited = Arc::new(AtomicBool::new(true));
-        let waiting = Waiting(waited.clone());
+        let progress = Arc::<Progress>::default();
+        let (waiting, its) = (Waiting(progress.clone()), progress.clone());
         let work = async move {
             // Since it was let in, the agent may have been evicted and attested again, which is another one.
             if !this.serials(&id).is_some_and(|serials| serials.iter().any(|known| **known == *own)) {
@@ -115,7 +126,8 @@ impl Nodes {
             let Some(follows) = this.serials(&id) else { return Ok(Renewal::Superseded) };
             // Nobody gets this one any more. It must not take the place of one that was given out and is stored by now; one
             // that is given out from here on is stored later and takes the place of this.
-            if !waited.load(Ordering::SeqCst) {
+            its.begun.store(true, Ordering::SeqCst);
+            if its.given_up.load(Ordering::SeqCst) {
                 return Ok(Renewal::DatastoreAway);
             }
             let record = this.store.renew_node(&id, &follows, &serial, expires_at).await?;
@@ -124,18 +136,20 @@ impl Nodes {
         };
         let result = tokio::time::timeout(NOTE_MAX, self.turn.take(work)).await;
         drop(waiting);
-        match result {
+        let leaves_doubt = match result {
             Ok(Err(error)) if error.is_outage() => {
                 tracing::warn!(%error, "An agent's SVID is renewed without the datastore");
-                Ok(Renewal::DatastoreAway)
+                error.leaves_doubt()
             }
-            Ok(result) => result,
+            Ok(result) => return result,
             Err(_) => {
                 let seconds = NOTE_MAX.as_secs();
                 tracing::warn!(seconds, "The datastore is slow: an agent's SVID is renewed without it");
-                Ok(Renewal::DatastoreAway)
+                true
             }
-        }
+        };
+        let doubtful = leaves_doubt && progress.begun.load(Ordering::SeqCst);
+        Ok(if doubtful { Renewal::Doubtful } else { Renewal::DatastoreAway })
     }
 
     /// The serial numbers of a renewable agent that is not banned, which its next SVID follows.
@@ -153,7 +167,9 @@ impl Nodes {
         serial: &str,
         expires_at: UnixSeconds,
     ) -> bool {
-        self.add_pending(id, Pending { serial: serial.into(), expires_at, follows, own: Some(own.into()) })
+        // What the agent showed is none of its serial numbers any more, if it was evicted and attested again since.
+        follows.iter().any(|known| **known == *own)
+            && self.add_pending(id, Pending { serial: serial.into(), expires_at, follows, own: Some(own.into()) })
     }
 
     fn add_pending(&self, id: &SpiffeId, pending: Pending) -> bool {

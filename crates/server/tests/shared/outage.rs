@@ -185,9 +185,33 @@ async fn a_restart_and_a_read_only_time_are_lived_through() {
         refused.is_err_and(|error| error.kind() == ErrorKind::Unavailable)
     })
     .await;
-    assert_eq!(server.nodes.renew(&agent_id(1), "1", "2".into(), 9).await.unwrap(), Renewal::DatastoreAway);
+    assert_eq!(server.nodes.renew(&agent_id(1), "1", "2".into(), 9).await.unwrap(), Renewal::Doubtful);
     postgres.read_only(false);
     until("writes work again", async || server.entries.create(vec![entry(3, 1)]).await.is_ok()).await;
     server.assert_current().await;
     assert_eq!(server.entries.count(), 3);
+}
+
+/// What nobody waited for any more was on its way already, and the agent never gets it.
+#[tokio::test]
+async fn a_renewal_that_the_database_stores_too_late_makes_way_for_the_one_given_out() {
+    let Some(database) = testkit::postgres() else { return };
+    let proxy = Proxy::to(database.port());
+    let server = Server::at(&database, database.dsn_at(proxy.port())).await;
+    let beside = Server::on(&database).await;
+    let id = agent_id(1);
+    server.nodes.attest(record(1, "1")).await.unwrap();
+    let stored = async |want: (&str, &str)| {
+        let stored = beside.store.fetch_node(&id).await.unwrap().unwrap();
+        (stored.serial_number.as_str(), stored.new_serial_number.as_str()) == want
+    };
+    proxy.weather(Weather::Hung);
+    assert_eq!(server.nodes.renew(&id, "1", "2".into(), 9).await.unwrap(), Renewal::Doubtful);
+    proxy.weather(Weather::Fair);
+    until("it is stored all the same", async || stored(("1", "2")).await).await;
+    let follows: Box<[Box<str>]> = ["1".into(), "2".into()].into();
+    assert!(server.nodes.renew_without_datastore(&id, "1", follows, "3", 9));
+    server.run();
+    until("what the agent has is stored", async || stored(("1", "3")).await).await;
+    server.assert_current().await;
 }

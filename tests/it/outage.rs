@@ -209,6 +209,10 @@ fn mariadb_is_frozen() {
 fn hangs(database: &Database) {
     let mut rig = Rig::start(database);
     rig.survives("hung", |proxy| proxy.weather(Weather::Hung), |proxy| proxy.weather(Weather::Fair));
+    // Such a one is given many seconds to answer before anybody says that it is away.
+    let log = rig.server.process.log();
+    let said = log.split("The datastore answers again\" seconds=").nth(1).expect("how long it was away");
+    assert!(!said.starts_with("0 "), "{log}");
 }
 
 #[test]

@@ -237,7 +237,8 @@ impl Follower {
             },
             Err(error) => return self.away(&error),
         };
-        let was_away = self.link.is_away();
+        // Before a comparison of all begins the state anew.
+        let (was_away, last_look) = (self.link.is_away(), state.last_look);
         if let Err(error) = self.follow(state, beat, was_away).await {
             if error.leaves_doubt() {
                 return self.away(&error);
@@ -246,7 +247,7 @@ impl Follower {
             return false;
         }
         if self.link.set_back() {
-            let seconds = state.last_look.elapsed().as_secs();
+            let seconds = last_look.elapsed().as_secs();
             tracing::info!(seconds, "The datastore answers again");
             self.memory.datastore_is_back();
         }

@@ -10,6 +10,7 @@ mod json;
 mod lexer;
 mod number;
 mod parser;
+mod print;
 mod value;
 
 pub use de::{Error, Unused, from_value};

@@ -4,10 +4,12 @@
 //! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, and [`https`] fetches a document.
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
-//! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, and the settings of the allocator ([`memory`]).
+//! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, the settings of the allocator ([`memory`]), and
+//! what a child does before it is another program ([`child`]).
 
 mod accept;
 mod authority;
+pub mod child;
 pub mod client;
 mod guard;
 pub mod https;

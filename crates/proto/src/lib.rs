@@ -3,7 +3,7 @@
 //!
 //! Module tree: [`types`] (shared values), [`server`] and [`agent`] (SPIRE's APIs, one module per service),
 //! [`workload`] (the SPIFFE Workload API; its server half, in [`workload::server`], answers [`encoded`] bytes),
-//! [`sync`] (our own stream to our agents, likewise), [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's
+//! [`sync`] (our own stream to our agents, likewise), [`plugin`] (external plugins), [`envoy`] (secret discovery), [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's
 //! blobs in SQL); [`digest`] says whether two sets of entries are the same.
 
 pub mod convert;
@@ -108,6 +108,62 @@ pub mod agent {
     );
 }
 
+/// What we and external plugins say to each other: SPIRE's plugin SDK over HashiCorp's go-plugin.
+pub mod plugin {
+    generated!(
+        /// go-plugin's own services.
+        go, "plugin_go"
+    );
+    generated!(
+        /// Which services each side has.
+        init, "plugin_init"
+    );
+    generated!(
+        /// A plugin's configuration.
+        config, "plugin_config"
+    );
+    generated!(
+        /// Values that several kinds share.
+        types, "plugin_types"
+    );
+    generated!(
+        /// Workload attestors.
+        workload_attestor, "plugin_workload_attestor"
+    );
+    generated!(
+        /// SVID stores.
+        svid_store, "plugin_svid_store"
+    );
+    generated!(
+        /// Key managers; those of agents have the same messages.
+        key_manager, "plugin_key_manager"
+    );
+    generated!(
+        /// The agent's half of node attestors.
+        agent_node_attestor, "plugin_agent_node_attestor"
+    );
+    generated!(
+        /// The server's half of node attestors.
+        server_node_attestor, "plugin_server_node_attestor"
+    );
+    generated!(
+        /// Upstream authorities.
+        upstream_authority, "plugin_upstream_authority"
+    );
+    generated!(
+        /// Metrics of plugins, which we take.
+        host_metrics, "plugin_host_metrics"
+    );
+    generated!(
+        /// Whether an agent has attested.
+        host_agent_store, "plugin_host_agent_store"
+    );
+    generated!(
+        /// The server's own identity.
+        host_identity_provider, "plugin_host_identity_provider"
+    );
+}
+
 /// The SPIFFE Workload API.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
 pub mod workload {
@@ -118,6 +174,8 @@ pub mod workload {
         pub use spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
     }
 }
+
+pub mod envoy;
 
 /// Our own stream of what an agent may have.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]

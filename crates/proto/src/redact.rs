@@ -1,6 +1,6 @@
 //! `Debug` for messages that carry secrets: who it is about, never the secret.
 
-use crate::{agent, server, types, workload};
+use crate::{agent, envoy, plugin, server, types, workload};
 use std::fmt;
 
 macro_rules! redacted {
@@ -24,4 +24,7 @@ redacted! {
     types::AttestationData => "AttestationData" { r#type };
     server::agent::CreateJoinTokenRequest => "CreateJoinTokenRequest" { ttl, agent_id };
     agent::delegatedidentity::X509svidWithKey => "X509SVIDWithKey" { x509_svid };
+    envoy::tls::TlsCertificate => "TlsCertificate" { certificate_chain };
+    plugin::svid_store::X509svid => "X509SVID" { spiffe_id, expires_at };
+    plugin::host_identity_provider::X509Identity => "X509Identity" {};
 }

@@ -21,6 +21,14 @@ const fn unit(name: &'static str, proto: &'static str, package: &'static str) ->
     Unit { name, proto, package, client: true, server: true }
 }
 
+const fn messages(name: &'static str, proto: &'static str, package: &'static str) -> Unit {
+    Unit { client: false, server: false, ..unit(name, proto, package) }
+}
+
+const fn served(name: &'static str, proto: &'static str, package: &'static str) -> Unit {
+    Unit { client: false, ..unit(name, proto, package) }
+}
+
 impl Unit {
     /// Where the messages are of contracts whose halves are generated apart: the server's answers are ready-made bytes.
     fn small_module(&self) -> Option<&'static str> {
@@ -28,10 +36,19 @@ impl Unit {
             "workload" | "workload_server" => Some("workload"),
             "sync" | "sync_server" => Some("sync"),
             "server_entry_encoded" => Some("server::entry"),
+            "envoy_secret_server" => Some("envoy::secret"),
             _ => None,
         }
     }
 }
+
+/// Envoy's packages, which use each other's messages, and where they are.
+const ENVOY: &[(&str, &str)] = &[
+    ("envoy.config.core.v3", "crate::envoy::core"),
+    ("envoy.type.v3", "crate::envoy::types"),
+    ("envoy.service.discovery.v3", "crate::envoy::discovery"),
+    ("envoy.extensions.transport_sockets.tls.v3", "crate::envoy::tls"),
+];
 
 const UNITS: &[Unit] = &[
     unit("types", "spire/types.proto", "spire.api.types"),
@@ -58,6 +75,24 @@ const UNITS: &[Unit] = &[
     unit("journal", "spire/journal.proto", ""),
     unit("health", "grpc/health.proto", "grpc.health.v1"),
     unit("rpc", "google/status.proto", "google.rpc"),
+    unit("envoy_core", "envoy/core.proto", "envoy.config.core.v3"),
+    unit("envoy_type", "envoy/type.proto", "envoy.type.v3"),
+    unit("envoy_discovery", "envoy/discovery.proto", "envoy.service.discovery.v3"),
+    unit("envoy_tls", "envoy/tls.proto", "envoy.extensions.transport_sockets.tls.v3"),
+    Unit {
+        name: "envoy_secret",
+        proto: "envoy/secret.proto",
+        package: "envoy.service.secret.v3",
+        client: true,
+        server: false,
+    },
+    Unit {
+        name: "envoy_secret_server",
+        proto: "envoy/secret.proto",
+        package: "envoy.service.secret.v3",
+        client: false,
+        server: true,
+    },
     // Two halves: the server's answers are ready-made bytes, the client's are decoded.
     Unit { name: "workload", proto: "spiffe/workload.proto", package: "", client: true, server: false },
     Unit { name: "workload_server", proto: "spiffe/workload.proto", package: "", client: false, server: true },
@@ -69,6 +104,28 @@ const UNITS: &[Unit] = &[
         client: false,
         server: true,
     },
+    // Plugins: calls go to the service that the plugin names, so that the messages are enough.
+    messages("plugin_go", "plugin/go_plugin.proto", "plugin"),
+    messages("plugin_init", "plugin/init.proto", "spire.service.private.init.v1"),
+    messages("plugin_config", "plugin/config.proto", "spire.service.common.config.v1"),
+    messages("plugin_types", "plugin/types.proto", "spire.plugin.types"),
+    messages("plugin_workload_attestor", "plugin/workload_attestor.proto", "spire.plugin.agent.workloadattestor.v1"),
+    messages("plugin_svid_store", "plugin/svid_store.proto", "spire.plugin.agent.svidstore.v1"),
+    messages("plugin_key_manager", "plugin/server_key_manager.proto", "spire.plugin.server.keymanager.v1"),
+    messages("plugin_agent_node_attestor", "plugin/agent_node_attestor.proto", "spire.plugin.agent.nodeattestor.v1"),
+    messages("plugin_server_node_attestor", "plugin/server_node_attestor.proto", "spire.plugin.server.nodeattestor.v1"),
+    messages(
+        "plugin_upstream_authority",
+        "plugin/upstream_authority.proto",
+        "spire.plugin.server.upstreamauthority.v1",
+    ),
+    served("plugin_host_metrics", "plugin/host_metrics.proto", "spire.hostservice.common.metrics.v1"),
+    served("plugin_host_agent_store", "plugin/host_agent_store.proto", "spire.hostservice.server.agentstore.v1"),
+    served(
+        "plugin_host_identity_provider",
+        "plugin/host_identity_provider.proto",
+        "spire.hostservice.server.identityprovider.v1",
+    ),
 ];
 
 /// Answers that are encoded once and sent to many streams.
@@ -93,6 +150,9 @@ const SECRETS: &[&str] = &[
     ".spire.api.types.AttestationData",
     ".spire.api.server.agent.v1.CreateJoinTokenRequest",
     ".spire.api.agent.delegatedidentity.v1.X509SVIDWithKey",
+    ".envoy.extensions.transport_sockets.tls.v3.TlsCertificate",
+    ".spire.plugin.agent.svidstore.v1.X509SVID",
+    ".spire.hostservice.server.identityprovider.v1.X509Identity",
 ];
 
 fn generate(unit: &Unit, contracts: &Path) -> String {
@@ -112,6 +172,22 @@ fn generate(unit: &Unit, contracts: &Path) -> String {
     if unit.name != "types" {
         build = build.extern_path(".spire.api.types", "crate::types");
     }
+    if unit.name != "plugin_types" {
+        build = build.extern_path(".spire.plugin.types", "crate::plugin::types");
+    }
+    if unit.package.starts_with("envoy.") {
+        // Of our own, as its value may be a key.
+        build = build.extern_path(".google.protobuf.Any", "crate::envoy::Any").extern_path(".google.rpc", "crate::rpc");
+        for (package, module) in ENVOY.iter().filter(|(package, _)| *package != unit.package) {
+            build = build.extern_path(format!(".{package}"), *module);
+        }
+    }
+    if unit.name == "envoy_secret_server" {
+        for answer in ["DiscoveryResponse", "DeltaDiscoveryResponse"] {
+            let proto = format!(".envoy.service.discovery.v3.{answer}");
+            build = build.extern_path(proto, format!("crate::encoded::{answer}"));
+        }
+    }
     if let Some(module) = unit.small_module() {
         build = build.codec_path("crate::encoded::SmallCodec");
         for message in messages.iter().filter(|_| !unit.client) {
@@ -124,7 +200,8 @@ fn generate(unit: &Unit, contracts: &Path) -> String {
         }
     }
     build.compile_fds(files).unwrap();
-    let file = if unit.package.is_empty() { "_".to_owned() } else { unit.package.to_owned() };
+    // prost names the file as the module, keywords escaped.
+    let file = if unit.package.is_empty() { "_".to_owned() } else { unit.package.replace(".type.", ".r#type.") };
     fs::read_to_string(out.path().join(format!("{file}.rs"))).unwrap()
 }
 

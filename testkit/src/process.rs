@@ -3,15 +3,20 @@
 use rustix::process::Signal;
 use std::ffi::OsStr;
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up on it: generous, since it only ends broken runs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+/// Lower ones have names.
+const PORTS_FROM: u16 = 15_000;
 
 /// A folder of the test's own, removed at its end.
 pub struct Workdir(tempfile::TempDir);
@@ -48,9 +53,20 @@ impl Default for Workdir {
     }
 }
 
-/// A TCP port on loopback that the kernel had free a moment ago.
+/// A TCP port on loopback that nobody listens on. It is none of those that the kernel gives to whoever asks for any, such as
+/// connections: so nobody has it before the one that it is meant for, not even while a server on it is restarted.
 pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port()
+    static NEXT: OnceLock<AtomicU64> = OnceLock::new();
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let given_from = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768);
+    let ports = if given_from > PORTS_FROM + 1_000 { PORTS_FROM..given_from } else { 61_000..65_535 };
+    // Other test processes begin elsewhere.
+    let next = NEXT.get_or_init(|| AtomicU64::new(RandomState::new().hash_one(std::process::id()) >> 1));
+    let listens = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..ports.len() as u64)
+        .map(|_| ports.start + (next.fetch_add(1, Ordering::Relaxed) % ports.len() as u64) as u16)
+        .find(listens)
+        .expect("a free port")
 }
 
 /// Asks again until `probe` gives a value; panics with `what` and its last complaint when the deadline has passed.
@@ -253,4 +269,20 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
 /// The user that the tests run as.
 pub fn uid() -> u32 {
     rustix::process::getuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_given_a_free_port_by_chance() {
+        let ports: Vec<u16> = (0..100).map(|_| free_port()).collect();
+        let by_chance: Vec<_> = (0..100).map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+        let lowest = by_chance.iter().map(|l| l.local_addr().unwrap().port()).min().unwrap();
+        let is_room = lowest > PORTS_FROM + 1_000;
+        assert!(!is_room || *ports.iter().max().unwrap() < lowest, "below all that the kernel gives");
+        let _held = TcpListener::bind(("127.0.0.1", ports[0])).unwrap();
+        assert!(ports[1..].iter().all(|port| *port != ports[0]));
+    }
 }

@@ -71,11 +71,14 @@ fn a_standby_follows_and_is_promoted() {
 #[test]
 fn writes_can_be_refused() {
     let Some(server) = Postgres::start() else { return };
-    server.read_only(true);
+    server.read_only(true); // which waits until it is so
     server.read_only(false);
     let Some(server) = MariaDb::start() else { return };
-    server.read_only(true);
-    server.read_only(false);
+    let database = server.database();
+    for on in [true, false] {
+        server.read_only(on);
+        assert_eq!(database.sql("select @@global.read_only").trim(), i32::from(on).to_string());
+    }
 }
 
 /// A server that answers each connection's bytes with its name before them.

@@ -9,6 +9,7 @@ use common::*;
 use finial_core::{AgentRecord, Entry, JoinToken, SystemClock};
 use finial_store::{AgentFilter, EntryFilter, EntryUpdate, Store, StoreSettings};
 use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -26,7 +27,8 @@ fn spire() -> Option<PathBuf> {
     let there = folder.join("spire-server").exists() && folder.join("spire-agent").exists();
     assert!(there || promised.is_none(), "no SPIRE at {}: run tests/real-spire/build.sh", folder.display());
     if !there {
-        eprintln!("skipped: no SPIRE at {}", folder.display());
+        // not eprintln: what tests print is only shown when they fail
+        let _ = writeln!(std::io::stderr(), "\nSKIPPED: no SPIRE at {}", folder.display());
     }
     there.then_some(folder)
 }
@@ -65,7 +67,7 @@ impl Spire {
             Lab::Postgres => Some(testkit::postgres()?),
             Lab::MySql => Some(testkit::mariadb()?),
         };
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = testkit::free_port();
         let folder = folder.to_path_buf();
         let at = folder.display();
         let (kind, connection) = match &database {

@@ -21,7 +21,8 @@ pub(crate) fn spire() -> Option<PathBuf> {
     let server = folder.join("spire-server");
     assert!(server.exists() || promised.is_none(), "no SPIRE at {}: run tests/real-spire/build.sh", folder.display());
     if !server.exists() {
-        eprintln!("skipped: no SPIRE at {}", folder.display());
+        // not eprintln: what tests print is only shown when they fail
+        let _ = writeln!(std::io::stderr(), "\nSKIPPED: no SPIRE at {}", folder.display());
         return None;
     }
     Some(server)

@@ -78,8 +78,9 @@ impl Drop for Running {
     }
 }
 
-/// Each promise of the story, with the words that only a real success prints; the number before "ms after the start".
-fn check_story(story: &str) -> u64 {
+/// Each promise of the story, with the words that only a real success prints; how long it took is told, and a question for
+/// `bench/`.
+fn check_story(story: &str) {
     let frontend = "spiffe://example.org/frontend";
     for promise in [
         "1. The server is up",
@@ -104,7 +105,7 @@ fn check_story(story: &str) -> u64 {
     let line = story.lines().find(|line| line.starts_with("4. ")).expect("step 4");
     let words: Vec<_> = line.split(['(', ' ']).collect();
     let at = words.iter().position(|word| *word == "ms").expect("a time");
-    words[at - 1].parse().expect("a number")
+    words[at - 1].parse::<u64>().expect("a number");
 }
 
 #[test]
@@ -114,8 +115,7 @@ fn the_story_is_told_and_nothing_is_left_running() {
     let first = finial(&data, &[]).output().expect("runs");
     assert!(first.status.success(), "{}", text(&first));
     let first = text(&first);
-    let until_svid = check_story(&first);
-    assert!(until_svid < 1000, "the first SVID took {until_svid} ms");
+    check_story(&first);
     assert!(first.contains("It proved itself once, by join_token"), "{first}");
     assert_eq!(workloads(&data), [], "no workload is left");
 

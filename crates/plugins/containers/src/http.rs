@@ -1,0 +1,211 @@
+//! GET requests to a daemon of this node, over a unix socket, TCP or TLS, each with a limit on time and size.
+//!
+//! A connection is kept for the next request. Nobody looks at it meanwhile (plugins spawn nothing), so one that has died is
+//! only noticed, and replaced, by the request after.
+
+use bytes::Bytes;
+use http::header::{HOST, HeaderValue};
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use std::error::Error as _;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+
+/// Most bytes of headers that are read.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Where the daemon listens.
+#[derive(Clone)]
+pub(crate) enum Target {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// Plain TCP: `host:port`.
+    Tcp(String),
+    /// TLS over TCP: `host:port`, the name for the handshake, and whom to trust.
+    Tls(String, ServerName<'static>, Arc<rustls::ClientConfig>),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(address, ..) => write!(f, "https://{address}"),
+        }
+    }
+}
+
+/// What one request may cost.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Longest time for everything.
+    pub(crate) time: Duration,
+    /// Largest body, in bytes.
+    pub(crate) body: usize,
+}
+
+/// What was answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum HttpError {
+    /// Nobody listens there, or the handshake failed.
+    #[error("{0}")]
+    Connect(String),
+    /// The connection broke, or what came is not HTTP.
+    #[error("{0}")]
+    Broken(String),
+    /// The body is longer than allowed.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// It took longer than allowed.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// A client of one daemon.
+pub(crate) struct Client {
+    target: Target,
+    idle: Mutex<Option<Connection>>,
+}
+
+struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    /// Moves the bytes while a request waits for its answer.
+    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
+}
+
+impl Client {
+    pub(crate) fn new(target: Target) -> Self {
+        Self { target, idle: Mutex::default() }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Gets `path`. Redirects are answers like others.
+    pub(crate) async fn get(&self, path: &str, headers: &HeaderMap, limits: Limits) -> Result<Answer, HttpError> {
+        let late = Err(HttpError::Timeout(limits.time));
+        tokio::time::timeout(limits.time, self.get_now(path, headers, limits.body)).await.unwrap_or(late)
+    }
+
+    async fn get_now(&self, path: &str, headers: &HeaderMap, body_max: usize) -> Result<Answer, HttpError> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(kept) = idle {
+            match self.exchange(kept, path, headers, body_max).await {
+                // It was closed while nobody looked.
+                Err(HttpError::Broken(_)) => {}
+                answer => return answer,
+            }
+        }
+        self.exchange(self.connect().await?, path, headers, body_max).await
+    }
+
+    async fn exchange(
+        &self,
+        mut connection: Connection,
+        path: &str,
+        headers: &HeaderMap,
+        body_max: usize,
+    ) -> Result<Answer, HttpError> {
+        let mut request = Request::get(path).body(Empty::new()).map_err(|e| HttpError::Broken(e.to_string()))?;
+        request.headers_mut().clone_from(headers);
+        request.headers_mut().insert(HOST, self.host());
+        let mut ended = false;
+        let answer = {
+            let Connection { sender, driver } = &mut connection;
+            let answer = ask(sender, request, body_max);
+            tokio::pin!(answer);
+            tokio::select! {
+                answer = &mut answer => answer?,
+                _ = driver => {
+                    ended = true;
+                    // The answer, or why there is none, may still be on its way to the reader.
+                    answer.await?
+                }
+            }
+        };
+        if !ended && !connection.sender.is_closed() {
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+        }
+        Ok(answer)
+    }
+
+    async fn connect(&self) -> Result<Connection, HttpError> {
+        let failed = |e: io::Error| HttpError::Connect(words(&e));
+        match &self.target {
+            Target::Unix(path) => handshake(UnixStream::connect(path).await.map_err(failed)?).await,
+            Target::Tcp(address) => handshake(TcpStream::connect(address).await.map_err(failed)?).await,
+            Target::Tls(address, name, config) => {
+                let tcp = TcpStream::connect(address).await.map_err(failed)?;
+                let tls = TlsConnector::from(config.clone()).connect(name.clone(), tcp).await;
+                handshake(tls.map_err(failed)?).await
+            }
+        }
+    }
+
+    fn host(&self) -> HeaderValue {
+        let address = match &self.target {
+            Target::Unix(_) => "localhost",
+            Target::Tcp(address) | Target::Tls(address, ..) => address,
+        };
+        HeaderValue::from_str(address).unwrap_or(HeaderValue::from_static("localhost"))
+    }
+}
+
+async fn ask(
+    sender: &mut SendRequest<Empty<Bytes>>,
+    request: Request<Empty<Bytes>>,
+    body_max: usize,
+) -> Result<Answer, HttpError> {
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let (head, body) = response.into_parts();
+    let body = match Limited::new(body, body_max).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Err(HttpError::TooLarge(body_max)),
+        Err(error) => return Err(HttpError::Broken(error.to_string())),
+    };
+    Ok(Answer { status: head.status, headers: head.headers, body })
+}
+
+async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, HttpError> {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD_BYTES_MAX);
+    let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    Ok(Connection { sender, driver: Box::pin(driver) })
+}
+
+fn broken(error: hyper::Error) -> HttpError {
+    HttpError::Broken(match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    })
+}
+
+/// An I/O error in the words of Go's clients: `connection refused`, not `Connection refused (os error 111)`.
+fn words(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    match error.raw_os_error() {
+        Some(_) => text.to_lowercase(),
+        None => text.to_owned(),
+    }
+}

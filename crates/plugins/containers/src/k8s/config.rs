@@ -1,0 +1,158 @@
+//! The keys of `k8s`, SPIRE's.
+
+use super::kubelet::{Access, Auth};
+use crate::docker::sigstore_is_missing;
+use finial_config::parse_go_duration;
+use finial_hcl::Value;
+use finial_plugin::{PluginError, decode};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where Kubernetes puts a pod's service account.
+pub(super) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const SECURE_PORT: i64 = 10250;
+const POLL_ATTEMPTS: u32 = 60;
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Keys {
+    kubelet_read_only_port: i64,
+    kubelet_secure_port: i64,
+    disable_kubelet_client: bool,
+    max_poll_attempts: i64,
+    poll_retry_interval: String,
+    kubelet_ca_path: String,
+    skip_kubelet_verification: bool,
+    token_path: String,
+    certificate_path: String,
+    private_key_path: String,
+    use_anonymous_authentication: bool,
+    node_name_env: String,
+    node_name: String,
+    reload_interval: String,
+    disable_container_selectors: bool,
+    use_new_container_locator: Option<bool>,
+    verbose_container_locator_logs: bool,
+    enable_namespace_labels: bool,
+    sigstore: Option<IgnoredAny>,
+    experimental: Option<Experimental>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Experimental {
+    broker: Option<IgnoredAny>,
+}
+
+/// The keys, understood.
+pub(super) struct Settings {
+    /// `None`: `disable_kubelet_client`.
+    pub(super) access: Option<Access>,
+    /// How long a container is looked for.
+    pub(super) patience: Duration,
+    pub(super) poll_interval: Duration,
+    pub(super) reload_after: Duration,
+    pub(super) with_container: bool,
+    pub(super) with_namespace_labels: bool,
+    pub(super) is_verbose: bool,
+}
+
+pub(super) fn read(data: &Value) -> Result<Settings, PluginError> {
+    let keys: Keys = decode(data)?;
+    refuse_what_is_missing(&keys)?;
+    if keys.use_new_container_locator == Some(false) {
+        tracing::warn!("There is no legacy container locator; the new container locator is used");
+    }
+    let poll_interval = duration(&keys.poll_retry_interval, "poll retry interval", POLL_INTERVAL)?;
+    let reload_after = duration(&keys.reload_interval, "reload interval", RELOAD_INTERVAL)?;
+    let attempts = u32::try_from(keys.max_poll_attempts).ok().filter(|n| *n > 0).unwrap_or(POLL_ATTEMPTS);
+    Ok(Settings {
+        access: if keys.disable_kubelet_client { None } else { Some(access(&keys, reload_after)?) },
+        patience: poll_interval.saturating_mul(attempts),
+        poll_interval,
+        reload_after,
+        with_container: !keys.disable_container_selectors,
+        with_namespace_labels: keys.enable_namespace_labels,
+        is_verbose: keys.verbose_container_locator_logs,
+    })
+}
+
+fn refuse_what_is_missing(keys: &Keys) -> Result<(), PluginError> {
+    if keys.sigstore.is_some() {
+        return Err(sigstore_is_missing());
+    }
+    if keys.experimental.as_ref().is_some_and(|experimental| experimental.broker.is_some()) {
+        return Err(PluginError::invalid("experimental.broker is not supported yet: remove the block"));
+    }
+    if !keys.disable_kubelet_client {
+        return Ok(());
+    }
+    let conflicts = [
+        ("kubelet_read_only_port", keys.kubelet_read_only_port > 0),
+        ("kubelet_secure_port", keys.kubelet_secure_port > 0),
+        ("kubelet_ca_path", !keys.kubelet_ca_path.is_empty()),
+        ("skip_kubelet_verification", keys.skip_kubelet_verification),
+        ("token_path", !keys.token_path.is_empty()),
+        ("certificate_path", !keys.certificate_path.is_empty()),
+        ("private_key_path", !keys.private_key_path.is_empty()),
+        ("use_anonymous_authentication", keys.use_anonymous_authentication),
+        ("node_name_env", !keys.node_name_env.is_empty()),
+        ("node_name", !keys.node_name.is_empty()),
+        ("reload_interval", !keys.reload_interval.is_empty()),
+    ];
+    match conflicts.iter().find(|(_, is_set)| *is_set) {
+        Some((name, _)) => Err(PluginError::invalid(format!("disable_kubelet_client cannot be used with {name}"))),
+        None => Ok(()),
+    }
+}
+
+fn access(keys: &Keys, reload_after: Duration) -> Result<Access, PluginError> {
+    let port = |port: i64| {
+        u16::try_from(port).map_err(|_| PluginError::invalid(format!("kubelet port {port} is not a TCP port")))
+    };
+    if keys.kubelet_secure_port > 0 && keys.kubelet_read_only_port > 0 {
+        return Err(PluginError::invalid("cannot use both the read-only and secure port"));
+    }
+    if keys.kubelet_read_only_port > 0 {
+        return Ok(Access::Plain { port: port(keys.kubelet_read_only_port)? });
+    }
+    let file = |path: &str, name: &str| match path {
+        "" => PathBuf::from(SERVICE_ACCOUNT).join(name),
+        path => PathBuf::from(path),
+    };
+    let auth = match (keys.certificate_path.as_str(), keys.private_key_path.as_str()) {
+        _ if keys.use_anonymous_authentication => Auth::Anonymous,
+        ("", "") => Auth::Token(file(&keys.token_path, "token")),
+        (_, "") => return Err(PluginError::invalid("the private key path is required with the certificate path")),
+        ("", _) => return Err(PluginError::invalid("the certificate path is required with the private key path")),
+        (certificate, key) => Auth::Certificate { certificate: certificate.into(), key: key.into() },
+    };
+    Ok(Access::Secure {
+        node_name: node_name(keys),
+        port: port(if keys.kubelet_secure_port > 0 { keys.kubelet_secure_port } else { SECURE_PORT })?,
+        ca: (!keys.skip_kubelet_verification).then(|| file(&keys.kubelet_ca_path, "ca.crt")),
+        auth,
+        reload_after,
+    })
+}
+
+fn node_name(keys: &Keys) -> String {
+    let variable = if keys.node_name_env.is_empty() { "MY_NODE_NAME" } else { &keys.node_name_env };
+    match keys.node_name.as_str() {
+        "" => std::env::var(variable).unwrap_or_default(),
+        name => name.to_owned(),
+    }
+}
+
+/// As SPIRE: what is not positive is the default.
+fn duration(text: &str, what: &str, default: Duration) -> Result<Duration, PluginError> {
+    if text.is_empty() {
+        return Ok(default);
+    }
+    let nanos = parse_go_duration(text).map_err(|e| PluginError::invalid(format!("unable to parse {what}: {e}")))?;
+    Ok(u64::try_from(nanos).ok().filter(|n| *n > 0).map_or(default, Duration::from_nanos))
+}

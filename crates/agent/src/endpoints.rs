@@ -1,10 +1,11 @@
-//! The sockets: Workload API and health on the public one, debug and logger on the admin one, `/live` and `/ready` on TCP.
+//! The sockets: Workload API, SDS and health on the public one, debug and logger on the admin one, `/live` and `/ready` on TCP.
 
 use crate::Context;
 use crate::admin::{DebugApi, LoggerApi};
 use crate::cache::Cache;
 use crate::error::AgentError;
 use crate::health::{AgentCheck, HealthApi};
+use crate::sds::SdsApi;
 use crate::status::AgentStatus;
 use crate::sync::client::ServerLink;
 use crate::sync::jwt::JwtFetcher;
@@ -13,6 +14,7 @@ use finial_net::Limits;
 use finial_net::unix::{self, UnixIncoming};
 use finial_proto::agent::debug::debug_server::DebugServer;
 use finial_proto::agent::logger::logger_server::LoggerServer;
+use finial_proto::envoy::secret::server::SecretDiscoveryServiceServer;
 use finial_proto::health::health_server::HealthServer;
 use finial_proto::workload::server::SpiffeWorkloadApiServer;
 use finial_runtime::health::{Health, Settings as HealthSettings};
@@ -98,11 +100,11 @@ fn start_public(
 ) -> Result<JoinHandle<()>, AgentError> {
     let settings = &context.settings;
     let incoming = bind(path, 0o777, 0o755)?;
-    let attestation = Attestation {
+    let attestation = Arc::new(Attestation {
         attestors: context.plugins.workload_attestors.clone(),
         cache: cache.clone(),
         metrics: context.metrics.clone(),
-    };
+    });
     let jwt = Arc::new(JwtFetcher {
         cache: cache.clone(),
         link,
@@ -111,6 +113,7 @@ fn start_public(
         jitter: context.jitter.clone(),
         cache_hit_timeout: settings.jwt_svid_cache_hit_timeout,
     });
+    let sds = SdsApi::new(settings.sds.clone(), settings.rate_limits, cache.clone(), attestation.clone());
     let api = WorkloadApi::new(
         Settings {
             trust_domain: settings.trust_domain.clone(),
@@ -124,13 +127,22 @@ fn start_public(
         jwt,
         context.clock.clone(),
     );
-    let on = !settings.disable_workload_api;
+    let (on, sds_on) = (!settings.disable_workload_api, !settings.disable_sds_api);
     let health = HealthApi { socket: on.then(|| path.to_owned()) };
     let mut router = server().add_service(HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX));
     if on {
         router = router.add_service(SpiffeWorkloadApiServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
-    let apis = if on { "Workload API" } else { "no APIs" };
+    if sds_on {
+        router =
+            router.add_service(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(REQUEST_BYTES_MAX));
+    }
+    let apis = match (on, sds_on) {
+        (true, true) => "Workload and SDS APIs",
+        (true, false) => "Workload API",
+        (false, true) => "SDS API",
+        (false, false) => "no APIs",
+    };
     tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), apis, "Starting agent APIs");
     let incoming = incoming.map(|connection| connection.map(CallerConnection::new));
     let shutdown = context.shutdown.clone();

@@ -1,8 +1,8 @@
 //! The agent of a node: attests to the server, keeps SVIDs and bundles at hand, and serves them to workloads.
 //!
-//! Follow a call through `workload_api` (who calls, what may they see) and `cache` (ready-made answers); follow the data
-//! through `sync` (the only one who asks the server) into `cache`. `attest` and `svid` are the agent's own identity,
-//! `storage` what is left of it after a restart, `admin` and `health` what it says of itself.
+//! Follow a call through `workload_api` (who calls, what may they see; `sds` is its other door, for proxies) and `cache`
+//! (ready-made answers); follow the data through `sync` (the only one who asks the server) into `cache`. `attest` and `svid`
+//! are the agent's own identity, `storage` what is left of it after a restart, `admin` and `health` what it says of itself.
 //!
 //! Start at [`run`].
 
@@ -15,6 +15,7 @@ mod error;
 mod health;
 mod join_token;
 mod rotation;
+mod sds;
 mod status;
 mod storage;
 mod svid;

@@ -89,6 +89,7 @@ macro_rules! named {
 named! {
     "envoy.extensions.transport_sockets.tls.v3":
     tls::Secret => "Secret",
+    tls::CertificateValidationContext => "CertificateValidationContext",
     tls::SpiffeCertValidatorConfig => "SPIFFECertValidatorConfig",
 }
 
@@ -96,5 +97,13 @@ impl core::DataSource {
     /// These bytes themselves.
     pub fn inline(bytes: Bytes) -> Self {
         Self { specifier: Some(core::data_source::Specifier::InlineBytes(bytes)) }
+    }
+
+    /// The bytes in it; none if they are elsewhere.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.specifier {
+            Some(core::data_source::Specifier::InlineBytes(bytes)) => bytes,
+            _ => &[],
+        }
     }
 }

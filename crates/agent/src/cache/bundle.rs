@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use finial_core::{Bundle, JwtAuthority, TrustDomain};
 use finial_crypto::bundle::jwt_bundle_json;
-use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, PublicKey, TrustRoots};
+use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, PublicKey, TrustRoots, pem};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A bundle in all the forms in which it is asked for.
 pub(crate) struct BundleForms {
@@ -14,6 +14,7 @@ pub(crate) struct BundleForms {
     pub(crate) id: String,
     /// The X.509 roots, DER, one after the other.
     pub(crate) x509: Bytes,
+    x509_pem: OnceLock<Bytes>,
     /// The JWT keys as a JWK set.
     pub(crate) jwks: Bytes,
     pub(crate) roots: Arc<TrustRoots>,
@@ -45,11 +46,18 @@ impl BundleForms {
         Ok(Self {
             id: bundle.trust_domain.id_string(),
             x509: ders().flat_map(|der| der.iter()).copied().collect::<Vec<u8>>().into(),
+            x509_pem: OnceLock::new(),
             jwks: jwt_bundle_json(&readable)?.into(),
             roots: Arc::new(TrustRoots::new(ders())?),
             jwt_keys: Arc::new(JwtKeys::from_bundle(&readable)?),
             bundle,
         })
+    }
+
+    /// The X.509 roots, PEM.
+    pub(crate) fn x509_pem(&self) -> Bytes {
+        let ders = || self.roots.certificates().iter().map(|root| &root.der()[..]);
+        self.x509_pem.get_or_init(|| pem::encode_certificates(ders()).into()).clone()
     }
 
     /// Subject key IDs of tainted X.509 authorities.

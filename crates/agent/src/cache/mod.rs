@@ -6,11 +6,13 @@ mod hints;
 mod index;
 mod jwt;
 mod snapshot;
+mod tls_secret;
 mod view;
 
 pub(crate) use bundle::{BundleForms, Bundles};
 pub(crate) use jwt::{CachedJwt, JwtCache, JwtKey};
-pub(crate) use snapshot::{Record, Snapshot, WorkloadSvid};
+pub(crate) use snapshot::{Record, Snapshot, WorkloadSvid, key_bytes};
+pub(crate) use tls_secret::TlsSecret;
 pub(crate) use view::{Subscription, View, ViewState};
 
 use crate::entry::WorkloadEntry;
@@ -42,6 +44,8 @@ pub(crate) struct Cache {
     views: Mutex<Views>,
     /// A workload waits for an SVID that is not there.
     wanted: Notify,
+    /// Something is there that was not kept yet.
+    changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
     pub(crate) jwt: JwtCache,
 }
@@ -54,12 +58,14 @@ impl Cache {
             index: Arc::default(),
             bundles: Bundles { own, federated: BTreeMap::new() },
         };
+        let changed = Arc::new(Notify::new());
         let cache = Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             views: Mutex::new(Views { by_selectors: HashMap::new(), closed: false }),
             wanted: Notify::new(),
+            jwt: JwtCache::new(jwt_limit, changed.clone()),
+            changed,
             clock,
-            jwt: JwtCache::new(jwt_limit),
         });
         (cache.clone(), CacheWriter { cache })
     }
@@ -101,6 +107,11 @@ impl Cache {
     /// Returns when a workload waits for an SVID.
     pub(crate) async fn wanted(&self) {
         self.wanted.notified().await;
+    }
+
+    /// Returns when there is something else than at the last time. For one waiter.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     /// Entries that a stream watches now.
@@ -168,6 +179,7 @@ impl CacheWriter {
         let concerns = Concerns::between(&old, &new);
         let closed = views.closed;
         views.by_selectors.values().filter(|v| concerns.view(v)).for_each(|v| v.refresh(&new, closed));
+        self.cache.changed.notify_one();
     }
 }
 

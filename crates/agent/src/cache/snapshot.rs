@@ -4,7 +4,7 @@ use super::bundle::Bundles;
 use super::index::SelectorIndex;
 use crate::entry::WorkloadEntry;
 use bytes::Bytes;
-use finial_core::{EntryId, SelectorSet, SpiffeId, UnixSeconds};
+use finial_core::{EntryId, Secret, SelectorSet, SpiffeId, UnixSeconds};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
@@ -30,6 +30,20 @@ impl std::fmt::Debug for WorkloadSvid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "WorkloadSvid({}, until {})", self.id, self.not_after)
     }
+}
+
+/// Lets a key's bytes be sent without copying them; they are wiped with the last user.
+struct KeyBytes(Arc<Secret<Vec<u8>>>);
+
+impl AsRef<[u8]> for KeyBytes {
+    fn as_ref(&self) -> &[u8] {
+        self.0.expose()
+    }
+}
+
+/// A key as [`WorkloadSvid`] holds it.
+pub(crate) fn key_bytes(key: Arc<Secret<Vec<u8>>>) -> Bytes {
+    Bytes::from_owner(KeyBytes(key))
 }
 
 /// An entry with what was issued for it.

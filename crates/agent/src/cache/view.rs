@@ -3,6 +3,7 @@
 use super::bundle::BundleForms;
 use super::hints::drop_duplicate_hints;
 use super::snapshot::{Record, Snapshot, WorkloadSvid};
+use super::tls_secret::TlsSecret;
 use crate::entry::WorkloadEntry;
 use finial_core::SelectorSet;
 use finial_crypto::{JwtKeySource, JwtKeys};
@@ -41,6 +42,7 @@ pub(crate) struct ViewState {
     x509_svids: OnceLock<X509SvidResponse>,
     x509_bundles: OnceLock<X509BundlesResponse>,
     jwt_bundles: OnceLock<JwtBundlesResponse>,
+    certificates: OnceLock<Vec<TlsSecret>>,
 }
 
 impl ViewState {
@@ -69,6 +71,7 @@ impl ViewState {
             x509_svids: OnceLock::new(),
             x509_bundles: OnceLock::new(),
             jwt_bundles: OnceLock::new(),
+            certificates: OnceLock::new(),
         }
     }
 
@@ -119,7 +122,7 @@ impl ViewState {
     }
 
     /// The bundles that the workload may know: its own, and the federated ones if it has an identity.
-    fn bundles(&self) -> impl Iterator<Item = &Arc<BundleForms>> {
+    pub(crate) fn bundles(&self) -> impl Iterator<Item = &Arc<BundleForms>> {
         let federated: &[_] = if self.has_identity() { &self.federated } else { &[] };
         std::iter::once(&self.own).chain(federated)
     }
@@ -138,6 +141,14 @@ impl ViewState {
             let bundles = self.bundles().map(|b| (b.id.clone(), b.jwks.clone())).collect();
             Encoded::new(&workload::JwtBundlesResponse { bundles })
         })
+    }
+}
+
+/// The SVIDs for a proxy, in order of entry IDs: those with duplicate hints, too, as a proxy knows them by their IDs.
+impl ViewState {
+    pub(crate) fn certificates(&self) -> &[TlsSecret] {
+        let with_svid = || self.records.iter().filter_map(|r| r.svid.as_deref());
+        self.certificates.get_or_init(|| with_svid().filter_map(TlsSecret::new).collect())
     }
 }
 

@@ -6,5 +6,7 @@ mod harness;
 mod identity;
 mod lifecycle;
 mod pushed;
+mod sds;
+mod sds_delta;
 mod server_away;
 mod tokens;

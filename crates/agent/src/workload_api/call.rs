@@ -8,13 +8,26 @@ use tonic::{Code, Status};
 
 /// Counts the calls that are under way.
 #[derive(Clone)]
-pub(super) struct Calls {
+pub(crate) struct Calls {
     metrics: Metrics,
+    names: ApiNames,
     open: Arc<AtomicI64>,
 }
 
+/// What an API's calls are counted as.
+#[derive(Clone, Copy)]
+pub(crate) struct ApiNames {
+    begun: &'static str,
+    open: &'static str,
+}
+
+impl ApiNames {
+    pub(crate) const WORKLOAD: Self = Self { begun: "workload_api.connection", open: "workload_api.connections" };
+    pub(crate) const SDS: Self = Self { begun: "sds_api.connection", open: "sds_api.connections" };
+}
+
 /// A call under way; when dropped unfinished its caller went away.
-pub(super) struct Call(Option<Box<Measured>>);
+pub(crate) struct Call(Option<Box<Measured>>);
 
 struct Measured {
     calls: Calls,
@@ -22,36 +35,36 @@ struct Measured {
 }
 
 impl Calls {
-    pub(super) fn new(metrics: Metrics) -> Self {
-        Self { metrics, open: Arc::default() }
+    pub(crate) fn new(metrics: Metrics, names: ApiNames) -> Self {
+        Self { metrics, names, open: Arc::default() }
     }
 
     /// Begins to measure a call, by its metric key; not those of the agent itself.
-    pub(super) fn begin(&self, key: &'static str, by_agent: bool) -> Call {
+    pub(crate) fn begin(&self, key: &'static str, by_agent: bool) -> Call {
         if by_agent || !self.metrics.is_enabled() {
             return Call(None);
         }
-        self.metrics.count("workload_api.connection", 1.0, &[]);
+        self.metrics.count(self.names.begun, 1.0, &[]);
         self.moved(1);
         Call(Some(Box::new(Measured { calls: self.clone(), timer: Some(self.metrics.call(key)) })))
     }
 
     fn moved(&self, by: i64) {
         let open = self.open.fetch_add(by, Ordering::Relaxed) + by;
-        self.metrics.gauge("workload_api.connections", open as f64, &[]);
+        self.metrics.gauge(self.names.open, open as f64, &[]);
     }
 }
 
 impl Call {
     /// The call ended with `code`.
-    pub(super) fn finish(&mut self, code: Code) {
+    pub(crate) fn finish(&mut self, code: Code) {
         if let Some(timer) = self.0.as_mut().and_then(|m| m.timer.take()) {
             timer.finish(name(code));
         }
     }
 
     /// The call ended like this.
-    pub(super) fn finish_with<T>(&mut self, result: &Result<T, Status>) {
+    pub(crate) fn finish_with<T>(&mut self, result: &Result<T, Status>) {
         self.finish(result.as_ref().map_or_else(Status::code, |_| Code::Ok));
     }
 }
@@ -85,7 +98,7 @@ mod tests {
     #[test]
     fn calls_are_counted_by_status_and_those_under_way_are_shown() {
         let metrics = Metrics::new(Settings { prefix: "spire_agent".into(), ..Settings::default() });
-        let calls = Calls::new(metrics.clone());
+        let calls = Calls::new(metrics.clone(), ApiNames::WORKLOAD);
         let mut one = calls.begin("rpc.workload_api.fetch_x509svid", false);
         let two = calls.begin("rpc.workload_api.fetch_x509svid", false);
         drop(calls.begin("rpc.workload_api.fetch_x509svid", true));

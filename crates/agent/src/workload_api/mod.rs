@@ -4,11 +4,11 @@ mod call;
 mod caller;
 mod stream;
 
+pub(crate) use call::{ApiNames, Call, Calls};
 pub(crate) use caller::{Attestation, Caller, CallerConnection};
 
 use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
-use call::{Call, Calls};
 use finial_config::AgentRateLimits;
 use finial_core::{Clock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_crypto::verify_jwt_svid;
@@ -30,7 +30,15 @@ const AUDIENCE_BYTES_MAX: usize = 8 << 10;
 /// Selector sets that a rate limiter remembers.
 const LIMITED_CALLERS_MAX: usize = 4096;
 
-type Limiter = Option<RateLimiter<SelectorSet>>;
+pub(crate) type Limiter = Option<RateLimiter<SelectorSet>>;
+
+/// How many calls of a method each set of selectors may make.
+pub(crate) fn limiter(method: &str, limit: u32) -> Limiter {
+    (limit > 0).then(|| {
+        tracing::info!(subsystem_name = SUBSYSTEM, method, limit, "Workload API/SDS rate limiting enabled");
+        RateLimiter::new(limit, LIMITED_CALLERS_MAX)
+    })
+}
 
 /// How many calls each set of selectors may make.
 struct Limits {
@@ -42,12 +50,6 @@ struct Limits {
 
 impl Limits {
     fn new(settings: &AgentRateLimits) -> Self {
-        let limiter = |method: &str, limit: u32| {
-            (limit > 0).then(|| {
-                tracing::info!(subsystem_name = SUBSYSTEM, method, limit, "Workload API/SDS rate limiting enabled");
-                RateLimiter::new(limit, LIMITED_CALLERS_MAX)
-            })
-        };
         Self {
             x509_svid: limiter("/SpiffeWorkloadAPI/FetchX509SVID", settings.fetch_x509_svid),
             x509_bundles: limiter("/SpiffeWorkloadAPI/FetchX509Bundles", settings.fetch_x509_bundles),
@@ -70,7 +72,7 @@ pub(crate) struct Settings {
 struct Inner {
     settings: Settings,
     cache: Arc<Cache>,
-    attestation: Attestation,
+    attestation: Arc<Attestation>,
     jwt: Arc<JwtFetcher>,
     clock: Arc<dyn Clock>,
     limits: Limits,
@@ -85,12 +87,12 @@ impl WorkloadApi {
     pub(crate) fn new(
         settings: Settings,
         cache: Arc<Cache>,
-        attestation: Attestation,
+        attestation: Arc<Attestation>,
         jwt: Arc<JwtFetcher>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let limits = Limits::new(&settings.rate_limits);
-        let calls = Calls::new(attestation.metrics.clone());
+        let calls = Calls::new(attestation.metrics.clone(), ApiNames::WORKLOAD);
         Self(Arc::new(Inner { settings, cache, attestation, jwt, clock, limits, calls }))
     }
 

@@ -1,0 +1,169 @@
+//! Envoy's secret discovery service (SDS, version 3): X.509-SVIDs and bundles as Envoy takes them. Who calls and what they may
+//! see is found out as for the Workload API; [`names`] says what a proxy may ask for, [`world`] and [`delta`] are the two
+//! protocols, [`stream`] what both have in common.
+
+mod delta;
+mod names;
+mod stream;
+mod world;
+
+use crate::cache::{Cache, Subscription, View};
+use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, Limiter, limiter};
+use delta::Delta;
+use finial_config::{AgentRateLimits, SdsSettings};
+use finial_crypto::{hex, random_bytes};
+use finial_proto::encoded;
+use finial_proto::envoy::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
+use finial_proto::envoy::secret::server::SecretDiscoveryService;
+use finial_proto::rpc;
+use std::sync::Arc;
+use std::time::Duration;
+use stream::SecretStream;
+use tonic::{Request, Response, Status, Streaming};
+use world::World;
+
+/// As log lines say it.
+const SUBSYSTEM: &str = "endpoints";
+
+const STREAM_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+const FETCH_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets";
+
+/// Names that a proxy may want at a time, and their bytes together.
+const NAMES_MAX: usize = 1_000;
+const NAMES_BYTES_MAX: usize = 64 << 10;
+/// How much of what a proxy reports is logged, bytes.
+const REPORT_BYTES_MAX: usize = 1 << 10;
+/// How long one that fetches waits for SVIDs that are being issued.
+const ISSUED_WITHIN: Duration = Duration::from_secs(5);
+
+struct Inner {
+    settings: Arc<SdsSettings>,
+    cache: Arc<Cache>,
+    attestation: Arc<Attestation>,
+    stream_secrets: Limiter,
+    fetch_secrets: Limiter,
+    calls: Calls,
+}
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct SdsApi(Arc<Inner>);
+
+impl SdsApi {
+    pub(crate) fn new(
+        settings: SdsSettings,
+        limits: AgentRateLimits,
+        cache: Arc<Cache>,
+        attestation: Arc<Attestation>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            settings: Arc::new(settings),
+            cache,
+            stream_secrets: limiter(STREAM_SECRETS, limits.stream_secrets),
+            fetch_secrets: limiter(FETCH_SECRETS, limits.fetch_secrets),
+            calls: Calls::new(attestation.metrics.clone(), ApiNames::SDS),
+            attestation,
+        }))
+    }
+
+    fn measure<T>(&self, key: &'static str, request: &Request<T>) -> Call {
+        let by_agent = request.extensions().get::<Arc<Caller>>().is_some_and(|caller| caller.is_agent());
+        self.0.calls.begin(key, by_agent)
+    }
+
+    /// Who calls, and what they may see.
+    async fn enter<T>(&self, request: &Request<T>, method: &str, limiter: &Limiter) -> Result<Arc<View>, Status> {
+        let caller = request.extensions().get::<Arc<Caller>>();
+        let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?;
+        let view = self.0.attestation.view(caller).await?;
+        if let Some(limiter) = limiter.as_ref().filter(|_| !caller.is_agent()) {
+            limiter.try_acquire(&view.selectors, 1).map_err(|_| {
+                self.0.attestation.metrics.count("workload_api.rate_limit_exceeded", 1.0, &[("method", method)]);
+                Status::unavailable(format!("rate limit exceeded for {method}"))
+            })?;
+        }
+        Ok(view)
+    }
+
+    /// Begins a stream, or refuses at once what it would refuse.
+    async fn begin<Q>(
+        &self,
+        request: Request<Streaming<Q>>,
+        key: &'static str,
+    ) -> Result<(Streaming<Q>, Subscription, Call), Status> {
+        let mut call = self.measure(key, &request);
+        match self.enter(&request, STREAM_SECRETS, &self.0.stream_secrets).await {
+            Ok(view) => Ok((request.into_inner(), self.0.cache.subscribe(&view), call)),
+            Err(status) => {
+                call.finish(status.code());
+                Err(status)
+            }
+        }
+    }
+
+    async fn fetched(&self, request: Request<DiscoveryRequest>) -> Result<encoded::DiscoveryResponse, Status> {
+        let view = self.enter(&request, FETCH_SECRETS, &self.0.fetch_secrets).await?;
+        let subscription = self.0.cache.subscribe(&view);
+        let mut states = subscription.states();
+        // An SVID that is not there yet may be the one that is asked for; what there is then is what it gets.
+        let _ = tokio::time::timeout(ISSUED_WITHIN, states.wait_for(|state| !state.incomplete || state.closed)).await;
+        world::fetch(&self.0.settings, &view.now(), request.into_inner())
+    }
+}
+
+#[tonic::async_trait]
+impl SecretDiscoveryService for SdsApi {
+    type StreamSecretsStream = SecretStream<World, Streaming<DiscoveryRequest>>;
+    type DeltaSecretsStream = SecretStream<Delta, Streaming<DeltaDiscoveryRequest>>;
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        let (requests, subscription, call) = self.begin(request, "rpc.sds.v3.stream_secrets").await?;
+        let protocol = World::new(self.0.settings.clone());
+        Ok(Response::new(SecretStream::new(protocol, requests, subscription, call)))
+    }
+
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        let (requests, subscription, call) = self.begin(request, "rpc.sds.v3.delta_secrets").await?;
+        let protocol = Delta::new(self.0.settings.clone());
+        Ok(Response::new(SecretStream::new(protocol, requests, subscription, call)))
+    }
+
+    async fn fetch_secrets(
+        &self,
+        request: Request<DiscoveryRequest>,
+    ) -> Result<Response<encoded::DiscoveryResponse>, Status> {
+        let mut call = self.measure("rpc.sds.v3.fetch_secrets", &request);
+        let result = self.fetched(request).await;
+        call.finish_with(&result);
+        result.map(Response::new)
+    }
+}
+
+/// Refuses more names than a proxy can need.
+fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Status> {
+    let (count, bytes) = names.fold((0, 0), |(count, bytes), name| (count + 1, bytes + name.len()));
+    if count > NAMES_MAX || bytes > NAMES_BYTES_MAX {
+        let message = format!("too many resource names: at most {NAMES_MAX}, of {NAMES_BYTES_MAX} bytes together");
+        return Err(Status::invalid_argument(message));
+    }
+    Ok(())
+}
+
+/// Something that no other answer of the stream has.
+fn nonce() -> String {
+    hex(&random_bytes::<4>())
+}
+
+/// Logs what a proxy could not do with an answer.
+fn report(error: Option<&rpc::Status>) {
+    if let Some(error) = error {
+        let message: String = error.message.chars().take(REPORT_BYTES_MAX).collect();
+        tracing::error!(subsystem_name = SUBSYSTEM, error = %message, "Envoy reported errors applying secrets");
+    }
+}

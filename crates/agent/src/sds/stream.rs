@@ -1,0 +1,167 @@
+//! The two halves of a discovery stream together: what the proxy asks, and what changes for it. No task; one timer, until the
+//! proxy has asked for something.
+
+use crate::cache::{Subscription, ViewState};
+use crate::workload_api::Call;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Sleep;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Code, Status};
+
+/// A proxy that opens a stream asks at once.
+const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(60);
+/// Requests handled in one go, so that one who floods us does not keep the others waiting.
+const REQUESTS_IN_A_ROW: usize = 32;
+
+/// One of the two ways to ask. It knows what the proxy wants and what it has been told.
+pub(crate) trait Protocol: Send + Unpin + 'static {
+    /// What the proxy says.
+    type Request;
+    /// What it is answered.
+    type Answer;
+
+    /// Takes in what the proxy says.
+    fn receive(&mut self, request: Self::Request) -> Result<(), Status>;
+
+    /// Whether a request is still to be answered.
+    fn owes(&self) -> bool;
+
+    /// What is to be said now, if anything; `news` = the state is another than at the last call.
+    fn answer(&mut self, state: &ViewState, news: bool) -> Result<Option<Self::Answer>, Status>;
+}
+
+/// The stream of one call.
+pub(crate) struct SecretStream<P, R> {
+    protocol: P,
+    requests: Option<R>,
+    states: WatchStream<Arc<ViewState>>,
+    /// The last one; none before there was an SVID for each entry.
+    state: Option<Arc<ViewState>>,
+    news: bool,
+    first_request: Option<Pin<Box<Sleep>>>,
+    ended: bool,
+    call: Call,
+    /// Keeps the view's SVIDs in the cache.
+    _subscription: Subscription,
+}
+
+impl<P, R> SecretStream<P, R> {
+    pub(super) fn new(protocol: P, requests: R, subscription: Subscription, call: Call) -> Self {
+        Self {
+            protocol,
+            requests: Some(requests),
+            states: WatchStream::new(subscription.states()),
+            state: None,
+            news: false,
+            first_request: Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_WITHIN))),
+            ended: false,
+            call,
+            _subscription: subscription,
+        }
+    }
+
+    fn end(&mut self, status: Option<Status>) -> Option<Status> {
+        self.ended = true;
+        self.requests = None;
+        self.call.finish(status.as_ref().map_or(Code::Ok, Status::code));
+        status
+    }
+}
+
+impl<P, R> SecretStream<P, R>
+where
+    P: Protocol,
+    R: Stream<Item = Result<P::Request, Status>> + Send + Unpin,
+{
+    /// Takes in what has changed. Ready when the stream is to end.
+    fn poll_states(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        while let Some(state) = std::task::ready!(Pin::new(&mut self.states).poll_next(cx)) {
+            if state.closed {
+                break;
+            }
+            if self.state.is_some() || !state.incomplete {
+                self.state = Some(state);
+                self.news = true;
+            }
+        }
+        Poll::Ready(Status::unavailable("the agent is shutting down"))
+    }
+
+    /// Takes in what the proxy says. Ready with `None` when it has said one thing.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Option<Status>> {
+        if let Some(requests) = &mut self.requests {
+            match Pin::new(requests).poll_next(cx) {
+                Poll::Ready(Some(Ok(request))) => {
+                    self.first_request = None;
+                    return Poll::Ready(self.protocol.receive(request).err());
+                }
+                Poll::Ready(Some(Err(status))) => {
+                    if status.code() != Code::Cancelled {
+                        tracing::error!(subsystem_name = super::SUBSYSTEM, error = %status.message(), "Received error from stream secrets server");
+                    }
+                    return Poll::Ready(Some(status));
+                }
+                Poll::Ready(None) => {
+                    self.requests = None;
+                    self.first_request = None;
+                }
+                Poll::Pending => {}
+            }
+        }
+        if let Some(sleep) = &mut self.first_request
+            && sleep.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Status::deadline_exceeded("nothing was asked for")));
+        }
+        Poll::Pending
+    }
+
+    fn answer(&mut self) -> Result<Option<P::Answer>, Status> {
+        let Some(state) = &self.state else { return Ok(None) };
+        self.protocol.answer(state, std::mem::take(&mut self.news))
+    }
+}
+
+impl<P, R> Stream for SecretStream<P, R>
+where
+    P: Protocol,
+    R: Stream<Item = Result<P::Request, Status>> + Send + Unpin,
+{
+    type Item = Result<P::Answer, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(status) = this.poll_states(cx) {
+            return Poll::Ready(this.end(Some(status)).map(Err));
+        }
+        for _ in 0..REQUESTS_IN_A_ROW {
+            // Before the next request: each sees what the one before it was answered.
+            match this.answer() {
+                Ok(Some(answer)) => return Poll::Ready(Some(Ok(answer))),
+                Ok(None) => {}
+                Err(status) => {
+                    tracing::error!(subsystem_name = super::SUBSYSTEM, error = %status.message(), "Error building stream secrets response");
+                    return Poll::Ready(this.end(Some(status)).map(Err));
+                }
+            }
+            match this.poll_request(cx) {
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(status)) => return Poll::Ready(this.end(Some(status)).map(Err)),
+                // The proxy asks for nothing more, and has all that it asked for.
+                Poll::Pending if this.requests.is_none() && !this.protocol.owes() => {
+                    return Poll::Ready(this.end(None).map(Err));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

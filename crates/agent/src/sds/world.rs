@@ -1,0 +1,121 @@
+//! StreamSecrets and FetchSecrets: each request names all that the proxy wants, each answer has all of it.
+
+use super::names::{Resource, Roots, Secrets};
+use super::stream::Protocol;
+use super::{SUBSYSTEM, check_names, nonce, report};
+use crate::cache::ViewState;
+use finial_config::SdsSettings;
+use finial_proto::encoded::{self, Encoded};
+use finial_proto::envoy::discovery::{DiscoveryRequest, DiscoveryResponse};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tonic::{Code, Status};
+
+/// What a proxy asked for last.
+#[derive(Debug)]
+struct Asked {
+    names: BTreeSet<String>,
+    type_url: String,
+}
+
+/// One stream.
+pub(crate) struct World {
+    settings: Arc<SdsSettings>,
+    roots: Roots,
+    asked: Option<Asked>,
+    /// The last request names something else than the one before.
+    due: bool,
+    /// How many states were told.
+    version: u64,
+    /// Of the last answer; empty before the first.
+    nonce: String,
+    /// Names and versions of the last answer.
+    told: Vec<(String, String)>,
+}
+
+/// The names of a request, as a set; empty ones count for nothing.
+fn names_of(request: &mut DiscoveryRequest) -> Result<BTreeSet<String>, Status> {
+    check_names(request.resource_names.iter())?;
+    Ok(std::mem::take(&mut request.resource_names).into_iter().filter(|name| !name.is_empty()).collect())
+}
+
+fn respond(
+    resources: Vec<Resource>,
+    type_url: String,
+    version_info: String,
+    nonce: String,
+) -> encoded::DiscoveryResponse {
+    let resources = resources.into_iter().map(|resource| resource.any).collect();
+    Encoded::new_secret(&DiscoveryResponse { version_info, resources, type_url, nonce })
+}
+
+/// The one answer to a request.
+pub(super) fn fetch(
+    settings: &SdsSettings,
+    state: &ViewState,
+    mut request: DiscoveryRequest,
+) -> Result<encoded::DiscoveryResponse, Status> {
+    let names = names_of(&mut request)?;
+    let secrets = Secrets { state, settings, roots: Roots::wanted_by(request.node.as_ref(), settings) };
+    let resources = secrets.asked(&names).inspect_err(|status| {
+        tracing::error!(subsystem_name = SUBSYSTEM, error = %status.message(), "Error building fetch secrets response");
+    })?;
+    Ok(respond(resources, request.type_url, String::new(), String::new()))
+}
+
+impl World {
+    pub(super) fn new(settings: Arc<SdsSettings>) -> Self {
+        let roots = Roots::wanted_by(None, &settings);
+        Self { settings, roots, asked: None, due: false, version: 0, nonce: String::new(), told: Vec::new() }
+    }
+}
+
+impl Protocol for World {
+    type Request = DiscoveryRequest;
+    type Answer = encoded::DiscoveryResponse;
+
+    fn receive(&mut self, mut request: DiscoveryRequest) -> Result<(), Status> {
+        report(request.error_detail.as_ref());
+        if !self.nonce.is_empty() {
+            if self.nonce != request.response_nonce {
+                tracing::warn!(subsystem_name = SUBSYSTEM, expect = %self.nonce, "Received unexpected nonce; ignoring request");
+                return Ok(());
+            }
+            if request.version_info != self.version.to_string() {
+                // It may want other names all the same.
+                tracing::error!(subsystem_name = SUBSYSTEM, expect = %self.version, "Client rejected expected version and rolled back");
+            }
+        }
+        if request.node.is_some() {
+            self.roots = Roots::wanted_by(request.node.as_ref(), &self.settings);
+        }
+        let names = names_of(&mut request)?;
+        self.due |= self.asked.as_ref().is_none_or(|asked| asked.names != names);
+        self.asked = Some(Asked { names, type_url: request.type_url });
+        Ok(())
+    }
+
+    fn owes(&self) -> bool {
+        self.due
+    }
+
+    fn answer(&mut self, state: &ViewState, news: bool) -> Result<Option<Self::Answer>, Status> {
+        let Some(asked) = self.asked.as_ref().filter(|_| self.due || news) else { return Ok(None) };
+        let secrets = Secrets { state, settings: &self.settings, roots: self.roots };
+        let resources = match secrets.asked(&asked.names) {
+            Ok(resources) => resources,
+            // It may be the one whose SVID is being fetched: that state comes soon.
+            Err(status) if self.due && state.incomplete && status.code() == Code::InvalidArgument => return Ok(None),
+            Err(status) => return Err(status),
+        };
+        let told: Vec<_> = resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+        if !self.due && told == self.told {
+            return Ok(None); // what changed is something else
+        }
+        if news || self.version == 0 {
+            self.version += 1;
+        }
+        (self.due, self.told, self.nonce) = (false, told, nonce());
+        Ok(Some(respond(resources, asked.type_url.clone(), self.version.to_string(), self.nonce.clone())))
+    }
+}

@@ -113,12 +113,10 @@ fn an_agent_that_could_not_start_is_not_called_valid() {
     let start = "SPIRE agent configuration file is invalid: no built-in plugin \"docker\" for type \"WorkloadAttestor\" (there is unix; ";
     assert!(stderr.starts_with(start), "{stderr}");
     assert!(stderr.contains(&format!("\n  at {}:12:", file.display())), "{stderr}");
-    let (exit, _, stderr) = config("unix", "disable_workload_api = true");
-    assert!(
-        exit == 1 && stderr.contains("disable_workload_api without disable_sds_api is not supported yet"),
-        "{stderr}"
-    );
-    assert!(stderr.contains(&format!("\n  at {}:7:", file.display())), "{stderr}");
+    for experimental in ["disable_workload_api = true", "sds { default_svid_name = \"mine\" }"] {
+        let (exit, stdout, stderr) = config("unix", experimental);
+        assert_eq!((exit, stdout.as_str(), stderr.as_str()), (0, "SPIRE agent configuration file is valid.\n", ""));
+    }
 }
 
 #[test]
@@ -147,12 +145,9 @@ fn validate_tells_what_run_refuses_or_passes_over() {
              telemetry {{\n  {telemetry}\n}}\n{plugins}  WorkloadAttestor \"unix\" {{}}\n}}\n"
         )
     };
-    let both = "disable_workload_api = true\n  experimental { broker {} }";
-    let text = agent("").replace("data_dir = \"/none\"", both);
+    let text = agent("").replace("data_dir = \"/none\"", "experimental { broker {} }");
     let (_, _, stderr) = validate("spire-agent", text);
-    for (key, line) in [("disable_workload_api without disable_sds_api", "2"), ("experimental.broker", "3")] {
-        assert!(stderr.contains(&format!("{key} is not supported yet")) && stderr.contains(&at(line)), "{stderr}");
-    }
+    assert!(stderr.contains("experimental.broker is not supported yet") && stderr.contains(&at("2")), "{stderr}");
     let tls = "Prometheus {\n    port = 1\n    tls {\n      cert_file = \"a\"\n    }\n  }";
     let filter = "AllowedPrefixes = [\"a\"]\n  InMem {}";
     for (program, refused, warned, names) in [

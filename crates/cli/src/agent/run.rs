@@ -7,7 +7,7 @@ use crate::launch::{self, LeftOut};
 use finial_agent::Agent;
 use finial_config::{
     AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, Bootstrap, ConfigError, Loaded, PluginConfig, Problem,
-    Readable, SdsSettings, load_agent,
+    Readable, load_agent,
 };
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
@@ -189,14 +189,8 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
 /// What does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing to do;
 /// with the path to its key.
 fn unsupported(settings: &AgentSettings) -> impl Iterator<Item = (&'static [&'static str], String)> {
-    let refused: [(&[&str], &str, bool); 2] = [
-        (&["agent", "experimental", "broker"], "experimental.broker", settings.broker.is_some()),
-        (
-            &["agent", "disable_workload_api"],
-            "disable_workload_api without disable_sds_api",
-            settings.disable_workload_api && !settings.disable_sds_api,
-        ),
-    ];
+    let refused: [(&[&str], &str, bool); 1] =
+        [(&["agent", "experimental", "broker"], "experimental.broker", settings.broker.is_some())];
     let telemetry = launch::check_telemetry(&settings.telemetry).err().map(|message| (launch::PROMETHEUS_TLS, message));
     let refused = refused.into_iter().filter(|(.., configured)| *configured).map(|(path, name, _)| {
         (path, format!("{name} is not supported yet: remove it from the configuration to start without it"))
@@ -212,7 +206,6 @@ fn left_out(settings: &AgentSettings) -> Vec<LeftOut> {
             LeftOut("authorized_delegates", &["agent", "authorized_delegates"]),
             !settings.authorized_delegates.is_empty(),
         ),
-        (LeftOut("sds", &["agent", "sds"]), settings.sds != SdsSettings::default()),
         (LeftOut("profiling_enabled", &["agent", "profiling_enabled"]), settings.profiling.enabled),
     ];
     all.extend(own.into_iter().filter_map(|(left_out, configured)| configured.then_some(left_out)));

@@ -84,6 +84,20 @@ impl PluginConfig {
         Self { kind: kind.into(), name: name.into(), data: PluginData::Inline(data), ..Self::default() }
     }
 
+    /// The plugin's own configuration as text, for external plugins; None if there is none. Reads the file of
+    /// [`PluginData::File`], whatever it holds.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn load_text(&self) -> Result<Option<String>, PluginDataError> {
+        match &self.data {
+            PluginData::Inline(value) => Ok(Some(value.to_hcl()).filter(|text| !text.is_empty())),
+            PluginData::File(path) => std::fs::read_to_string(path)
+                .map(Some)
+                .map_err(|error| PluginDataError::Read { path: path.clone(), error }),
+        }
+    }
+
     /// The plugin's own configuration; reads the file of [`PluginData::File`].
     ///
     /// # Errors

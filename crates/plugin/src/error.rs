@@ -14,6 +14,8 @@ pub enum PluginKind {
     WorkloadAttestor,
     /// Signs X.509 authorities.
     UpstreamAuthority,
+    /// Stores SVIDs.
+    SvidStore,
 }
 
 impl fmt::Display for PluginKind {
@@ -23,6 +25,7 @@ impl fmt::Display for PluginKind {
             Self::NodeAttestor => "nodeattestor",
             Self::WorkloadAttestor => "workloadattestor",
             Self::UpstreamAuthority => "upstreamauthority",
+            Self::SvidStore => "svidstore",
         })
     }
 }

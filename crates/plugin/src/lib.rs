@@ -7,7 +7,9 @@ mod attest;
 mod config;
 pub mod conformance;
 mod error;
+mod host;
 mod key_manager;
+mod svid_store;
 mod upstream;
 
 pub use attest::{
@@ -16,7 +18,9 @@ pub use attest::{
 };
 pub use config::{PluginContext, decode};
 pub use error::{PluginError, PluginKind};
+pub use host::{HostServices, ServerHost, ServerIdentity};
 pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};
+pub use svid_store::{StoredSvid, SvidStore};
 pub use upstream::{MintedX509Ca, UpstreamAuthority};
 
 use std::collections::BTreeMap;
@@ -33,6 +37,8 @@ pub struct ServerPlugins {
     pub join_token: bool,
     /// Signs the X.509 authorities; without one they are self-signed.
     pub upstream_authority: Option<Arc<dyn UpstreamAuthority>>,
+    /// What external plugins may ask of the server, to be filled in by it.
+    pub host: Arc<HostServices>,
 }
 
 /// The plugins of an agent, built and configured.
@@ -46,4 +52,8 @@ pub struct AgentPlugins {
     pub node_attestor: (String, Arc<dyn AgentNodeAttestor>),
     /// At least one.
     pub workload_attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    /// For entries whose SVIDs are to be stored.
+    pub svid_stores: Vec<Arc<dyn SvidStore>>,
+    /// What external plugins may ask of the agent, to be filled in by it.
+    pub host: Arc<HostServices>,
 }

@@ -161,6 +161,8 @@ impl World {
                 keys_are_volatile: false,
                 node_attestor: ("puzzle".to_owned(), node_attestor),
                 workload_attestors: vec![self.attestor.clone()],
+                svid_stores: Vec::new(),
+                host: Arc::default(),
             },
             spawner: supervisor.spawner(),
             clock: self.clock.clone(),

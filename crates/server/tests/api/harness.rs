@@ -164,6 +164,7 @@ impl Server {
             )]),
             join_token: true,
             upstream_authority: None,
+            host: Arc::default(),
         };
         let env = Environment {
             clock: clock.clone(),

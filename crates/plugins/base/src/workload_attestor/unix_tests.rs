@@ -1,42 +1,17 @@
+use super::super::process::has_groups_line;
+use super::super::testing::{Sleeper, values};
 use super::*;
-use finial_core::{ManualClock, SystemClock, TrustDomain};
-use rustix::fd::{AsFd, OwnedFd};
+use finial_core::{Clock, ManualClock, SystemClock, TrustDomain};
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Command;
+use std::sync::Arc;
 
 fn unix(config: &str, clock: Arc<dyn Clock>) -> Unix {
     let trust_domain = TrustDomain::parse("example.org").expect("a name");
     let data = finial_hcl::parse(config).expect("is HCL");
     Unix::new(&data, &PluginContext { trust_domain, clock }).expect("is configured well")
-}
-
-/// A child that does nothing, ended when dropped.
-struct Sleeper(Child, OwnedFd);
-
-impl Sleeper {
-    fn start(command: &mut Command) -> Self {
-        let child = command.arg("600").spawn().expect("starts");
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc_dir = rustix::fs::open(format!("/proc/{}", child.id()), flags, Mode::empty()).expect("opens");
-        Self(child, proc_dir)
-    }
-    fn peer(&self) -> Peer<'_> {
-        Peer { pid: self.0.id() as i32, proc_dir: self.1.as_fd() }
-    }
-}
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn values(unix: &Unix, sleeper: &Sleeper) -> BTreeSet<String> {
-    let selectors = unix.attest(&sleeper.peer()).await.expect("attests");
-    assert!(selectors.iter().all(|s| s.kind == "unix"));
-    selectors.into_iter().map(|s| s.value).collect()
 }
 
 fn id(flag: &str) -> String {
@@ -51,7 +26,7 @@ fn real_sleep() -> std::path::PathBuf {
 #[tokio::test]
 async fn a_process_of_ours_has_our_user_and_groups() {
     let sleeper = Sleeper::start(&mut Command::new("sleep"));
-    let found = values(&unix("", Arc::new(SystemClock)), &sleeper).await;
+    let found = values(&unix("", Arc::new(SystemClock)), &sleeper.peer()).await;
     let mut expected = BTreeSet::from([format!("uid:{}", id("-u")), format!("gid:{}", id("-g"))]);
     expected.insert(format!("user:{}", id("-un")));
     expected.insert(format!("group:{}", id("-gn")));
@@ -72,7 +47,7 @@ async fn another_user_is_told_apart() {
         return; // only root may become someone else
     }
     let sleeper = Sleeper::start(Command::new("sleep").uid(12_345).gid(54_321));
-    let found = values(&unix("", Arc::new(SystemClock)), &sleeper).await;
+    let found = values(&unix("", Arc::new(SystemClock)), &sleeper.peer()).await;
     // Unknown names just drop their selectors; root's supplementary groups are dropped by the change of the user.
     let expected = ["gid:54321", "uid:12345"].map(str::to_owned);
     assert_eq!(found, BTreeSet::from(expected));
@@ -81,11 +56,11 @@ async fn another_user_is_told_apart() {
 #[tokio::test]
 async fn the_effective_user_and_supplementary_groups_count() {
     let status = b"Name:\tUid:\t7\nUid:\t1000\t0\t1000\t1000\nGid:\t1000\t5\t6\t7\nFDSize:\t64\nGroups:\t4 24 \n";
-    assert_eq!(parse_status(status).expect("parses"), Owner { uid: 0, gid: 5, groups: vec![4, 24] });
-    assert!(parse_status(b"Uid:\t1\nGid:\t1\t2\nGroups:\n").is_err());
-    assert!(parse_status(b"Uid:\t1\t1\nGid:\t1\t2\n").is_err(), "without groups the answer would be too small");
-    assert!(parse_status(b"Uid:\t1\t1\nGid:\t1\t2\nGroups:\t1 x\n").is_err());
-    assert_eq!(parse_status(b"Uid:\t1\t1\nGid:\t1\t2\nGroups:\n").expect("parses").groups.len(), 0);
+    assert_eq!(Owner::of(status).expect("parses"), Owner { uid: 0, gid: 5, groups: vec![4, 24] });
+    assert!(Owner::of(b"Uid:\t1\nGid:\t1\t2\nGroups:\n").is_err());
+    assert!(Owner::of(b"Uid:\t1\t1\nGid:\t1\t2\n").is_err(), "without groups the answer would be too small");
+    assert!(Owner::of(b"Uid:\t1\t1\nGid:\t1\t2\nGroups:\t1 x\n").is_err());
+    assert_eq!(Owner::of(b"Uid:\t1\t1\nGid:\t1\t2\nGroups:\n").expect("parses").groups.len(), 0);
     if id("-u") == "0" {
         let mut command = Command::new("setpriv");
         command.args(["--regid=0", "--groups=4,65001", "sleep"]);
@@ -94,7 +69,7 @@ async fn the_effective_user_and_supplementary_groups_count() {
         // setpriv becomes sleep by exec; until then it has its starter's groups.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let found = loop {
-            let found = values(&attestor, &sleeper).await;
+            let found = values(&attestor, &sleeper.peer()).await;
             if found.contains("supplementary_gid:65001") || std::time::Instant::now() > deadline {
                 break found;
             }
@@ -115,7 +90,7 @@ async fn path_and_hash_are_those_of_the_program() {
     assert!(Command::new("cp").arg(real_sleep()).arg(&program).status().expect("runs cp").success());
     let sleeper = Sleeper::start(&mut Command::new(&program));
     let attestor = unix("discover_workload_path = true", Arc::new(SystemClock));
-    let found = values(&attestor, &sleeper).await;
+    let found = values(&attestor, &sleeper.peer()).await;
     let content = std::fs::read(&program).expect("reads");
     let (path, hash) =
         (format!("path:{}", program.display()), format!("sha256:{}", finial_crypto::sha256_hex(&content)));
@@ -123,10 +98,10 @@ async fn path_and_hash_are_those_of_the_program() {
     // Also when the file is no longer where it was, or another is there: it is the process's program that counts.
     std::fs::remove_file(&program).expect("removes");
     std::fs::write(&program, "something else").expect("writes");
-    let found = values(&attestor, &sleeper).await;
+    let found = values(&attestor, &sleeper.peer()).await;
     assert!(found.contains(&format!("{path} (deleted)")) && found.contains(&hash), "{found:?}");
     let no_hash = unix("discover_workload_path = true\nworkload_size_limit = -1", Arc::new(SystemClock));
-    assert!(!values(&no_hash, &sleeper).await.iter().any(|v| v.starts_with("sha256:")));
+    assert!(!values(&no_hash, &sleeper.peer()).await.iter().any(|v| v.starts_with("sha256:")));
 }
 
 #[tokio::test]
@@ -157,9 +132,9 @@ async fn hashes_are_remembered_unless_the_file_is_too_new() {
     let ctime = changed(&real_sleep());
     for (now, remembered) in [(ctime + 1, 0), (ctime + 10, 1)] {
         let attestor = unix("discover_workload_path = true", Arc::new(ManualClock::at(now)));
-        let first = values(&attestor, &sleeper).await;
-        assert_eq!(attestor.hashes.lock().expect("no panics").len(), remembered);
-        assert_eq!(values(&attestor, &sleeper).await, first);
+        let first = values(&attestor, &sleeper.peer()).await;
+        assert_eq!(attestor.hashes.count(), remembered);
+        assert_eq!(values(&attestor, &sleeper.peer()).await, first);
     }
 }
 
@@ -178,12 +153,12 @@ proptest::proptest! {
     fn no_program_name_forges_a_user(name in "[^\n]{0,64}", uid: u32, gid: u32, groups in proptest::collection::vec(proptest::prelude::any::<u32>(), 0..40)) {
         let list: String = groups.iter().map(|g| format!("{g} ")).collect();
         let status = format!("Name:\t{name}\nUid:\t1\t{uid}\t3\t4\nGid:\t1\t{gid}\t3\t4\nGroups:\t{list}\n");
-        proptest::prop_assert_eq!(parse_status(status.as_bytes()).expect("parses"), Owner { uid, gid, groups });
+        proptest::prop_assert_eq!(Owner::of(status.as_bytes()).expect("parses"), Owner { uid, gid, groups });
     }
 
     #[test]
     fn any_bytes_are_answered(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
-        let _ = parse_status(&bytes);
+        let _ = Owner::of(&bytes);
         let _ = has_groups_line(&bytes);
     }
 }

@@ -17,6 +17,8 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-plugin", 3),
     ("finial-store", 3),
     ("finial-plugins-base", 4),
+    ("finial-plugins-containers", 4),
+    ("finial-plugins-external", 4),
     ("finial-server", 5),
     ("finial-agent", 5),
     ("finial-catalog", 6),

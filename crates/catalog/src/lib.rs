@@ -4,14 +4,20 @@ use finial_config::{PluginConfig, PluginDataError, nearest};
 use finial_core::Secret;
 use finial_hcl::Value;
 use finial_plugin::{
-    AgentNodeAttestor, AgentPlugins, KeyManager, PluginContext, PluginError, ServerNodeAttestor, ServerPlugins,
-    UpstreamAuthority, WorkloadAttestor,
+    AgentNodeAttestor, AgentPlugins, HostServices, KeyManager, PluginContext, PluginError, ServerNodeAttestor,
+    ServerPlugins, SvidStore, UpstreamAuthority, WorkloadAttestor,
 };
 use finial_plugins_base::key_manager::{Disk, Memory};
 use finial_plugins_base::node_attestor::JoinTokenAgent;
 use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
 use finial_plugins_base::upstream_authority;
-use finial_plugins_base::workload_attestor::Unix;
+use finial_plugins_base::workload_attestor::{Slurm, Systemd, Unix};
+use finial_plugins_containers::{Docker, K8s};
+use finial_plugins_external::{
+    ExternalAgentNodeAttestor, ExternalError, ExternalKeyManager, ExternalServerNodeAttestor, ExternalSvidStore,
+    ExternalUpstreamAuthority, ExternalWorkloadAttestor, Plugin, Service, Surroundings,
+};
+use finial_runtime::Spawner;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,9 +37,17 @@ pub enum CatalogError {
         /// What there is instead.
         hint: String,
     },
-    /// A `plugin_cmd` is given.
-    #[error("failed to load plugin {0:?}: external plugins (plugin_cmd) are not supported yet")]
-    External(String),
+    /// An external plugin that cannot be used.
+    #[error(transparent)]
+    External(#[from] ExternalError),
+    /// What cannot be external yet.
+    #[error("failed to load plugin {name:?}: external plugins of type {kind:?} are not supported yet")]
+    NotExternal {
+        /// The kind.
+        kind: String,
+        /// The name.
+        name: String,
+    },
     /// SPIRE refuses this as well.
     #[error("the built-in join_token node attestor cannot be overridden by an external plugin")]
     ExternalJoinToken,
@@ -102,33 +116,81 @@ impl CatalogError {
 type Make<T> = fn(&Value, &PluginContext) -> Result<T, PluginError>;
 type Table<T> = &'static [(&'static str, Make<T>)];
 
-const SERVER_KEY_MANAGERS: Table<Arc<dyn KeyManager>> =
-    &[("disk", |data, _| Ok(Arc::new(Disk::for_server(data)?))), ("memory", |_, _| Ok(Arc::new(Memory::default())))];
+/// A kind of plugins: those that are built in, and what stands for an external one.
+struct Kind<T: 'static> {
+    built_in: Table<T>,
+    service: Service,
+    external: fn(Plugin) -> T,
+}
 
-const AGENT_KEY_MANAGERS: Table<Arc<dyn KeyManager>> =
-    &[("disk", |data, _| Ok(Arc::new(Disk::for_agent(data)?))), ("memory", |_, _| Ok(Arc::new(Memory::default())))];
+const SERVER_KEY_MANAGERS: Kind<Arc<dyn KeyManager>> = Kind {
+    service: Service::ServerKeyManager,
+    external: |plugin| Arc::new(ExternalKeyManager(plugin)),
+    built_in: &[
+        ("disk", |data, _| Ok(Arc::new(Disk::for_server(data)?))),
+        ("memory", |_, _| Ok(Arc::new(Memory::default()))),
+    ],
+};
+
+const AGENT_KEY_MANAGERS: Kind<Arc<dyn KeyManager>> = Kind {
+    service: Service::AgentKeyManager,
+    external: |plugin| Arc::new(ExternalKeyManager(plugin)),
+    built_in: &[
+        ("disk", |data, _| Ok(Arc::new(Disk::for_agent(data)?))),
+        ("memory", |_, _| Ok(Arc::new(Memory::default()))),
+    ],
+};
 
 /// Without `join_token`, which the server core handles.
-const SERVER_NODE_ATTESTORS: Table<Arc<dyn ServerNodeAttestor>> =
-    &[(x509pop::NAME, |data, context| Ok(Arc::new(X509PopServer::new(data, context.clone())?)))];
+const SERVER_NODE_ATTESTORS: Kind<Arc<dyn ServerNodeAttestor>> = Kind {
+    service: Service::ServerNodeAttestor,
+    external: |plugin| Arc::new(ExternalServerNodeAttestor(plugin)),
+    built_in: &[(x509pop::NAME, |data, context| Ok(Arc::new(X509PopServer::new(data, context.clone())?)))],
+};
 
-const AGENT_NODE_ATTESTORS: Table<Arc<dyn AgentNodeAttestor>> = &[
-    // Its token comes from elsewhere; this one stands for an agent that has attested before.
-    (JoinTokenAgent::NAME, |_, _| Ok(Arc::new(JoinTokenAgent::new(Secret::default())))),
-    (x509pop::NAME, |data, _| Ok(Arc::new(X509PopAgent::new(data)?))),
-];
+const AGENT_NODE_ATTESTORS: Kind<Arc<dyn AgentNodeAttestor>> = Kind {
+    service: Service::AgentNodeAttestor,
+    external: |plugin| Arc::new(ExternalAgentNodeAttestor(plugin)),
+    built_in: &[
+        // Its token comes from elsewhere; this one stands for an agent that has attested before.
+        (JoinTokenAgent::NAME, |_, _| Ok(Arc::new(JoinTokenAgent::new(Secret::default())))),
+        (x509pop::NAME, |data, _| Ok(Arc::new(X509PopAgent::new(data)?))),
+    ],
+};
 
-const WORKLOAD_ATTESTORS: Table<Arc<dyn WorkloadAttestor>> =
-    &[(Unix::NAME, |data, context| Ok(Arc::new(Unix::new(data, context)?)))];
+const WORKLOAD_ATTESTORS: Kind<Arc<dyn WorkloadAttestor>> = Kind {
+    service: Service::WorkloadAttestor,
+    external: |plugin| Arc::new(ExternalWorkloadAttestor(plugin)),
+    built_in: &[
+        (Docker::NAME, |data, context| Ok(Arc::new(Docker::new(data, context)?))),
+        (K8s::NAME, |data, context| Ok(Arc::new(K8s::new(data, context)?))),
+        (Slurm::NAME, |_, _| Ok(Arc::new(Slurm))),
+        (Systemd::NAME, |_, _| Ok(Arc::new(Systemd::default()))),
+        (Unix::NAME, |data, context| Ok(Arc::new(Unix::new(data, context)?))),
+    ],
+};
 
-const UPSTREAM_AUTHORITIES: Table<Arc<dyn UpstreamAuthority>> =
-    &[(upstream_authority::Disk::NAME, |data, context| Ok(Arc::new(upstream_authority::Disk::new(data, context)?)))];
+const SVID_STORES: Kind<Arc<dyn SvidStore>> =
+    Kind { service: Service::SvidStore, external: |plugin| Arc::new(ExternalSvidStore(plugin)), built_in: &[] };
+
+const UPSTREAM_AUTHORITIES: Kind<Arc<dyn UpstreamAuthority>> = Kind {
+    service: Service::UpstreamAuthority,
+    external: |plugin| Arc::new(ExternalUpstreamAuthority::new(plugin)),
+    built_in: &[(upstream_authority::Disk::NAME, |data, context| {
+        Ok(Arc::new(upstream_authority::Disk::new(data, context)?))
+    })],
+};
 
 /// Builds and configures the plugins of a server, in the order of the configuration.
 ///
 /// # Errors
 /// The first plugin that does not exist or does not accept its configuration, or a kind with too many or too few.
-pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -> Result<ServerPlugins, CatalogError> {
+pub async fn build_server_plugins(
+    configs: &[PluginConfig],
+    context: &PluginContext,
+    spawner: &Spawner,
+) -> Result<ServerPlugins, CatalogError> {
+    let around = surroundings(context, spawner);
     let mut key_managers = Vec::new();
     let mut node_attestors = BTreeMap::new();
     let mut upstream_authorities = Vec::new();
@@ -137,18 +199,18 @@ pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -
         match (config.kind.as_str(), config.name.as_str()) {
             ("DataStore", "sql") if config.command.is_none() => datastores.push(()),
             ("DataStore", _) => return Err(CatalogError::DataStore),
-            ("KeyManager", _) => key_managers.push(make(SERVER_KEY_MANAGERS, config, context)?),
+            ("KeyManager", _) => key_managers.push(make(&SERVER_KEY_MANAGERS, config, &around).await?),
             ("NodeAttestor", JoinTokenAgent::NAME) if config.command.is_none() => {
                 configured(config);
                 loaded(config);
                 join_token = true;
             }
             ("NodeAttestor", name) => {
-                node_attestors.insert(name.to_owned(), make(SERVER_NODE_ATTESTORS, config, context)?);
+                node_attestors.insert(name.to_owned(), make(&SERVER_NODE_ATTESTORS, config, &around).await?);
             }
-            ("UpstreamAuthority", _) => upstream_authorities.push(make(UPSTREAM_AUTHORITIES, config, context)?),
+            ("UpstreamAuthority", _) => upstream_authorities.push(make(&UPSTREAM_AUTHORITIES, config, &around).await?),
             ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => {
-                return Err(unknown(config, &[]));
+                return Err(none_yet(config));
             }
             (kind, _) => return Err(CatalogError::UnknownKind(kind.to_owned())),
         }
@@ -156,30 +218,29 @@ pub fn build_server_plugins(configs: &[PluginConfig], context: &PluginContext) -
     exactly_one("DataStore", datastores)?;
     let key_manager = exactly_one("KeyManager", key_managers)?;
     let upstream_authority = at_most_one("UpstreamAuthority", upstream_authorities)?;
-    Ok(ServerPlugins { key_manager, node_attestors, join_token, upstream_authority })
+    Ok(ServerPlugins { key_manager, node_attestors, join_token, upstream_authority, host: around.host })
 }
 
 /// Builds and configures the plugins of an agent. A join token takes the place of the configured node attestor, as in SPIRE.
 ///
 /// # Errors
 /// As [`build_server_plugins`].
-pub fn build_agent_plugins(
+pub async fn build_agent_plugins(
     configs: &[PluginConfig],
     join_token: Option<Secret<String>>,
     context: &PluginContext,
+    spawner: &Spawner,
 ) -> Result<AgentPlugins, CatalogError> {
+    let around = surroundings(context, spawner);
     let (mut key_managers, mut node_attestors) = (Vec::new(), Vec::new());
-    let mut workload_attestors = Vec::new();
+    let (mut workload_attestors, mut svid_stores) = (Vec::new(), Vec::new());
     for config in configs.iter().filter(|c| c.enabled) {
         let name = || config.name.clone();
         match config.kind.as_str() {
-            "KeyManager" => key_managers.push((name(), make(AGENT_KEY_MANAGERS, config, context)?)),
-            "NodeAttestor" if config.command.is_some() && config.name == JoinTokenAgent::NAME => {
-                return Err(CatalogError::ExternalJoinToken);
-            }
-            "NodeAttestor" => node_attestors.push((name(), make(AGENT_NODE_ATTESTORS, config, context)?)),
-            "WorkloadAttestor" => workload_attestors.push(make(WORKLOAD_ATTESTORS, config, context)?),
-            "SVIDStore" => return Err(unknown(config, &[])),
+            "KeyManager" => key_managers.push((name(), make(&AGENT_KEY_MANAGERS, config, &around).await?)),
+            "NodeAttestor" => node_attestors.push((name(), make(&AGENT_NODE_ATTESTORS, config, &around).await?)),
+            "WorkloadAttestor" => workload_attestors.push(make(&WORKLOAD_ATTESTORS, config, &around).await?),
+            "SVIDStore" => svid_stores.push(make(&SVID_STORES, config, &around).await?),
             kind => return Err(CatalogError::UnknownKind(kind.to_owned())),
         }
     }
@@ -190,7 +251,14 @@ pub fn build_agent_plugins(
         None => configured,
     };
     at_least_one("WorkloadAttestor", &workload_attestors)?;
-    Ok(AgentPlugins { key_manager, keys_are_volatile: key_manager_name == "memory", node_attestor, workload_attestors })
+    Ok(AgentPlugins {
+        key_manager,
+        keys_are_volatile: key_manager_name == "memory",
+        node_attestor,
+        workload_attestors,
+        svid_stores,
+        host: around.host,
+    })
 }
 
 /// What would keep [`build_server_plugins`] from working, all of it, with the plugin it is about.
@@ -202,11 +270,11 @@ pub fn check_server_plugins<'a>(
     let check = |config: &PluginConfig| match (config.kind.as_str(), config.name.as_str()) {
         ("DataStore", "sql") if config.command.is_none() => load(config).map(drop),
         ("DataStore", _) => Err(CatalogError::DataStore),
-        ("KeyManager", _) => construct(SERVER_KEY_MANAGERS, config, context).map(drop),
+        ("KeyManager", _) => check(&SERVER_KEY_MANAGERS, config, context),
         ("NodeAttestor", JoinTokenAgent::NAME) if config.command.is_none() => load(config).map(drop),
-        ("NodeAttestor", _) => construct(SERVER_NODE_ATTESTORS, config, context).map(drop),
-        ("UpstreamAuthority", _) => construct(UPSTREAM_AUTHORITIES, config, context).map(drop),
-        ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => Err(unknown(config, &[])),
+        ("NodeAttestor", _) => check(&SERVER_NODE_ATTESTORS, config, context),
+        ("UpstreamAuthority", _) => check(&UPSTREAM_AUTHORITIES, config, context),
+        ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => Err(none_yet(config)),
         (kind, _) => Err(CatalogError::UnknownKind(kind.to_owned())),
     };
     let of_kind = |kind: &str| enabled().filter(|c| c.kind == kind).collect::<Vec<_>>();
@@ -228,10 +296,11 @@ pub fn check_agent_plugins<'a>(
 ) -> Vec<(Option<&'a PluginConfig>, CatalogError)> {
     let enabled = || configs.iter().filter(|c| c.enabled);
     let check = |config: &PluginConfig| match config.kind.as_str() {
-        "KeyManager" => find(AGENT_KEY_MANAGERS, config).and_then(|_| load(config)).map(drop),
-        "NodeAttestor" => construct(AGENT_NODE_ATTESTORS, config, context).map(drop),
-        "WorkloadAttestor" => construct(WORKLOAD_ATTESTORS, config, context).map(drop),
-        "SVIDStore" => Err(unknown(config, &[])),
+        "KeyManager" if config.command.is_some() => check(&AGENT_KEY_MANAGERS, config, context),
+        "KeyManager" => find(&AGENT_KEY_MANAGERS, config).and_then(|_| load(config)).map(drop),
+        "NodeAttestor" => check(&AGENT_NODE_ATTESTORS, config, context),
+        "WorkloadAttestor" => check(&WORKLOAD_ATTESTORS, config, context),
+        "SVIDStore" => check(&SVID_STORES, config, context),
         kind => Err(CatalogError::UnknownKind(kind.to_owned())),
     };
     let of_kind = |kind: &str| enabled().filter(|c| c.kind == kind).collect::<Vec<_>>();
@@ -245,15 +314,41 @@ pub fn check_agent_plugins<'a>(
     problems
 }
 
-fn make<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> Result<T, CatalogError> {
-    let plugin = construct(table, config, context)?;
+fn surroundings(context: &PluginContext, spawner: &Spawner) -> Surroundings {
+    Surroundings { context: context.clone(), host: Arc::<HostServices>::default(), spawner: spawner.clone() }
+}
+
+async fn make<T>(kind: &Kind<T>, config: &PluginConfig, around: &Surroundings) -> Result<T, CatalogError> {
+    let plugin = if is_external(config)? {
+        (kind.external)(Plugin::launch(config, kind.service, around).await?)
+    } else {
+        construct(kind, config, &around.context)?
+    };
     configured(config);
     loaded(config);
     Ok(plugin)
 }
 
-fn construct<T>(table: Table<T>, config: &PluginConfig, context: &PluginContext) -> Result<T, CatalogError> {
-    let make = find(table, config)?;
+/// Without starting what is external.
+fn check<T>(kind: &Kind<T>, config: &PluginConfig, context: &PluginContext) -> Result<(), CatalogError> {
+    if is_external(config)? {
+        config.load_text().map_err(|source| CatalogError::Data { name: config.name.clone(), source })?;
+        return Ok(finial_plugins_external::check(config)?);
+    }
+    construct(kind, config, context).map(drop)
+}
+
+fn is_external(config: &PluginConfig) -> Result<bool, CatalogError> {
+    let join_token = config.kind == "NodeAttestor" && config.name == JoinTokenAgent::NAME;
+    match config.command {
+        Some(_) if join_token => Err(CatalogError::ExternalJoinToken),
+        Some(_) => Ok(true),
+        None => Ok(false),
+    }
+}
+
+fn construct<T>(kind: &Kind<T>, config: &PluginConfig, context: &PluginContext) -> Result<T, CatalogError> {
+    let make = find(kind, config)?;
     make(&load(config)?, context).map_err(|source| CatalogError::Configure { name: config.name.clone(), source })
 }
 
@@ -261,24 +356,25 @@ fn load(config: &PluginConfig) -> Result<Value, CatalogError> {
     config.load_data().map_err(|source| CatalogError::Data { name: config.name.clone(), source })
 }
 
-fn find<T>(table: Table<T>, config: &PluginConfig) -> Result<Make<T>, CatalogError> {
-    if config.command.is_some() {
-        let join_token = config.kind == "NodeAttestor" && config.name == JoinTokenAgent::NAME;
-        return Err(if join_token {
-            CatalogError::ExternalJoinToken
-        } else {
-            CatalogError::External(config.name.clone())
-        });
-    }
+fn find<T>(kind: &Kind<T>, config: &PluginConfig) -> Result<Make<T>, CatalogError> {
+    let table = kind.built_in;
     let row = table.iter().find(|(name, _)| *name == config.name);
     let (_, make) = row.ok_or_else(|| unknown(config, &table.iter().map(|(name, _)| *name).collect::<Vec<_>>()))?;
     Ok(*make)
 }
 
+/// Of kinds that there are none of.
+fn none_yet(config: &PluginConfig) -> CatalogError {
+    if config.command.is_some() {
+        return CatalogError::NotExternal { kind: config.kind.clone(), name: config.name.clone() };
+    }
+    unknown(config, &[])
+}
+
 fn configured(config: &PluginConfig) {
     tracing::info!(
         subsystem_name = "catalog",
-        external = false,
+        external = config.command.is_some(),
         plugin_name = config.name,
         plugin_type = config.kind,
         reconfigurable = false,
@@ -289,7 +385,7 @@ fn configured(config: &PluginConfig) {
 fn loaded(config: &PluginConfig) {
     tracing::info!(
         subsystem_name = "catalog",
-        external = false,
+        external = config.command.is_some(),
         plugin_name = config.name,
         plugin_type = config.kind,
         "Plugin loaded"
@@ -356,22 +452,36 @@ mod tests {
         ]
     }
 
+    fn run<T>(work: impl AsyncFnOnce(Spawner) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let supervisor = finial_runtime::Supervisor::default();
+        runtime.block_on(work(supervisor.spawner()))
+    }
+
+    fn server_plugins(configs: &[PluginConfig]) -> Result<ServerPlugins, CatalogError> {
+        run(async |spawner| build_server_plugins(configs, &context(), &spawner).await)
+    }
+
+    fn agent_plugins(configs: &[PluginConfig], token: Option<Secret<String>>) -> Result<AgentPlugins, CatalogError> {
+        run(async |spawner| build_agent_plugins(configs, token, &context(), &spawner).await)
+    }
+
     fn refusal(configs: &[PluginConfig]) -> String {
-        build_server_plugins(configs, &context()).err().expect("is refused").to_string()
+        server_plugins(configs).err().expect("is refused").to_string()
     }
 
     #[test]
     fn the_smallest_configurations_work() {
-        let built = build_server_plugins(&server(), &context()).expect("builds");
+        let built = server_plugins(&server()).expect("builds");
         assert!(built.join_token && built.node_attestors.is_empty());
         let folder = tempfile::tempdir().expect("a folder");
         let mut with_disk = agent();
         with_disk[0] = plugin("KeyManager", "disk", &format!("directory = \"{}\"", folder.path().display()));
-        let built = build_agent_plugins(&with_disk, None, &context()).expect("builds");
+        let built = agent_plugins(&with_disk, None).expect("builds");
         assert!(!built.keys_are_volatile && built.node_attestor.0 == "join_token");
         assert_eq!(built.workload_attestors[0].name(), "unix");
         let token = Some(Secret::new("t".to_owned()));
-        assert!(build_agent_plugins(&agent(), token, &context()).expect("builds").keys_are_volatile);
+        assert!(agent_plugins(&agent(), token).expect("builds").keys_are_volatile);
     }
 
     #[test]
@@ -387,7 +497,7 @@ mod tests {
         let expected = "plugin type \"KeyManager\" constraint not satisfied: expected exactly 1 but got 2";
         assert_eq!(refusal(&with(plugin("KeyManager", "memory", ""))), expected);
         let disabled = PluginConfig { enabled: false, ..plugin("KeyManager", "nope", "") };
-        build_server_plugins(&with(disabled), &context()).expect("a disabled plugin is not looked at");
+        server_plugins(&with(disabled)).expect("a disabled plugin is not looked at");
         let external =
             PluginConfig { command: Some(PathBuf::from("/bin/x")), ..plugin("NodeAttestor", "join_token", "") };
         assert!(refusal(&with(external)).contains("cannot be overridden by an external plugin"));
@@ -402,7 +512,7 @@ mod tests {
             ..plugin("KeyManager", "disk", "")
         };
         assert!(refusal(&[plugin("DataStore", "sql", ""), missing]).contains("/nonexistent"));
-        let text = build_agent_plugins(&agent()[..2], None, &context()).err().expect("is refused").to_string();
+        let text = agent_plugins(&agent()[..2], None).err().expect("is refused").to_string();
         assert!(
             text.contains("\"WorkloadAttestor\" constraint not satisfied: expected at least 1 but got 0"),
             "{text}"
@@ -417,17 +527,17 @@ mod tests {
         let good = [vec![disk.clone()], agent()[1..].to_vec()].concat();
         assert!(check_agent_plugins(&good, &context()).is_empty());
         assert!(!keys.exists());
-        let bad = [disk.clone(), disk, plugin("NodeAttestor", "x509pop", ""), plugin("WorkloadAttestor", "docker", "")];
+        let bad = [disk.clone(), disk, plugin("NodeAttestor", "x509pop", ""), plugin("WorkloadAttestor", "windows", "")];
         let found = check_agent_plugins(&bad, &context());
         let texts: Vec<String> = found.iter().map(|(_, error)| error.to_string()).collect();
         assert_eq!(texts[0], "failed to configure plugin \"x509pop\": private_key_path is required");
-        assert!(texts[1].starts_with("no built-in plugin \"docker\" for type \"WorkloadAttestor\""), "{texts:?}");
+        assert!(texts[1].starts_with("no built-in plugin \"windows\" for type \"WorkloadAttestor\""), "{texts:?}");
         assert!(
             texts[2].contains("\"KeyManager\" constraint not satisfied: expected exactly 1 but got 2"),
             "{texts:?}"
         );
-        assert_eq!(found[1].0.map(|c| c.name.as_str()), Some("docker"));
+        assert_eq!(found[1].0.map(|c| c.name.as_str()), Some("windows"));
         assert!(found[2].0.is_none() && found.len() == 3);
-        assert!(build_agent_plugins(&bad, None, &context()).is_err());
+        assert!(agent_plugins(&bad, None).is_err());
     }
 }

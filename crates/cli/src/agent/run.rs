@@ -181,7 +181,9 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
     let token = settings.join_token.clone();
-    let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &context)?;
+    let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &context, &spawner);
+    let Some(plugins) = launch::unless_shutdown(spawner.shutdown(), plugins).await else { return Ok(()) };
+    let plugins = plugins?;
     let agent = Agent { settings, plugins, spawner, clock, log: Some(log), version: crate::version() };
     Ok(finial_agent::run(agent).await?)
 }
@@ -202,10 +204,6 @@ fn unsupported(settings: &AgentSettings) -> impl Iterator<Item = (&'static [&'st
 fn left_out(settings: &AgentSettings) -> Vec<LeftOut> {
     let mut all = launch::telemetry_left_out(&settings.telemetry);
     let own = [
-        (
-            LeftOut("authorized_delegates", &["agent", "authorized_delegates"]),
-            !settings.authorized_delegates.is_empty(),
-        ),
         (LeftOut("profiling_enabled", &["agent", "profiling_enabled"]), settings.profiling.enabled),
     ];
     all.extend(own.into_iter().filter_map(|(left_out, configured)| configured.then_some(left_out)));

@@ -94,7 +94,7 @@ impl<'a> Domain<'a> {
             self.plugin("KeyManager", "disk", &format!("keys_path = {}", quote("keys.json")))?,
             self.plugin("NodeAttestor", "join_token", "")?,
         ];
-        let plugins = finial_catalog::build_server_plugins(&settings.plugins, &self.context());
+        let plugins = finial_catalog::build_server_plugins(&settings.plugins, &self.context(), self.spawner).await;
         let plugins = plugins.map_err(|e| self.trouble("the server does not start", e))?;
         let environment = finial_server::Environment {
             clock: self.clock.clone(),
@@ -156,7 +156,7 @@ impl<'a> Domain<'a> {
             // The hash would be the same for all workloads here, as they are one program under several names.
             self.plugin("WorkloadAttestor", "unix", "discover_workload_path = true\nworkload_size_limit = -1")?,
         ];
-        let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &self.context());
+        let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &self.context(), self.spawner).await;
         let plugins = plugins.map_err(|e| self.trouble("the agent does not start", e))?;
         let agent = finial_agent::Agent {
             settings,

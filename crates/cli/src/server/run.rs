@@ -101,7 +101,9 @@ async fn serve(settings: ServerSettings, reload: Arc<Load>, spawner: Spawner, lo
     }
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
-    let plugins = finial_catalog::build_server_plugins(&settings.plugins, &context)?;
+    let plugins = finial_catalog::build_server_plugins(&settings.plugins, &context, &spawner);
+    let Some(plugins) = launch::unless_shutdown(spawner.shutdown(), plugins).await else { return Ok(()) };
+    let plugins = plugins?;
     let health = Health::default();
     let environment =
         Environment { clock, spawner: spawner.clone(), metrics, health: health.clone(), log: Some(log.clone()) };

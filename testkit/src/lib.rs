@@ -6,6 +6,7 @@
 
 mod client;
 pub mod database;
+pub mod docker;
 mod process;
 mod proxy;
 mod spire;

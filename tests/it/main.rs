@@ -5,6 +5,7 @@ mod answers_trust;
 mod audit;
 mod bulk;
 mod clients;
+mod docker;
 mod documents;
 mod faults;
 mod forced_rotation;

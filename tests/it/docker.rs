@@ -1,0 +1,207 @@
+//! The `docker` attestor against a real Docker daemon: what a container gets, what SPIRE's attestor says of the same
+//! process, and who tries to pass for it.
+
+use finial_core::{SystemClock, TrustDomain};
+use finial_plugin::{Peer, PluginContext, WorkloadAttestor};
+use finial_plugins_containers::Docker;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use testkit::docker::Dockerd;
+use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, eventually};
+
+fn options(dockerd: &Dockerd) -> AgentOptions {
+    let usual = AgentOptions::default();
+    let docker =
+        format!("WorkloadAttestor \"docker\" {{ plugin_data {{ docker_socket_path = \"{}\" }} }}", dockerd.host());
+    AgentOptions { node_attestor: format!("{}\n    {docker}", usual.node_attestor), ..usual }
+}
+
+fn attestor(dockerd: &Dockerd) -> Docker {
+    let config = finial_hcl::parse(&format!("docker_socket_path = \"{}\"", dockerd.host())).unwrap();
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    Docker::new(&config, &PluginContext { trust_domain, clock: Arc::new(SystemClock) }).unwrap()
+}
+
+fn attest(docker: &Docker, pid: i32) -> Result<BTreeSet<String>, String> {
+    let folder = File::open(format!("/proc/{pid}")).map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let selectors = runtime.block_on(docker.attest(&Peer { pid, proc_dir: folder.as_fd() }));
+    Ok(selectors.map_err(|e| e.to_string())?.into_iter().map(|s| format!("{}:{}", s.kind, s.value)).collect())
+}
+
+/// An entry for `path` below the agent, with these selectors of docker.
+fn entry(server: &Server, path: &str, selectors: &[&str]) {
+    let selectors: Vec<&str> = selectors.iter().flat_map(|s| ["-selector", s]).collect();
+    server.entry(path, &selectors);
+}
+
+const LABELS: [&str; 8] =
+    ["--label", "team=pay", "--label", "org.example/a:b=c=d", "--env", "ROLE=api", "--env", "EMPTY="];
+
+#[test]
+fn a_container_gets_its_identity_through_a_mounted_socket() {
+    let Some(dockerd) = Dockerd::start() else { return };
+    let server = Server::start(Flavor::Finial, &ServerOptions::default());
+    entry(&server, "/pay", &["docker:label:team:pay", "docker:env:ROLE=api", "docker:image_id:local/busybox:1"]);
+    entry(&server, "/other", &["docker:label:team:other"]);
+    let agent = Agent::start(Flavor::Finial, &server, &options(&dockerd));
+    eventually("the socket is there", || agent.socket().exists().then_some(()).ok_or_else(|| "not yet".into()));
+    dockerd.run("w1", &agent.socket(), &LABELS);
+    let svid = eventually("the container is served", || {
+        let out = dockerd.fetch("w1", &["x509"]);
+        if out.code == 0 { Ok(out.stdout) } else { Err(format!("{}{}", out.stdout, out.stderr)) }
+    });
+    assert!(svid.contains("/pay") && !svid.contains("/other"), "{svid}");
+    // A container of another label gets nothing of it, nor does a process of this machine.
+    dockerd.run("w2", &agent.socket(), &["--label", "team=other"]);
+    let other = dockerd.fetch("w2", &["x509"]).ok().stdout;
+    assert!(other.contains("/other") && !other.contains("/pay"), "{other}");
+    let none = agent.command(&["api", "fetch", "x509"]);
+    assert!(none.code != 0 && none.stderr.contains("no identity issued"), "{none:?}");
+}
+
+/// All that SPIRE's attestor says of a process, taken from the log of its agent.
+fn said_by_spire(agent: &Agent, pid: i32) -> Option<BTreeSet<String>> {
+    let log = agent.process.log();
+    let marker = format!("pid={pid} ");
+    let line = log.lines().rev().find(|l| l.contains("PID attested to have selectors") && l.contains(&marker))?;
+    let list = line.split("selectors=\"[").nth(1)?.split("]\"").next()?;
+    let one = |part: &str| {
+        let (kind, value) = part
+            .trim_start_matches("type:\\\"")
+            .split_once("\\\" value:\\\"")
+            .or_else(|| part.trim_start_matches("type:\\\"").split_once("\\\"  value:\\\""))?;
+        Some(format!("{kind}:{}", value.trim_end_matches(['"', '\\', ' '])))
+    };
+    Some(list.split("type:").filter(|p| !p.trim().is_empty()).filter_map(|p| one(&format!("type:{p}"))).collect())
+}
+
+#[test]
+fn our_selectors_are_those_of_spire() {
+    let Some(dockerd) = Dockerd::start() else { return };
+    let server = Server::start(Flavor::Spire, &ServerOptions::default());
+    let agent = Agent::start(Flavor::Spire, &server, &options(&dockerd));
+    eventually("the socket is there", || agent.socket().exists().then_some(()).ok_or_else(|| "not yet".into()));
+    let id = dockerd.run("w1", &agent.socket(), &LABELS);
+    // SPIRE's agent logs what it found of the caller; ours is asked about the same container's first process.
+    let theirs = eventually("SPIRE's agent attests a process of the container", || {
+        let out = dockerd.fetch("w1", &["x509"]);
+        let log = agent.process.log();
+        let pid = log.lines().rev().filter(|l| l.contains("PID attested to have selectors") && l.contains("docker"));
+        let pid = pid.filter_map(|l| l.split(" pid=").nth(1)?.split(' ').next()?.parse().ok()).next();
+        pid.and_then(|pid| said_by_spire(&agent, pid)).ok_or_else(|| format!("{}{}", out.stdout, out.stderr))
+    });
+    let theirs: BTreeSet<String> = theirs.into_iter().filter(|s| s.starts_with("docker:")).collect();
+    let ours = attest(&attestor(&dockerd), dockerd.pid(&id)).unwrap();
+    assert_eq!(ours, theirs);
+    assert!(ours.iter().any(|s| s.starts_with("docker:image_config_digest:sha256:")), "{ours:?}");
+}
+
+/// A process of this machine in cgroups of the test's own, which go with it.
+struct Impostor {
+    child: Child,
+    folders: Vec<PathBuf>,
+}
+
+impl Impostor {
+    fn in_cgroup(path: &str) -> Self {
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+        let root = hierarchies.iter().map(Path::new).find(|root| root.join("cgroup.procs").exists()).unwrap();
+        let mut folders = Vec::new();
+        for part in Path::new(path).ancestors().collect::<Vec<_>>().into_iter().rev().filter(|p| *p != Path::new("")) {
+            let folder = root.join(part);
+            if std::fs::create_dir(&folder).is_ok() {
+                folders.push(folder);
+            }
+        }
+        let moved = std::fs::write(root.join(path).join("cgroup.procs"), child.id().to_string());
+        if moved.is_err() {
+            let _ = child.kill();
+        }
+        let impostor = Self { child, folders };
+        moved.unwrap();
+        impostor
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+}
+
+impl Drop for Impostor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for folder in self.folders.iter().rev() {
+            let end = Instant::now() + Duration::from_secs(2);
+            while std::fs::remove_dir(folder).is_err() && folder.exists() && Instant::now() < end {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[test]
+fn nobody_passes_for_a_container() {
+    let Some(dockerd) = Dockerd::start() else { return };
+    let docker = attestor(&dockerd);
+    let id = dockerd.run("w1", Path::new("/tmp/none/api.sock"), &["--label", "team=pay"]);
+    let inside = attest(&docker, dockerd.pid("w1")).unwrap();
+    assert!(inside.contains("docker:label:team:pay"), "{inside:?}");
+    // A process of the machine, and one in a cgroup of no container.
+    assert_eq!(attest(&docker, i32::try_from(std::process::id()).unwrap()), Ok(BTreeSet::new()));
+    assert_eq!(attest(&docker, Impostor::in_cgroup("finial-test-plain").pid()), Ok(BTreeSet::new()));
+    // Processes in cgroups that are named after the container.
+    let forged = [
+        format!("finial-test-{id}"),
+        format!("finial-test-a/{id}"),
+        format!("finial-test-b/docker/{id}"),
+        format!("finial-test-c/docker-{id}.scope"),
+        format!("finial-test-d/kubepods/pod2c48913c-b29f-11e7-9350-020968147796/{id}"),
+    ];
+    for path in forged {
+        let impostor = Impostor::in_cgroup(&path);
+        let got = attest(&docker, impostor.pid());
+        let refused = got.as_ref().err().is_some_and(|e| e.contains("but is not that container's"));
+        assert!(refused, "{path}: {got:?}");
+    }
+    // One that names a container which is not, or no longer, there.
+    let unknown = Impostor::in_cgroup(&format!("finial-test-e/{}", "0".repeat(64)));
+    let error = attest(&docker, unknown.pid()).unwrap_err();
+    assert!(error.contains("No such container"), "{error}");
+    dockerd.docker(&["stop", "-t", "0", "w1"]).ok();
+    let dead = Impostor::in_cgroup(&format!("finial-test-f/docker/{id}"));
+    let error = attest(&docker, dead.pid()).unwrap_err();
+    assert!(error.contains("is not running"), "{error}");
+    // Another image under the old name: what runs is still what it was made from.
+    let before: Vec<_> = inside.iter().filter(|s| s.contains("image_config_digest")).collect();
+    dockerd.docker(&["start", "w1"]).ok();
+    dockerd.docker(&["commit", "-c", "LABEL x=y", "w1", testkit::docker::IMAGE]).ok();
+    let after = attest(&docker, dockerd.pid("w1")).unwrap();
+    assert!(before.iter().all(|digest| after.contains(*digest)), "{before:?} {after:?}");
+}
+
+#[test]
+fn a_daemon_that_stops_or_restarts_is_told_and_found_again() {
+    let Some(mut dockerd) = Dockerd::start() else { return };
+    let docker = attestor(&dockerd);
+    dockerd.run("w1", Path::new("/tmp/none/api.sock"), &["--label", "team=pay"]);
+    let pid = dockerd.pid("w1");
+    assert!(attest(&docker, pid).is_ok());
+    dockerd.process().signal(rustix::process::Signal::STOP);
+    let error = attest(&docker, pid).unwrap_err();
+    assert!(error.contains("no answer within"), "{error}");
+    dockerd.process().signal(rustix::process::Signal::CONT);
+    assert!(attest(&docker, pid).is_ok());
+    assert_eq!(dockerd.process().terminate(), 0);
+    let error = attest(&docker, pid).unwrap_err();
+    assert!(error.contains("check if the path is correct and if the daemon is running"), "{error}");
+    dockerd.begin();
+    assert!(attest(&docker, pid).unwrap().contains("docker:label:team:pay"), "the container has lived on");
+}

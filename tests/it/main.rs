@@ -5,6 +5,7 @@ mod answers_trust;
 mod audit;
 mod bulk;
 mod clients;
+mod delegated;
 mod docker;
 mod documents;
 mod faults;

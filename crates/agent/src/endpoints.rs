@@ -1,8 +1,10 @@
-//! The sockets: Workload API, SDS and health on the public one, debug and logger on the admin one, `/live` and `/ready` on TCP.
+//! The sockets: Workload API, SDS and health on the public one; debug, logger and
+//! delegated identity on the admin one; `/live` and `/ready` on TCP.
 
 use crate::Context;
 use crate::admin::{DebugApi, LoggerApi};
 use crate::cache::Cache;
+use crate::delegated::DelegatedApi;
 use crate::error::AgentError;
 use crate::health::{AgentCheck, HealthApi};
 use crate::sds::SdsApi;
@@ -13,6 +15,7 @@ use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
 use finial_net::Limits;
 use finial_net::unix::{self, UnixIncoming};
 use finial_proto::agent::debug::debug_server::DebugServer;
+use finial_proto::agent::delegatedidentity::delegated_identity_server::DelegatedIdentityServer;
 use finial_proto::agent::logger::logger_server::LoggerServer;
 use finial_proto::envoy::secret::server::SecretDiscoveryServiceServer;
 use finial_proto::health::health_server::HealthServer;
@@ -59,6 +62,32 @@ fn server() -> Server {
     Server::builder().max_concurrent_streams(STREAMS_MAX).http2_max_header_list_size(HEADERS_BYTES_MAX)
 }
 
+/// What the APIs have in common.
+struct Shared {
+    cache: Arc<Cache>,
+    attestation: Arc<Attestation>,
+    jwt: Arc<JwtFetcher>,
+}
+
+impl Shared {
+    fn new(context: &Context, cache: Arc<Cache>, link: Arc<ServerLink>) -> Self {
+        let attestation = Attestation {
+            attestors: context.plugins.workload_attestors.clone(),
+            cache: cache.clone(),
+            metrics: context.metrics.clone(),
+        };
+        let jwt = JwtFetcher {
+            cache: cache.clone(),
+            link,
+            clock: context.clock.clone(),
+            rotation: context.rotation,
+            jitter: context.jitter.clone(),
+            cache_hit_timeout: context.settings.jwt_svid_cache_hit_timeout,
+        };
+        Self { cache, attestation: Arc::new(attestation), jwt: Arc::new(jwt) }
+    }
+}
+
 /// Opens the sockets and serves them until shutdown.
 pub(crate) fn start(
     context: &Arc<Context>,
@@ -69,8 +98,9 @@ pub(crate) fn start(
     started: Instant,
 ) -> Result<Servers, AgentError> {
     let mut servers = Vec::new();
+    let shared = Shared::new(context, cache, link);
     match &context.settings.socket_path {
-        Some(path) => servers.push(start_public(context, cache.clone(), link, path)?),
+        Some(path) => servers.push(start_public(context, &shared, path)?),
         None => {
             tracing::info!(
                 subsystem_name = SUBSYSTEM,
@@ -80,7 +110,7 @@ pub(crate) fn start(
         }
     }
     if let Some(path) = &context.settings.admin_socket_path {
-        servers.push(start_admin(context, cache, status, log, started, path)?);
+        servers.push(start_admin(context, &shared, status, log, started, path)?);
     }
     Ok(Servers(servers))
 }
@@ -92,27 +122,10 @@ fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentErro
     bound.map_err(|e| AgentError::internal(format!("create UDS listener: {e}")).because(e))
 }
 
-fn start_public(
-    context: &Arc<Context>,
-    cache: Arc<Cache>,
-    link: Arc<ServerLink>,
-    path: &Path,
-) -> Result<JoinHandle<()>, AgentError> {
+fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<JoinHandle<()>, AgentError> {
     let settings = &context.settings;
     let incoming = bind(path, 0o777, 0o755)?;
-    let attestation = Arc::new(Attestation {
-        attestors: context.plugins.workload_attestors.clone(),
-        cache: cache.clone(),
-        metrics: context.metrics.clone(),
-    });
-    let jwt = Arc::new(JwtFetcher {
-        cache: cache.clone(),
-        link,
-        clock: context.clock.clone(),
-        rotation: context.rotation,
-        jitter: context.jitter.clone(),
-        cache_hit_timeout: settings.jwt_svid_cache_hit_timeout,
-    });
+    let Shared { cache, attestation, jwt } = shared;
     let sds = SdsApi::new(settings.sds.clone(), settings.rate_limits, cache.clone(), attestation.clone());
     let api = WorkloadApi::new(
         Settings {
@@ -122,9 +135,9 @@ fn start_public(
             log_selectors: settings.log_selectors.clone(),
             rate_limits: settings.rate_limits,
         },
-        cache,
-        attestation,
-        jwt,
+        cache.clone(),
+        attestation.clone(),
+        jwt.clone(),
         context.clock.clone(),
     );
     let (on, sds_on) = (!settings.disable_workload_api, !settings.disable_sds_api);
@@ -154,20 +167,27 @@ fn start_public(
 
 fn start_admin(
     context: &Arc<Context>,
-    cache: Arc<Cache>,
+    shared: &Shared,
     status: Arc<AgentStatus>,
     log: Option<LogHandle>,
     started: Instant,
     path: &Path,
 ) -> Result<JoinHandle<()>, AgentError> {
     let incoming = bind(path, 0o770, 0o750)?;
-    let debug = DebugApi::new(cache, status, context.clock.clone(), started);
-    let mut router: Router = server().add_service(DebugServer::new(debug).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let Shared { cache, attestation, jwt } = shared;
+    let debug = DebugApi::new(cache.clone(), status, context.clock.clone(), started);
+    let delegates = &context.settings.authorized_delegates;
+    let delegated = DelegatedApi::new(delegates, cache.clone(), attestation.clone(), jwt.clone());
+    let delegated = DelegatedIdentityServer::new(delegated).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let mut router: Router = server()
+        .add_service(DebugServer::new(debug).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(delegated);
     if let Some(log) = log {
         router =
             router.add_service(LoggerServer::new(LoggerApi::new(log)).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
     tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Starting Admin APIs");
+    let incoming = incoming.map(|connection| connection.map(CallerConnection::new));
     let shutdown = context.shutdown.clone();
     Ok(context.spawner.spawn("admin-api", async move {
         serve(router.serve_with_incoming_shutdown(incoming, async move { shutdown.cancelled().await })).await;

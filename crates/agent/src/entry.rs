@@ -17,6 +17,17 @@ pub(crate) struct WorkloadEntry {
     pub(crate) store_svid: bool,
     pub(crate) disable_x509_svid_prefetch: bool,
     pub(crate) jwt_svid_include_jti: bool,
+    /// Administers the server.
+    pub(crate) admin: bool,
+    /// Of a server below ours.
+    pub(crate) downstream: bool,
+}
+
+impl WorkloadEntry {
+    /// Whether its identity is for the workload itself only, never for who acts in its name.
+    pub(crate) fn is_privileged(&self) -> bool {
+        self.admin || self.downstream
+    }
 }
 
 /// Why an entry of the server cannot be used.
@@ -57,6 +68,8 @@ impl TryFrom<types::Entry> for WorkloadEntry {
             store_svid: entry.store_svid,
             disable_x509_svid_prefetch: extra.disable_x509_svid_prefetch,
             jwt_svid_include_jti: extra.jwt_svid_include_jti,
+            admin: entry.admin,
+            downstream: entry.downstream,
         })
     }
 }

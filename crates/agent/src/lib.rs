@@ -9,6 +9,7 @@
 mod admin;
 mod attest;
 mod cache;
+mod delegated;
 mod endpoints;
 mod entry;
 mod error;

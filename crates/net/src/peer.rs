@@ -60,6 +60,15 @@ impl PeerInfo {
         let handle = Arc::new(PeerHandle::of(socket.as_fd(), pid, credentials.uid())?);
         Ok(Self { pid: pid.as_raw_nonzero().get(), uid: credentials.uid(), gid: credentials.gid(), handle })
     }
+
+    /// A process that somebody else names by its number. Whether that is the one that is meant, only they know.
+    pub fn of_pid(pid: i32) -> Result<Self, PeerError> {
+        let raw = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(PeerError::Gone(pid))?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(failed(raw, "pidfd_open"))?;
+        let handle = PeerHandle::held_by(pidfd, raw)?;
+        let ids = |what| handle.effective_id(what).ok_or(PeerError::Gone(pid));
+        Ok(Self { pid, uid: ids("Uid:")?, gid: ids("Gid:")?, handle: Arc::new(handle) })
+    }
 }
 
 impl PeerHandle {
@@ -76,7 +85,7 @@ impl PeerHandle {
     fn by_number(pid: Pid, uid: u32) -> Result<Self, PeerError> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(failed(pid, "pidfd_open"))?;
         let handle = Self::held_by(pidfd, pid)?;
-        if handle.effective_uid() != Some(uid) {
+        if handle.effective_id("Uid:") != Some(uid) {
             return Err(PeerError::Gone(pid.as_raw_nonzero().get()));
         }
         Ok(handle)
@@ -91,10 +100,10 @@ impl PeerHandle {
         if handle.is_alive() { Ok(handle) } else { Err(PeerError::Gone(pid.as_raw_nonzero().get())) }
     }
 
-    fn effective_uid(&self) -> Option<u32> {
+    fn effective_id(&self, line: &str) -> Option<u32> {
         let status = openat(&self.proc_dir, "status", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let text = std::io::read_to_string(std::fs::File::from(status)).ok()?;
-        text.lines().find_map(|l| l.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+        text.lines().find_map(|l| l.strip_prefix(line))?.split_whitespace().nth(1)?.parse().ok()
     }
 
     /// Whether the process still runs. A pidfd becomes readable when its process ends.
@@ -181,5 +190,10 @@ mod tests {
         let pid = Pid::from_child(&child);
         child.wait().unwrap();
         assert!(matches!(PeerHandle::by_number(pid, 0), Err(PeerError::Gone(_))));
+        for raw in [pid.as_raw_nonzero().get(), 0, -1, i32::MIN] {
+            assert!(matches!(PeerInfo::of_pid(raw), Err(PeerError::Gone(_))), "{raw}");
+        }
+        let own = PeerInfo::of_pid(rustix::process::getpid().as_raw_nonzero().get()).unwrap();
+        assert_eq!((own.uid, own.gid), (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()));
     }
 }

@@ -101,6 +101,13 @@ pub(crate) struct Bundles {
     pub(crate) federated: BTreeMap<TrustDomain, Arc<BundleForms>>,
 }
 
+impl Bundles {
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<BundleForms>> {
+        std::iter::once(&self.own).chain(self.federated.values())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,7 @@ pub(crate) struct CachedJwt {
     pub(crate) id: SpiffeId,
     pub(crate) token: String,
     pub(crate) key_id: String,
+    pub(crate) issued_at: UnixSeconds,
     pub(crate) expires_at: UnixSeconds,
     /// From then on it is to be renewed; it still serves when that fails. Milliseconds since the epoch.
     pub(crate) rotate_at_ms: i64,
@@ -145,6 +146,7 @@ mod tests {
             id: id(),
             token: token.into(),
             key_id: key_id.into(),
+            issued_at: 0,
             expires_at: 100,
             rotate_at_ms: 50_000,
         })

@@ -23,7 +23,7 @@ use finial_crypto::tls::BundleSource;
 use index::SelectorIndex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Views beyond this are dropped as soon as nobody holds them.
 const VIEWS_KEPT: usize = 1024;
@@ -48,6 +48,8 @@ pub(crate) struct Cache {
     changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
     pub(crate) jwt: JwtCache,
+    /// For those who want all of them.
+    bundles: watch::Sender<Bundles>,
 }
 
 impl Cache {
@@ -58,6 +60,7 @@ impl Cache {
             index: Arc::default(),
             bundles: Bundles { own, federated: BTreeMap::new() },
         };
+        let (bundles, _) = watch::channel(snapshot.bundles.clone());
         let changed = Arc::new(Notify::new());
         let cache = Arc::new(Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -66,6 +69,7 @@ impl Cache {
             jwt: JwtCache::new(jwt_limit, changed.clone()),
             changed,
             clock,
+            bundles,
         });
         (cache.clone(), CacheWriter { cache })
     }
@@ -102,6 +106,11 @@ impl Cache {
             self.wanted.notify_one();
         }
         subscription
+    }
+
+    /// All bundles, now and whenever one changes.
+    pub(crate) fn bundles(&self) -> watch::Receiver<Bundles> {
+        self.bundles.subscribe()
     }
 
     /// Returns when a workload waits for an SVID.
@@ -173,12 +182,16 @@ impl CacheWriter {
     /// Publishes the state after `change`, then wakes those whom it concerns.
     pub(crate) fn publish(&mut self, change: Change) {
         let old = self.cache.snapshot();
+        let bundles_changed = change.bundles.is_some();
         let new = Arc::new(apply(&old, change));
         let views = self.cache.views();
         self.cache.snapshot.store(new.clone());
         let concerns = Concerns::between(&old, &new);
         let closed = views.closed;
         views.by_selectors.values().filter(|v| concerns.view(v)).for_each(|v| v.refresh(&new, closed));
+        if bundles_changed {
+            self.cache.bundles.send_replace(new.bundles.clone());
+        }
         self.cache.changed.notify_one();
     }
 }

@@ -22,6 +22,8 @@ pub(crate) fn entry(id: &str, spiffe_id: &str, texts: &[&str]) -> WorkloadEntry 
         store_svid: false,
         disable_x509_svid_prefetch: false,
         jwt_svid_include_jti: false,
+        admin: false,
+        downstream: false,
     }
 }
 
@@ -50,4 +52,9 @@ pub(crate) fn bundle(trust_domain: &str, key_ids: &[&str]) -> Arc<BundleForms> {
     let mut bundle = Bundle::empty(TrustDomain::parse(trust_domain).unwrap());
     bundle.jwt_authorities = key_ids.iter().map(authority).collect();
     Arc::new(BundleForms::new(bundle).unwrap())
+}
+
+/// The index of these records.
+pub(crate) fn index(records: &[super::Record]) -> super::index::SelectorIndex {
+    super::index::SelectorIndex::new(records.iter().map(|r| r.entry.as_ref()))
 }

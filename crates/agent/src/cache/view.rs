@@ -127,6 +127,11 @@ impl ViewState {
         std::iter::once(&self.own).chain(federated)
     }
 
+    /// The bundles of the trust domains with which the entries that match federate, in order of their names.
+    pub(crate) fn federated(&self) -> impl Iterator<Item = &Arc<BundleForms>> {
+        self.federated.iter()
+    }
+
     /// The answer of FetchX509Bundles.
     pub(crate) fn x509_bundles(&self) -> &X509BundlesResponse {
         self.x509_bundles.get_or_init(|| {

@@ -79,6 +79,7 @@ impl JwtFetcher {
             rotate_at_ms: self.rotation.jwt_rotate_at(from, to, self.jitter.draw()),
             id: issued.id,
             token: issued.token,
+            issued_at: issued.issued_at,
             expires_at: issued.expires_at,
         };
         Ok((Arc::new(svid), key))

@@ -1,6 +1,7 @@
 //! The whole agent, with real sockets and real processes, under a server that does what the test says.
 
 mod callers;
+mod delegated;
 mod fake;
 mod harness;
 mod identity;

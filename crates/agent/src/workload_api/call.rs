@@ -24,6 +24,8 @@ pub(crate) struct ApiNames {
 impl ApiNames {
     pub(crate) const WORKLOAD: Self = Self { begun: "workload_api.connection", open: "workload_api.connections" };
     pub(crate) const SDS: Self = Self { begun: "sds_api.connection", open: "sds_api.connections" };
+    pub(crate) const DELEGATED: Self =
+        Self { begun: "delegated_identity_api.connection", open: "delegated_identity_api.connections" };
 }
 
 /// A call under way; when dropped unfinished its caller went away.

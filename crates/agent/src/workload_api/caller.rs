@@ -3,7 +3,7 @@
 
 use crate::cache::{Cache, View};
 use finial_core::{Selector, SelectorSet};
-use finial_net::unix::{PeerInfo, UnixConnection};
+use finial_net::unix::{PeerError, PeerInfo, UnixConnection};
 use finial_plugin::{Peer, WorkloadAttestor};
 use finial_runtime::Metrics;
 use futures::StreamExt;
@@ -75,6 +75,11 @@ pub(crate) struct Caller {
 impl Caller {
     fn new(peer: PeerInfo) -> Self {
         Self { peer, attested: Mutex::new(None), gone: AtomicBool::new(false) }
+    }
+
+    /// A process in whose name another one calls.
+    pub(crate) fn of_pid(pid: i32) -> Result<Self, PeerError> {
+        PeerInfo::of_pid(pid).map(Self::new)
     }
 
     /// Whether the agent calls itself, as its health check does.

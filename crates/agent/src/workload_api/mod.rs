@@ -259,7 +259,7 @@ struct Method<'a, T> {
     ready_made: fn(&ViewState) -> &Encoded<T>,
 }
 
-fn check_audience(audience: &[String]) -> Result<(), Status> {
+pub(crate) fn check_audience(audience: &[String]) -> Result<(), Status> {
     if audience.is_empty() {
         return Err(Status::invalid_argument("audience must be specified"));
     }

@@ -11,6 +11,7 @@ use crate::sds::SdsApi;
 use crate::status::AgentStatus;
 use crate::sync::client::ServerLink;
 use crate::sync::jwt::JwtFetcher;
+use crate::sync::wit::WitFetcher;
 use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
 use finial_net::Limits;
 use finial_net::unix::{self, UnixIncoming};
@@ -67,6 +68,7 @@ struct Shared {
     cache: Arc<Cache>,
     attestation: Arc<Attestation>,
     jwt: Arc<JwtFetcher>,
+    wit: Option<Arc<WitFetcher>>,
 }
 
 impl Shared {
@@ -76,6 +78,12 @@ impl Shared {
             cache: cache.clone(),
             metrics: context.metrics.clone(),
         };
+        let settings = &context.settings;
+        let wit = settings.wit_svids_enabled.then(|| {
+            let (clock, rotation) = (context.clock.clone(), (context.rotation, context.jitter.clone()));
+            let (key_type, limit) = (settings.workload_key_type, settings.x509_svid_cache_max_size);
+            Arc::new(WitFetcher::new(link.clone(), clock, rotation, key_type, limit, context.spawner.clone()))
+        });
         let jwt = JwtFetcher {
             cache: cache.clone(),
             link,
@@ -84,7 +92,7 @@ impl Shared {
             jitter: context.jitter.clone(),
             cache_hit_timeout: context.settings.jwt_svid_cache_hit_timeout,
         };
-        Self { cache, attestation: Arc::new(attestation), jwt: Arc::new(jwt) }
+        Self { cache, attestation: Arc::new(attestation), jwt: Arc::new(jwt), wit }
     }
 }
 
@@ -99,6 +107,7 @@ pub(crate) fn start(
 ) -> Result<Servers, AgentError> {
     let mut servers = Vec::new();
     let shared = Shared::new(context, cache, link);
+    context.spawner.spawn("jwt-renewals", shared.jwt.clone().renew_ahead(context.shutdown.clone()));
     match &context.settings.socket_path {
         Some(path) => servers.push(start_public(context, &shared, path)?),
         None => {
@@ -125,7 +134,7 @@ fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentErro
 fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<JoinHandle<()>, AgentError> {
     let settings = &context.settings;
     let incoming = bind(path, 0o777, 0o755)?;
-    let Shared { cache, attestation, jwt } = shared;
+    let Shared { cache, attestation, jwt, wit } = shared;
     let sds = SdsApi::new(settings.sds.clone(), settings.rate_limits, cache.clone(), attestation.clone());
     let api = WorkloadApi::new(
         Settings {
@@ -138,6 +147,7 @@ fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<
         cache.clone(),
         attestation.clone(),
         jwt.clone(),
+        wit.clone(),
         context.clock.clone(),
     );
     let (on, sds_on) = (!settings.disable_workload_api, !settings.disable_sds_api);
@@ -174,7 +184,7 @@ fn start_admin(
     path: &Path,
 ) -> Result<JoinHandle<()>, AgentError> {
     let incoming = bind(path, 0o770, 0o750)?;
-    let Shared { cache, attestation, jwt } = shared;
+    let Shared { cache, attestation, jwt, .. } = shared;
     let debug = DebugApi::new(cache.clone(), status, context.clock.clone(), started);
     let delegates = &context.settings.authorized_delegates;
     let delegated = DelegatedApi::new(delegates, cache.clone(), attestation.clone(), jwt.clone());

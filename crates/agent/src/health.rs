@@ -99,11 +99,19 @@ impl Check for AgentCheck {
                 serde_json::json!({})
             }
         };
+        let mut ready_details = details(away);
+        // Served is served: a node is not to be drained because its server is away.
+        if self.status.is_away()
+            && let Some(map) = ready_details.as_object_mut()
+        {
+            map.insert("degraded".to_owned(), "the server does not answer; serving from the cache".into());
+            map.insert("last_sync_success".to_owned(), self.status.last_sync().into());
+        }
         State {
             started: Some(started),
             ready: !away,
             live: !started || !away,
-            ready_details: details(away),
+            ready_details,
             live_details: details(started && away),
         }
     }

@@ -15,8 +15,10 @@ mod entry;
 mod error;
 mod health;
 mod join_token;
+mod restart;
 mod rotation;
 mod sds;
+mod sealed;
 mod status;
 mod storage;
 mod svid;
@@ -38,6 +40,7 @@ use finial_runtime::log::LogHandle;
 use finial_runtime::{Metrics, Shutdown, Spawner, listen_text, telemetry};
 use join_token::JoinTokenAttestor;
 use rotation::{Jitter, RotationStrategy};
+use sealed::SealedCache;
 use status::AgentStatus;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
@@ -73,6 +76,7 @@ pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     pub(crate) storage: Storage,
+    pub(crate) sealed: SealedCache,
     pub(crate) rotation: RotationStrategy,
     pub(crate) jitter: Arc<Jitter>,
     pub(crate) version: String,
@@ -107,6 +111,7 @@ impl Context {
         let context = Self {
             rotation: RotationStrategy::new(settings.availability_target),
             jitter: Arc::new(Jitter::new()),
+            sealed: SealedCache::open(&settings),
             settings,
             plugins,
             node_attestor,
@@ -175,16 +180,21 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
         );
     }
     check_rebootstrap(settings.rebootstrap_mode, attested.svid.reattestable)?;
-    let own = cache::BundleForms::new(attested.bundle);
-    let own = own.map_err(|e| AgentError::internal(format!("invalid trust domain bundle: {e}")))?;
-    let (cache, writer) = cache::Cache::new(Arc::new(own), settings.jwt_svid_cache_max_size, context.clock.clone());
+    let kept = restart::load(&context, &attested).await;
+    let own = restart::own_bundle(attested.bundle, kept.as_ref())?;
+    let (cache, writer) = cache::Cache::new(own, settings.jwt_svid_cache_max_size, context.clock.clone());
     let identity = Arc::new(TlsIdentity::empty());
     attested.svid.install(&identity)?;
     let link = Arc::new(server_link(&context, cache.clone(), identity.clone())?);
     let mut syncer = Syncer::new(context.clone(), writer, link.clone(), identity, status.clone(), attested.svid);
-    if !syncer.initialize().await? {
+    let begun = match kept {
+        Some(kept) => syncer.resume(kept).await?,
+        None => syncer.initialize().await?,
+    };
+    if !begun {
         return Ok(());
     }
+    let keeper = context.spawner.spawn("sealed-cache", sealed::keep(context.clone(), cache.clone(), status.clone()));
     let servers = endpoints::start(&context, cache.clone(), link, status.clone(), log, started)?;
     context.metrics.gauge("bootstrapped", 1.0, &[]);
     status.set_started();
@@ -201,6 +211,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     context.shutdown.trigger();
     cache.close();
     servers.ended().await;
+    let _ = keeper.await; // a panic was said
     match ended {
         Ok(result) => result,
         Err(_) => Err(AgentError::internal("the sync loop panicked; the log has the place")),

@@ -12,6 +12,8 @@ pub(crate) struct AgentStatus {
     chain: Mutex<Vec<Arc<[u8]>>>,
     last_sync: AtomicI64,
     started: AtomicBool,
+    /// The server did not answer when it was asked last.
+    away: AtomicBool,
     on_start: Notify,
 }
 
@@ -27,6 +29,20 @@ impl AgentStatus {
 
     pub(crate) fn synced(&self, now: UnixSeconds) {
         self.last_sync.store(now, Ordering::Relaxed);
+        self.away.store(false, Ordering::Relaxed);
+    }
+
+    /// A sync failed; the last good one may have been in an earlier run.
+    pub(crate) fn not_synced(&self, last_good: Option<UnixSeconds>) {
+        if let Some(at) = last_good {
+            self.last_sync.store(at, Ordering::Relaxed);
+        }
+        self.away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether workloads are served from what is known, without a server.
+    pub(crate) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
     }
 
     /// When a sync succeeded last.

@@ -148,7 +148,7 @@ impl Storage {
             connection_attempts: state.bootstrap.attempts,
         };
         let text = serde_json::to_vec(&document).map_err(|cause| self.write_error(cause.into()))?;
-        write_atomically(&self.path, &text).map_err(|cause| self.write_error(cause))?;
+        replace(&self.path, |mut file| file.write_all(&text)).map_err(|cause| self.write_error(cause))?;
         state.data = data;
         Ok(())
     }
@@ -201,11 +201,18 @@ fn decode(path: &Path, what: &'static str, texts: Option<Vec<String>>) -> Result
     Ok(certificates)
 }
 
+/// Where a file is written before it takes the place of `path`.
+pub(crate) fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    name.into()
+}
+
 /// Writes beside, flushes to disk, and moves into place: a crash leaves the old file or the new one.
-fn write_atomically(path: &Path, text: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("json.tmp");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(text)?;
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+    let beside = beside(path);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    write(&file)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
     match path.parent() {

@@ -59,6 +59,14 @@ pub struct AgentSettings {
     pub use_sync_authorized_entries: bool,
     /// `experimental { require_pq_kem }`, default false.
     pub require_pq_kem: bool,
+    /// `experimental { offline_cache }`, ours, default auto.
+    pub offline_cache: OfflineCache,
+    /// `experimental { offline_cache_host_key_path }`, ours, default [`HOST_KEY_DEFAULT`].
+    pub offline_cache_host_key_path: PathBuf,
+    /// `experimental { handover }`, ours, default true: sockets are taken over from the agent that runs, and handed to the next one.
+    pub handover: bool,
+    /// Whether `experimental { feature_flags }` names `wit-svid`: the Workload API gives WIT-SVIDs.
+    pub wit_svids_enabled: bool,
     /// `experimental { ratelimit { } }`: calls per second and caller; 0: no limit (default).
     pub rate_limits: AgentRateLimits,
     /// `experimental { broker { } }`.
@@ -107,6 +115,10 @@ impl AgentSettings {
             jwt_svid_cache_hit_timeout: Duration::from_secs(30),
             use_sync_authorized_entries: true,
             require_pq_kem: false,
+            offline_cache: OfflineCache::default(),
+            offline_cache_host_key_path: HOST_KEY_DEFAULT.into(),
+            handover: true,
+            wit_svids_enabled: false,
             rate_limits: AgentRateLimits::default(),
             broker: None,
             log_selectors: Vec::new(),
@@ -157,6 +169,23 @@ pub enum RebootstrapMode {
     Auto,
     /// Start over.
     Always,
+}
+
+/// Where systemd keeps the host's key.
+pub const HOST_KEY_DEFAULT: &str = "/var/lib/systemd/credential.secret";
+
+/// What seals the SVIDs that an agent keeps on disk for a restart without a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OfflineCache {
+    /// `auto` (default): the host's key, or else the kernel's keyring, or else nothing is kept.
+    #[default]
+    Auto,
+    /// `host_key`: systemd's key of the host, which only root can read.
+    HostKey,
+    /// `keyring`: a key that the kernel holds until the next reboot.
+    Keyring,
+    /// `off`: nothing is kept on disk.
+    Off,
 }
 
 /// Key types of workload SVIDs.

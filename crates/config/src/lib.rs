@@ -18,8 +18,8 @@ mod server;
 mod server_file;
 
 pub use agent::{
-    AgentRateLimits, AgentSettings, Bootstrap, BrokerReference, BrokerSettings, BrokerUser, RebootstrapMode,
-    SdsSettings, TrustBundleFormat, WorkloadKeyType,
+    AgentRateLimits, AgentSettings, Bootstrap, BrokerReference, BrokerSettings, BrokerUser, HOST_KEY_DEFAULT,
+    OfflineCache, RebootstrapMode, SdsSettings, TrustBundleFormat, WorkloadKeyType,
 };
 pub use agent_file::{AGENT_CONFIG_DEFAULT, AGENT_SOCKET_DEFAULT, AgentOverrides, load_agent, parse_agent};
 pub use common::{

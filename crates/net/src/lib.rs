@@ -4,7 +4,8 @@
 //! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, and [`https`] fetches a document.
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
-//! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, the settings of the allocator ([`memory`]), and
+//! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, the settings of the allocator ([`memory`]), the kernel's
+//! keyrings ([`keyring`]), and
 //! what a child does before it is another program ([`child`]).
 
 mod accept;
@@ -14,6 +15,7 @@ pub mod client;
 mod guard;
 pub mod https;
 pub mod https_server;
+pub mod keyring;
 pub mod memory;
 mod peer;
 pub mod proxy;

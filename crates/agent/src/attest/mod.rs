@@ -43,6 +43,8 @@ const CHALLENGES_MAX: usize = 16;
 pub(crate) struct Attested {
     pub(crate) svid: AgentSvid,
     pub(crate) bundle: Bundle,
+    /// It was kept from an earlier run: no server was asked.
+    pub(crate) kept: bool,
 }
 
 enum AttestError {
@@ -158,14 +160,14 @@ async fn attempt(context: &Context) -> Result<Attested, AttestError> {
         tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "SVID loaded");
         let mut bundle = Bundle::empty(settings.trust_domain.clone());
         bundle.x509_authorities = roots.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
-        return Ok(Attested { svid, bundle });
+        return Ok(Attested { svid, bundle, kept: true });
     }
     tracing::info!(subsystem_name = SUBSYSTEM, "SVID is not found. Starting node attestation");
     let channel = bootstrap_channel(context, roots.as_deref())?;
     let svid = prove(context, &channel, key).await?;
     let bundle = fetch_bundle(&channel).await?;
     tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, reattestable = svid.reattestable, "Node attestation was successful");
-    Ok(Attested { svid, bundle })
+    Ok(Attested { svid, bundle, kept: false })
 }
 
 /// The SVID that is kept, if it is of use; and a key for a new one.

@@ -10,7 +10,7 @@ mod tls_secret;
 mod view;
 
 pub(crate) use bundle::{BundleForms, Bundles};
-pub(crate) use jwt::{CachedJwt, JwtCache, JwtKey};
+pub(crate) use jwt::{CachedJwt, FlightResult, JwtCache, JwtKey};
 pub(crate) use snapshot::{Record, Snapshot, WorkloadSvid, key_bytes};
 pub(crate) use tls_secret::TlsSecret;
 pub(crate) use view::{Subscription, View, ViewState};

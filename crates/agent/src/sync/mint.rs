@@ -1,11 +1,11 @@
 //! Keys and requests for workloads' X.509-SVIDs, and what becomes of the answers.
 
-use crate::cache::WorkloadSvid;
+use crate::cache::{WorkloadSvid, key_bytes};
 use crate::entry::WorkloadEntry;
 use crate::rotation::{Jitter, RotationStrategy};
 use bytes::Bytes;
 use finial_config::WorkloadKeyType;
-use finial_core::{KeyType, Secret};
+use finial_core::KeyType;
 use finial_crypto::{Certificate, PrivateKey, SignError, create_csr};
 use finial_proto::types;
 use finial_runtime::Spawner;
@@ -21,31 +21,27 @@ pub(crate) struct Request {
     pub(crate) csr: Bytes,
 }
 
-/// Lets a key's bytes be sent without copying them; they are wiped with the last user.
-struct KeyBytes(Arc<Secret<Vec<u8>>>);
-
-impl AsRef<[u8]> for KeyBytes {
-    fn as_ref(&self) -> &[u8] {
-        self.0.expose()
-    }
-}
-
 pub(crate) async fn request(
     entry: Arc<WorkloadEntry>,
     key_type: WorkloadKeyType,
     spawner: &Spawner,
 ) -> Result<Request, SignError> {
-    let key = match key_type {
-        WorkloadKeyType::EcP256 => PrivateKey::generate(KeyType::EcP256)?,
-        WorkloadKeyType::EcP384 => PrivateKey::generate(KeyType::EcP384)?,
+    let key = new_key(key_type, spawner).await?;
+    let csr = create_csr(&key, None, Some(&entry.spiffe_id), &[]).await?;
+    Ok(Request { entry, key, csr: csr.into() })
+}
+
+/// A key for a workload.
+pub(crate) async fn new_key(key_type: WorkloadKeyType, spawner: &Spawner) -> Result<PrivateKey, SignError> {
+    match key_type {
+        WorkloadKeyType::EcP256 => PrivateKey::generate(KeyType::EcP256),
+        WorkloadKeyType::EcP384 => PrivateKey::generate(KeyType::EcP384),
         // Takes a tenth of a second: not on the thread that answers workloads.
         WorkloadKeyType::Rsa2048 => {
             let made = spawner.blocking(|| PrivateKey::generate(KeyType::Rsa2048)).await;
-            made.map_err(|_| SignError::Failed)??
+            made.map_err(|_| SignError::Failed)?
         }
-    };
-    let csr = create_csr(&key, None, Some(&entry.spiffe_id), &[]).await?;
-    Ok(Request { entry, key, csr: csr.into() })
+    }
 }
 
 /// Why an answer cannot be used.
@@ -84,7 +80,7 @@ pub(crate) fn svid(
     Ok(WorkloadSvid {
         id: leaf.spiffe_id()?,
         chain: answer.cert_chain.concat().into(),
-        key: Bytes::from_owner(KeyBytes(request.key.pkcs8_der())),
+        key: key_bytes(request.key.pkcs8_der()),
         not_after: leaf.not_after(),
         rotate_at_ms: strategy.x509_rotate_at(from, to, jitter.draw()),
         revision_number: request.entry.revision_number,

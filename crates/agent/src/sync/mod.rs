@@ -11,6 +11,7 @@ mod mint;
 mod pace;
 pub(crate) mod plan;
 mod watch;
+pub(crate) mod wit;
 
 use crate::Context;
 use crate::attest;
@@ -49,24 +50,28 @@ const KEYS_AT_ONCE: usize = 8;
 
 /// The loop and all that it alone changes.
 pub(crate) struct Syncer {
-    context: Arc<Context>,
-    writer: CacheWriter,
-    link: Arc<ServerLink>,
+    pub(crate) context: Arc<Context>,
+    pub(crate) writer: CacheWriter,
+    pub(crate) link: Arc<ServerLink>,
     identity: Arc<TlsIdentity>,
-    status: Arc<AgentStatus>,
+    pub(crate) status: Arc<AgentStatus>,
     svid: AgentSvid,
     /// All entries, those for SVID stores included.
-    entries: BTreeMap<EntryId, Arc<WorkloadEntry>>,
+    pub(crate) entries: BTreeMap<EntryId, Arc<WorkloadEntry>>,
     /// Bundles that the server told of by itself, with their versions.
     told: BTreeMap<TrustDomain, (Arc<BundleForms>, u64)>,
     batch: BatchSize,
     /// Since when the server has been signed by someone unknown.
     unknown_since_ms: Option<i64>,
     /// Tainted keys that were dealt with.
-    tainted_jwt_done: Vec<String>,
-    tainted: Vec<Vec<u8>>,
+    pub(crate) tainted_jwt_done: Vec<String>,
+    pub(crate) tainted: Vec<Vec<u8>>,
     /// When it last looked for SVIDs to ask for.
     svids_updated: Option<Instant>,
+    /// The server was told our version.
+    pub(crate) posted: bool,
+    /// When the first sync of the loop is due; none = at the usual pace.
+    pub(crate) first_sync: Option<Instant>,
 }
 
 impl Syncer {
@@ -93,10 +98,12 @@ impl Syncer {
             tainted_jwt_done: Vec::new(),
             tainted: Vec::new(),
             svids_updated: None,
+            posted: false,
+            first_sync: None,
         }
     }
 
-    fn cache(&self) -> &Arc<Cache> {
+    pub(crate) fn cache(&self) -> &Arc<Cache> {
         self.writer.cache()
     }
 
@@ -106,37 +113,37 @@ impl Syncer {
         let mut retry = attest::Retry::new(&context);
         loop {
             self.store();
-            let link = self.link.clone();
-            let post_status = async {
-                if let Err(error) = link.post_status(&context.version).await {
-                    tracing::error!(subsystem_name = SUBSYSTEM, %error, agent_version = %context.version, "Failed to post agent status");
-                }
-            };
             let error = tokio::select! {
-                ((), result) = async { tokio::join!(post_status, self.synchronize()) } => match result {
+                result = self.first_attempt() => match result {
                     Ok(_) => return Ok(true),
                     Err(error) => error,
                 },
                 () = context.shutdown.cancelled() => return Ok(false),
             };
-            match error.verdict() {
-                Verdict::Reattest => {
-                    tracing::error!(subsystem_name = SUBSYSTEM, %error, "Agent needs to re-attest: removing SVID and shutting down");
-                    self.delete_svid();
-                    return Err(error.into());
-                }
-                Verdict::Banned => {
-                    tracing::error!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
-                    self.delete_svid();
-                    return Err(error.into());
-                }
-                Verdict::UnknownAuthority => self.unknown_authority(&error)?,
-                Verdict::Retry => {}
-            }
+            self.heed_at_start(&error)?;
             if retry.wait(&context.shutdown, "Failed to initialize manager", error.into()).await?.is_none() {
                 return Ok(false);
             }
         }
+    }
+
+    pub(crate) async fn first_attempt(&mut self) -> Result<bool, ServerError> {
+        self.posted = true;
+        let (link, context) = (self.link.clone(), self.context.clone());
+        tokio::join!(post_status(&link, &context.version), self.synchronize()).1
+    }
+
+    /// What a refusal of the first sync means.
+    pub(crate) fn heed_at_start(&mut self, error: &ServerError) -> Result<(), AgentError> {
+        let what = match error.verdict() {
+            Verdict::Reattest => "Agent needs to re-attest",
+            Verdict::Banned => "Agent is banned",
+            Verdict::UnknownAuthority => return self.unknown_authority(error),
+            Verdict::Retry => return Ok(()),
+        };
+        tracing::error!(subsystem_name = SUBSYSTEM, %error, "{what}: removing SVID and shutting down");
+        self.delete_svid();
+        Err(AgentError::new(finial_proto::convert::kind_of(error.status.code()), error.to_string()))
     }
 
     /// Runs until it fails or is dropped.
@@ -144,7 +151,7 @@ impl Syncer {
         let context = self.context.clone();
         let mut pace = Pace::new(context.settings.sync_interval);
         let mut svid_backoff = Backoff::new(SVID_BACKOFF.0, SVID_BACKOFF.1).shape(1.5, 0.1);
-        let mut next_sync = Instant::now() + pace.first();
+        let mut next_sync = self.first_sync.unwrap_or_else(|| Instant::now() + pace.first());
         let mut next_tick = Instant::now();
         let mut svids_not_before = Instant::now();
         let mut watch = Watch::new(self.link.generation());
@@ -152,7 +159,10 @@ impl Syncer {
             watch.follow(self.link.generation());
             let cache = self.cache().clone();
             let wanted = async {
-                tokio::time::sleep_until(svids_not_before).await;
+                // A timer takes a millisecond even for what is over.
+                if Instant::now() < svids_not_before {
+                    tokio::time::sleep_until(svids_not_before).await;
+                }
                 cache.wanted().await;
             };
             let result = tokio::select! {
@@ -294,8 +304,11 @@ impl Syncer {
         let call = self.context.metrics.call("manager.sync.fetch_entries_updates");
         let fetched = self.fetch().await;
         call.finish_with(&fetched, |e| finial_proto::convert::kind_of(e.status.code()));
-        self.writer.publish(fetched?);
+        self.writer.publish(fetched.inspect_err(|_| self.status.not_synced(None))?);
         self.unknown_since_ms = None;
+        if !std::mem::replace(&mut self.posted, true) {
+            post_status(&self.link, &self.context.version).await;
+        }
         let complete = self.update_svids().await?;
         self.status.synced(self.context.clock.now());
         Ok(complete)
@@ -543,7 +556,7 @@ impl Syncer {
     }
 
     /// SVID and bundle, in one write.
-    fn store(&self) {
+    pub(crate) fn store(&self) {
         let roots = bundles::roots(&self.cache().snapshot().bundles.own);
         if let Err(error) = self.context.storage.store(&self.svid.chain, self.svid.reattestable, &roots) {
             tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Could not store SVID");
@@ -551,8 +564,15 @@ impl Syncer {
     }
 
     fn delete_svid(&self) {
+        self.context.sealed.forget();
         if let Err(error) = self.context.storage.delete_svid() {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to remove SVID");
         }
+    }
+}
+
+async fn post_status(link: &ServerLink, version: &str) {
+    if let Err(error) = link.post_status(version).await {
+        tracing::error!(subsystem_name = SUBSYSTEM, %error, agent_version = %version, "Failed to post agent status");
     }
 }

@@ -6,6 +6,7 @@ mod fake;
 mod harness;
 mod identity;
 mod lifecycle;
+mod outage;
 mod pushed;
 mod sds;
 mod sds_delta;

@@ -3,7 +3,7 @@
 use super::below;
 use crate::duration::format_go_duration;
 use crate::resolve::Resolver;
-use crate::{AgentRateLimits, AgentSettings, BrokerReference, BrokerSettings, BrokerUser};
+use crate::{AgentRateLimits, AgentSettings, BrokerReference, BrokerSettings, BrokerUser, OfflineCache};
 use finial_core::SpiffeId;
 use serde::Deserialize;
 use std::path::Path;
@@ -18,6 +18,9 @@ pub(super) struct RawExperimental {
     admin_named_pipe_name: String,
     use_sync_authorized_entries: Option<bool>,
     require_pq_kem: bool,
+    offline_cache: String,
+    offline_cache_host_key_path: String,
+    handover: Option<bool>,
     ratelimit: RawLimits,
     broker: Option<RawBroker>,
     feature_flags: Vec<String>,
@@ -90,6 +93,8 @@ pub(super) fn resolve(r: &mut Resolver, e: RawExperimental, out: &mut AgentSetti
         out.use_sync_authorized_entries = written;
     }
     out.require_pq_kem = e.require_pq_kem;
+    out.wit_svids_enabled = e.feature_flags.iter().any(|flag| flag == "wit-svid");
+    outages(r, &e, out);
     let mut limit = |key: &str, value: i64| {
         u32::try_from(value).unwrap_or_else(|_| {
             let message = format!("experimental.ratelimit.{key} must not be negative");
@@ -110,6 +115,25 @@ pub(super) fn resolve(r: &mut Resolver, e: RawExperimental, out: &mut AgentSetti
     }
     r.experimental_warning("agent");
     r.feature_flag_warnings(&e.feature_flags);
+}
+
+/// Keys of ours.
+fn outages(r: &mut Resolver, e: &RawExperimental, out: &mut AgentSettings) {
+    out.offline_cache = match e.offline_cache.as_str() {
+        "" | "auto" => OfflineCache::Auto,
+        "host_key" => OfflineCache::HostKey,
+        "keyring" => OfflineCache::Keyring,
+        "off" => OfflineCache::Off,
+        other => {
+            let message = format!("experimental.offline_cache {other:?} is unknown");
+            r.problem(&["agent", "experimental", "offline_cache"], message, "use auto, host_key, keyring or off");
+            OfflineCache::Off
+        }
+    };
+    if !e.offline_cache_host_key_path.is_empty() {
+        out.offline_cache_host_key_path = e.offline_cache_host_key_path.as_str().into();
+    }
+    out.handover = e.handover.unwrap_or(true);
 }
 
 fn broker(r: &mut Resolver, raw: RawBroker, workload_socket: Option<&Path>) -> BrokerSettings {

@@ -1,0 +1,203 @@
+//! An agent that is restarted while its server is away.
+
+use super::harness::{Running, World, next, secure, until};
+use finial_config::OfflineCache;
+use finial_core::{Clock, ManualClock, SystemClock};
+use finial_proto::types::permission_denied_details::Reason;
+use finial_proto::workload::{JwtsvidRequest, X509svidResponse};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tonic::{Code, Request};
+
+fn ask() -> Request<JwtsvidRequest> {
+    secure(JwtsvidRequest { audience: vec!["a".into()], spiffe_id: String::new() })
+}
+
+fn write_key(world: &World, byte: u8) {
+    let path = world.dir.path().join("host.key");
+    let _ = std::fs::remove_file(&path);
+    std::fs::write(&path, [byte; 4096]).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+}
+
+/// A world whose agent can keep its cache, with an entry.
+async fn world() -> World {
+    let mut world = World::new().await;
+    write_key(&world, 1);
+    world.settings.offline_cache = OfflineCache::HostKey;
+    world.settings.offline_cache_host_key_path = world.dir.path().join("host.key");
+    world.entry("e1", "/web", &["test:any"]);
+    world
+}
+
+fn file(world: &World) -> PathBuf {
+    world.settings.data_dir.join("agent-cache.sealed")
+}
+
+/// Lets an agent serve and stops it; what it served.
+async fn served_before(world: &World) -> X509svidResponse {
+    let agent = world.started().await;
+    let svid = agent.x509_once().await.unwrap();
+    agent.stop().await;
+    svid
+}
+
+async fn token(agent: &Running) -> Result<String, Code> {
+    let answer = agent.client().fetch_jwtsvid(ask()).await;
+    answer.map(|a| a.into_inner().svids[0].svid.clone()).map_err(|status| status.code())
+}
+
+#[tokio::test]
+async fn a_restart_without_a_server_serves_what_was_served_and_heals() {
+    let world = world().await;
+    let agent = world.started().await;
+    let before = agent.x509_once().await.unwrap();
+    let token_before = token(&agent).await.unwrap();
+    agent.stop().await;
+
+    world.server.state().away = true;
+    let attested = world.server.calls("AttestAgent");
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    assert_eq!(next(&mut held).await.unwrap(), before, "the same SVID, with its key and bundle");
+    assert_eq!(token(&agent).await.unwrap(), token_before);
+
+    world.entry("e2", "/more", &["test:any"]);
+    world.server.state().away = false;
+    let healed = next(&mut held).await.unwrap();
+    assert_eq!(healed.svids.len(), 2);
+    assert_eq!(healed.svids[0], before.svids[0], "what is good is not fetched again");
+    assert_eq!(world.server.calls("AttestAgent"), attested);
+    until("it tells its version", || world.server.calls("PostStatus") > 1).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_not_waited_for() {
+    let world = world().await;
+    let before = served_before(&world).await;
+    world.server.state().hangs = true;
+    let agent = world.started().await;
+    assert_eq!(agent.x509_once().await.unwrap(), before);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_meanwhile_goes_as_soon_as_the_server_says_so() {
+    let world = world().await;
+    served_before(&world).await;
+    // A server that answers at once is heard before anybody is served.
+    world.server.state().entries.clear();
+    let agent = world.started().await;
+    assert_eq!(agent.x509_once().await.unwrap_err().code(), Code::PermissionDenied);
+    agent.stop().await;
+
+    world.entry("e1", "/web", &["test:any"]);
+    served_before(&world).await;
+    world.server.state().away = true;
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    next(&mut held).await.unwrap();
+    world.server.state().entries.clear();
+    world.server.state().away = false;
+    assert_eq!(next(&mut held).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(token(&agent).await, Err(Code::PermissionDenied));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_banned_meanwhile_serves_nobody_and_keeps_nothing() {
+    for reason in [Reason::AgentBanned, Reason::AgentNotAttested] {
+        let world = world().await;
+        served_before(&world).await;
+        assert!(file(&world).exists());
+        world.server.state().refuse = Some(reason);
+        let agent = world.start();
+        let socket = agent.socket.clone();
+        agent.failure().await;
+        assert!(!socket.exists() && !file(&world).exists(), "{reason:?}");
+    }
+    // The same when it is told later.
+    let world = world().await;
+    served_before(&world).await;
+    world.server.state().away = true;
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    world.server.state().refuse = Some(Reason::AgentBanned);
+    world.server.state().away = false;
+    agent.failure().await;
+    assert!(!file(&world).exists());
+}
+
+#[tokio::test]
+async fn a_cache_of_another_key_or_none_is_waited_out() {
+    let mut world = world().await;
+    served_before(&world).await;
+    write_key(&world, 2);
+    world.server.state().away = true;
+    let agent = world.start();
+    let syncs = world.server.calls("SyncAuthorizedEntries") + world.server.calls("GetBundle");
+    until("the agent asked", || world.server.calls("SyncAuthorizedEntries") + world.server.calls("GetBundle") > syncs)
+        .await;
+    assert!(!agent.socket.exists(), "there is nothing to serve");
+    agent.stop().await;
+    world.server.state().away = false;
+    let before = served_before(&world).await;
+    world.server.state().away = true;
+    let agent = world.started().await;
+    assert_eq!(agent.x509_once().await.unwrap(), before, "written anew");
+    agent.stop().await;
+    world.settings.offline_cache = OfflineCache::Off;
+    let agent = world.start();
+    until("the agent asked", || world.server.calls("SyncAuthorizedEntries") > 2).await;
+    assert!(!agent.socket.exists(), "by choice");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_ended_meanwhile_is_not_served() {
+    let mut world = world().await;
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
+    world.server.state().svid_ttl = 600;
+    world.server.state().jwt_ttl = 300;
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    token(&agent).await.unwrap();
+    agent.stop().await;
+    world.server.state().away = true;
+    clock.advance(601);
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    assert_eq!(token(&agent).await, Err(Code::Unavailable));
+    world.server.state().svid_ttl = 3600;
+    world.server.state().away = false;
+    assert_eq!(next(&mut held).await.unwrap().svids.len(), 1, "it waited for a new one");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_in_use_are_renewed_ahead_so_that_an_outage_is_not_seen() {
+    let mut world = world().await;
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
+    world.server.state().jwt_ttl = 300;
+    let agent = world.started().await;
+    let first = token(&agent).await.unwrap();
+    let calls = world.server.calls("NewJWTSVID");
+    clock.advance(170); // past the half-life
+    until("it is renewed though nobody asks", || world.server.calls("NewJWTSVID") > calls).await;
+    let mut second = token(&agent).await.unwrap();
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    while second == first {
+        assert!(tokio::time::Instant::now() < end, "never renewed");
+        tokio::task::yield_now().await;
+        second = token(&agent).await.unwrap();
+    }
+    // From now on the server hangs: workloads do not wait for it while they have a token that serves.
+    world.server.state().away = true;
+    clock.advance(100);
+    assert_eq!(token(&agent).await.unwrap(), second);
+    agent.stop().await;
+}

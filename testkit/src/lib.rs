@@ -7,6 +7,7 @@
 mod client;
 pub mod database;
 pub mod docker;
+pub mod kube;
 mod process;
 mod proxy;
 mod spire;

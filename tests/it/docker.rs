@@ -65,20 +65,14 @@ fn a_container_gets_its_identity_through_a_mounted_socket() {
     assert!(none.code != 0 && none.stderr.contains("no identity issued"), "{none:?}");
 }
 
-/// All that SPIRE's attestor says of a process, taken from the log of its agent.
-fn said_by_spire(agent: &Agent, pid: i32) -> Option<BTreeSet<String>> {
-    let log = agent.process.log();
-    let marker = format!("pid={pid} ");
-    let line = log.lines().rev().find(|l| l.contains("PID attested to have selectors") && l.contains(&marker))?;
-    let list = line.split("selectors=\"[").nth(1)?.split("]\"").next()?;
-    let one = |part: &str| {
-        let (kind, value) = part
-            .trim_start_matches("type:\\\"")
-            .split_once("\\\" value:\\\"")
-            .or_else(|| part.trim_start_matches("type:\\\"").split_once("\\\"  value:\\\""))?;
-        Some(format!("{kind}:{}", value.trim_end_matches(['"', '\\', ' '])))
-    };
-    Some(list.split("type:").filter(|p| !p.trim().is_empty()).filter_map(|p| one(&format!("type:{p}"))).collect())
+/// What SPIRE's attestor of that kind said of the last process that it knew something of: from the log of its agent, which
+/// lists `type:"k8s" value:"ns:web"`, escaped as Go does.
+pub(crate) fn said_by_spire(agent: &Agent, kind: &str) -> Option<BTreeSet<String>> {
+    let log = agent.process.log().replace("\\\"", "\"");
+    let begin = format!("type:\"{kind}\"");
+    let line = log.lines().rev().find(|l| l.contains("PID attested to have selectors") && l.contains(&begin))?;
+    let value = |rest: &str| Some(rest.trim_start().strip_prefix("value:\"")?.split_once('"')?.0.to_owned());
+    Some(line.split(&begin).skip(1).filter_map(value).map(|value| format!("{kind}:{value}")).collect())
 }
 
 #[test]
@@ -91,25 +85,21 @@ fn our_selectors_are_those_of_spire() {
     // SPIRE's agent logs what it found of the caller; ours is asked about the same container's first process.
     let theirs = eventually("SPIRE's agent attests a process of the container", || {
         let out = dockerd.fetch("w1", &["x509"]);
-        let log = agent.process.log();
-        let pid = log.lines().rev().filter(|l| l.contains("PID attested to have selectors") && l.contains("docker"));
-        let pid = pid.filter_map(|l| l.split(" pid=").nth(1)?.split(' ').next()?.parse().ok()).next();
-        pid.and_then(|pid| said_by_spire(&agent, pid)).ok_or_else(|| format!("{}{}", out.stdout, out.stderr))
+        said_by_spire(&agent, "docker").ok_or_else(|| format!("{}{}", out.stdout, out.stderr))
     });
-    let theirs: BTreeSet<String> = theirs.into_iter().filter(|s| s.starts_with("docker:")).collect();
     let ours = attest(&attestor(&dockerd), dockerd.pid(&id)).unwrap();
     assert_eq!(ours, theirs);
     assert!(ours.iter().any(|s| s.starts_with("docker:image_config_digest:sha256:")), "{ours:?}");
 }
 
 /// A process of this machine in cgroups of the test's own, which go with it.
-struct Impostor {
+pub(crate) struct Impostor {
     child: Child,
     folders: Vec<PathBuf>,
 }
 
 impl Impostor {
-    fn in_cgroup(path: &str) -> Self {
+    pub(crate) fn in_cgroup(path: &str) -> Self {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let root = hierarchies.iter().map(Path::new).find(|root| root.join("cgroup.procs").exists()).unwrap();
@@ -129,7 +119,7 @@ impl Impostor {
         impostor
     }
 
-    fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
 }

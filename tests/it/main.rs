@@ -12,6 +12,7 @@ mod faults;
 mod forced_rotation;
 mod guide;
 mod kill_points;
+mod kubernetes;
 mod outage;
 mod outage_renewal;
 mod outage_sqlite;

@@ -47,6 +47,9 @@ pub enum LocateError {
     /// A pod's cgroup below one that a user may fill with what names he likes.
     #[error("the cgroup {0:?} names a pod below a user's own cgroups, where anyone can write such a name")]
     Delegated(String),
+    /// A pod's cgroup inside a container in which the agent does not run.
+    #[error("the cgroup {0:?} names a pod inside container {1}, which is no node of ours: it may write such a name itself")]
+    Inside(String, String),
     /// A matcher's `<id>` stands for nothing.
     #[error("a pattern matched, but no container id was found")]
     Blank,
@@ -81,15 +84,15 @@ pub fn container<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Option<
 /// The container and the pod of a process, or `None` when it runs in no container.
 ///
 /// A path with a pod counts more than one without: where containers of Kubernetes run in a container of docker (kind), some
-/// hierarchies name only the outer one.
+/// hierarchies name only the outer one. In which the agent (`own`: its own cgroups) must run as well.
 ///
 /// # Errors
-/// When its cgroups name several containers or pods, or when one names a pod where anyone could.
-pub fn pod<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Option<Located>, LocateError> {
+/// When its cgroups name several containers or pods, or when one names a pod where others than the kubelet could.
+pub fn pod<'a>(paths: impl IntoIterator<Item = &'a str>, own: &str) -> Result<Option<Located>, LocateError> {
     let mut found: Option<Located> = None;
     for path in paths {
         let Some((id, before)) = container_in(path) else { continue };
-        let pod_uid = pod_in(path, before)?;
+        let pod_uid = pod_in(path, before, own)?;
         match (&found, &pod_uid) {
             (Some(Located { pod_uid: Some(_), .. }), None) => continue,
             (None, _) | (Some(Located { pod_uid: None, .. }), Some(_)) => {}
@@ -135,20 +138,22 @@ fn container_in_segment(segment: &str) -> Option<usize> {
 
 /// The pod that the beginning of a path names, of which there may be one only: who may make cgroups below his own (a
 /// container with its cgroups writable, a user with a systemd of his own) can name them like another pod's.
-fn pod_in(path: &str, before_container: &str) -> Result<Option<String>, LocateError> {
+fn pod_in(path: &str, before_container: &str, own: &str) -> Result<Option<String>, LocateError> {
     let mut found: Option<String> = None;
     let mut is_delegated = false;
+    let mut stranger: Option<&str> = None;
     for segment in before_container.split('/') {
         if let Some(uid) = pod_in_segment(segment) {
-            if is_delegated {
-                return Err(LocateError::Delegated(path.to_owned()));
-            }
-            match found {
-                Some(other) if other != uid => return Err(LocateError::Pods(other, uid)),
+            match (found, stranger) {
+                _ if is_delegated => return Err(LocateError::Delegated(path.to_owned())),
+                (Some(other), _) if other != uid => return Err(LocateError::Pods(other, uid)),
+                (None, Some(outer)) => return Err(LocateError::Inside(path.to_owned(), outer.to_owned())),
                 _ => found = Some(uid),
             }
         }
         is_delegated |= segment.starts_with("user@") && segment.ends_with(".service");
+        let id = container_in_segment(segment).and_then(|at| segment.get(at..at + CONTAINER_ID_LEN));
+        stranger = stranger.or(id.filter(|id| !own.contains(id)));
     }
     Ok(found)
 }

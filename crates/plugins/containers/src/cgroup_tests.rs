@@ -14,7 +14,12 @@ fn path(form: &str) -> String {
 
 fn located(forms: &[&str]) -> Result<Option<Located>, LocateError> {
     let paths: Vec<String> = forms.iter().map(|form| path(form)).collect();
-    pod(paths.iter().map(String::as_str))
+    pod(paths.iter().map(String::as_str), &own())
+}
+
+/// The agent runs in the container that is a node of kind.
+fn own() -> String {
+    path("0::/docker/{O}/kubepods/pod{Q}/x")
 }
 
 fn at(id: &str, pod_uid: Option<&str>) -> Result<Option<Located>, LocateError> {
@@ -107,6 +112,8 @@ fn a_pod_inside_a_pod_is_refused() {
     assert_eq!(located(&[&nested]), Err(LocateError::Pods(POD.into(), POD_2.into())));
     let delegated = path("/user.slice/user-1000.slice/user@1000.service/kubepods/pod{P}/{ID}");
     assert_eq!(located(&[&delegated]), Err(LocateError::Delegated(delegated.clone())));
+    let inside = path("/docker/{ID}/kubepods/pod{P}/{O}");
+    assert_eq!(located(&[&inside]), Err(LocateError::Inside(inside.clone(), ID.into())));
     // Its own pod again is no lie.
     assert_eq!(located(&["/kubepods/pod{P}/{O}/kubepods/pod{P}/{ID}"]), at(ID, Some(POD)));
 }
@@ -140,7 +147,7 @@ proptest! {
     #[test]
     fn nothing_panics_and_nothing_is_invented(text in "(?s).{0,400}") {
         if let Ok(paths) = paths(&text) {
-            if let Ok(Some(found)) = pod(paths.iter().copied()) {
+            if let Ok(Some(found)) = pod(paths.iter().copied(), "") {
                 prop_assert!(text.contains(&found.container_id) && found.container_id.len() == 64);
             }
             let _ = container(paths);
@@ -149,7 +156,7 @@ proptest! {
 
     #[test]
     fn near_misses_never_panic(path in "[/:._-]{0,3}((pod|docker-|crio-)?[0-9a-f_-]{0,70}[/:._é-]{0,2}){0,6}") {
-        let _ = pod([path.as_str()]);
+        let _ = pod([path.as_str()], "");
         let _ = container([path.as_str()]);
     }
 
@@ -167,7 +174,7 @@ proptest! {
             format!("{before}/pod{uid}/{runtime}{id}{after}")
         };
         let expected = Located { container_id: id.clone(), pod_uid: Some(uid) };
-        prop_assert_eq!(pod([path.as_str()]), Ok(Some(expected)));
+        prop_assert_eq!(pod([path.as_str()], ""), Ok(Some(expected)));
         prop_assert_eq!(container([path.as_str()]), Ok(Some(id)));
     }
 }

@@ -26,6 +26,11 @@ pub(crate) fn cgroups_of(pid: i32) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()
 }
 
+/// The agent's own cgroups; none, if they cannot be read.
+pub(crate) fn own_cgroups() -> String {
+    std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
 /// The paths in which to look for the process's container.
 ///
 /// From inside a container the kernel shows cgroups relative to it: a process that shares the agent's container is at `/`.

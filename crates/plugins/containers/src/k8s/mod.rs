@@ -11,7 +11,7 @@ mod pods;
 mod verify;
 
 use crate::cgroup::{self, Located};
-use crate::process::{cgroups, container_paths, locate_error};
+use crate::process::{cgroups, container_paths, locate_error, own_cgroups};
 use async_trait::async_trait;
 use config::{SERVICE_ACCOUNT, Settings};
 use finial_core::{ErrorKind, Selector};
@@ -146,7 +146,7 @@ impl WorkloadAttestor for K8s {
             tracing::debug!(pid = peer.pid, cgroups, "PID cgroups enumerated");
         }
         let paths = container_paths(&cgroups)?;
-        let place = cgroup::pod(paths.iter().map(String::as_str)).map_err(locate_error)?;
+        let place = cgroup::pod(paths.iter().map(String::as_str), &own_cgroups()).map_err(locate_error)?;
         let Some(place) = place else { return Ok(Vec::new()) };
         Ok(prefixed_selectors(Self::NAME, self.values(&place).await?))
     }

@@ -1,0 +1,218 @@
+//! The `k8s` attestor against a real kubelet with containerd and an API server: what containers of a pod get, what SPIRE's
+//! attestor says of the same process, a kubelet that hangs and restarts, and who tries to pass for a pod.
+
+use crate::docker::{Impostor, said_by_spire};
+use finial_core::{SystemClock, TrustDomain};
+use finial_plugin::{Peer, PluginContext, WorkloadAttestor};
+use finial_plugins_containers::K8s;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+use testkit::kube::Kube;
+use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir, eventually};
+
+/// What a container does: it asks until it gets an SVID, writes down what it got, and stays.
+fn fetch_into(file: &str, then: &str) -> serde_json::Value {
+    let fetch = "/bin/spire-agent api fetch x509 -socketPath /run/finial/api.sock -timeout 30s";
+    json!([
+        "/bin/sh",
+        "-c",
+        format!("until {fetch} > /out/{file}.new; do true; done; mv /out/{file}.new /out/{file}; {then}")
+    ])
+}
+
+struct Node {
+    kube: Kube,
+    /// The attestor's keys.
+    config: String,
+    server: Server,
+    agent: Agent,
+    spire_server: Server,
+    spire_agent: Agent,
+    out: Workdir,
+}
+
+fn agent(flavor: Flavor, server: &Server, config: &str) -> Agent {
+    let usual = AgentOptions::default();
+    let k8s = format!("WorkloadAttestor \"k8s\" {{ plugin_data {{\n{config}\n}} }}");
+    let options = AgentOptions { node_attestor: format!("{}\n    {k8s}", usual.node_attestor), ..usual };
+    let agent = Agent::start(flavor, server, &options);
+    eventually("the socket is there", || agent.socket().exists().then_some(()).ok_or_else(|| "not yet".into()));
+    agent
+}
+
+impl Node {
+    fn start() -> Option<Self> {
+        let kube = Kube::start()?;
+        let token = kube.kubelet_token();
+        let config = format!(
+            "kubelet_secure_port = {}\nkubelet_ca_path = \"{}\"\ntoken_path = \"{}\"",
+            kube.secure_port,
+            kube.dir.path().join("pki/ca.crt").display(),
+            token.display()
+        );
+        for namespace in ["web", "other"] {
+            let labels = json!({"name": namespace, "labels": {"tier": "front"}});
+            kube.api("POST", "/api/v1/namespaces", Some(json!({"metadata": labels})));
+        }
+        let server = Server::start(Flavor::Finial, &ServerOptions::default());
+        let spire_server = Server::start(Flavor::Spire, &ServerOptions::default());
+        let (ours, theirs) = (agent(Flavor::Finial, &server, &config), agent(Flavor::Spire, &spire_server, &config));
+        Some(Self { kube, config, server, agent: ours, spire_server, spire_agent: theirs, out: Workdir::new() })
+    }
+
+    fn entry(&self, path: &str, selectors: &[&str]) {
+        let selectors: Vec<String> = selectors.iter().map(|s| format!("k8s:{s}")).collect();
+        let flags: Vec<&str> = selectors.iter().flat_map(|s| ["-selector", s.as_str()]).collect();
+        self.server.entry(path, &flags);
+    }
+
+    fn run(&self, namespace: &str, metadata: &serde_json::Value, spec: &serde_json::Value) {
+        let (ours, theirs) = (self.agent.socket(), self.spire_agent.socket());
+        let folders = [
+            (ours.parent().unwrap(), "/run/finial"),
+            (theirs.parent().unwrap(), "/run/spire"),
+            (self.out.path(), "/out"),
+        ];
+        self.kube.run(namespace, metadata, spec, &folders);
+    }
+
+    fn got(&self, file: &str) -> String {
+        let path = self.out.path().join(file);
+        eventually(&format!("a container writes {file}"), || std::fs::read_to_string(&path).map_err(|e| e.to_string()))
+    }
+
+    fn attestor(&self, more: &str) -> K8s {
+        let config = finial_hcl::parse(&format!("{}\n{more}", self.config)).unwrap();
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        K8s::new(&config, &PluginContext { trust_domain, clock: Arc::new(SystemClock) }).unwrap()
+    }
+}
+
+fn attest(k8s: &K8s, pid: i32) -> Result<BTreeSet<String>, String> {
+    let folder = File::open(format!("/proc/{pid}")).map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let selectors = runtime.block_on(k8s.attest(&Peer { pid, proc_dir: folder.as_fd() }));
+    Ok(selectors.map_err(|e| e.to_string())?.into_iter().map(|s| format!("{}:{}", s.kind, s.value)).collect())
+}
+
+#[test]
+fn pods_of_a_real_node() {
+    let Some(mut node) = Node::start() else { return };
+    let blog = containers_of_a_pod_get_their_own_identities(&node);
+    our_selectors_are_those_of_spire(&node, &blog);
+    a_new_pod_is_found_soon(&node);
+    nobody_passes_for_a_pod(&node, &blog);
+    a_kubelet_that_hangs_or_restarts_is_told_and_found_again(&mut node, &blog);
+}
+
+/// The container of the pod that goes on.
+fn containers_of_a_pod_get_their_own_identities(node: &Node) -> String {
+    node.entry("/prepare", &["ns:web", "container-name:prepare"]);
+    node.entry("/main", &["ns:web", "sa:writer", "pod-name:blog", "pod-label:app:blog", "container-name:main"]);
+    node.entry("/side", &["node-name:node1", "pod-owner:ReplicaSet:blog-1", "container-name:side"]);
+    node.entry("/elsewhere", &["ns:other", "container-name:main"]);
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "blog-1", "uid": "4a8e0c52-0000-4000-8000-000000000001"});
+    let metadata = json!({"name": "blog", "labels": {"app": "blog", "tier/x": "a"}, "ownerReferences": [owner]});
+    let spec = json!({
+        "serviceAccountName": "writer", "automountServiceAccountToken": false,
+        "initContainers": [{"name": "prepare", "command": fetch_into("prepare", "true")}],
+        "containers": [
+            {"name": "main", "command": fetch_into("main", "sleep 1000000")},
+            {"name": "side", "command": fetch_into("side", "sleep 1000000")}
+        ]
+    });
+    node.run("web", &metadata, &spec);
+    for name in ["prepare", "main", "side"] {
+        let got = node.got(name);
+        let ids: Vec<_> = got.lines().filter(|l| l.starts_with("SPIFFE ID:")).collect();
+        assert_eq!(ids.len(), 1, "{name}: {got}");
+        assert!(ids[0].ends_with(&format!("/{name}")), "{name}: {got}");
+    }
+    node.kube.container("web", "blog", "main")
+}
+
+fn our_selectors_are_those_of_spire(node: &Node, container: &str) {
+    let _ = &node.spire_server;
+    let theirs = eventually("SPIRE's agent attests a process of the container", || {
+        let exec = format!("theirs-{}", testkit::free_port());
+        let command = ["/bin/spire-agent", "api", "fetch", "x509", "-socketPath", "/run/spire/api.sock"];
+        let out = node.kube.ctr(&[&["tasks", "exec", "--exec-id", &exec, container][..], &command].concat());
+        said_by_spire(&node.spire_agent, "k8s").ok_or_else(|| format!("{}{}", out.stdout, out.stderr))
+    });
+    let ours = attest(&node.attestor(""), node.kube.pid(container)).unwrap();
+    assert_eq!(ours, theirs);
+    for selector in
+        ["k8s:sa:writer", "k8s:pod-image-count:2", "k8s:pod-init-image-count:1", "k8s:pod-owner:ReplicaSet:blog-1"]
+    {
+        assert!(ours.contains(selector), "{selector}: {ours:?}");
+    }
+    assert!(ours.iter().any(|s| s.starts_with("k8s:container-image:") && s.contains("sha256:")), "{ours:?}");
+    // Without certificates, by the read-only port: the same.
+    let plain = finial_hcl::parse(&format!("kubelet_read_only_port = {}", node.kube.read_only_port)).unwrap();
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let plain = K8s::new(&plain, &PluginContext { trust_domain, clock: Arc::new(SystemClock) }).unwrap();
+    assert_eq!(attest(&plain, node.kube.pid(container)), Ok(ours));
+}
+
+/// How soon depends on when the kubelet itself knows; told, not asserted.
+fn a_new_pod_is_found_soon(node: &Node) {
+    node.entry("/quick", &["pod-label:app:quick"]);
+    let k8s = node.attestor("");
+    for number in 0..3 {
+        let (name, file) = (format!("quick-{number}"), format!("quick-{number}"));
+        let spec = json!({"containers": [{"name": "main", "command": fetch_into(&file, "sleep 1000000")}]});
+        node.run("web", &json!({"name": name, "labels": {"app": "quick"}}), &spec);
+        let created = Instant::now();
+        assert!(node.got(&file).contains("/quick"));
+        let served = created.elapsed();
+        let pid = node.kube.pid(&node.kube.container("web", &name, "main"));
+        let began = Instant::now();
+        assert!(attest(&k8s, pid).is_ok());
+        eprintln!("pod {number}: created to served {served:?}; a known one attested in {:?}", began.elapsed());
+    }
+}
+
+fn nobody_passes_for_a_pod(node: &Node, container: &str) {
+    let k8s = node.attestor("max_poll_attempts = 1");
+    let found = attest(&k8s, node.kube.pid(container)).unwrap();
+    let uid = found.iter().find_map(|s| s.strip_prefix("k8s:pod-uid:")).unwrap().to_owned();
+    assert_eq!(attest(&k8s, i32::try_from(std::process::id()).unwrap()), Ok(BTreeSet::new()));
+    assert_eq!(attest(&k8s, Impostor::in_cgroup("finial-test-plain-pod").pid()), Ok(BTreeSet::new()));
+    assert_eq!(attest(&k8s, Impostor::in_cgroup(&format!("finial-test-half/pod{uid}")).pid()), Ok(BTreeSet::new()));
+    let other = "0".repeat(64);
+    for (path, why) in [
+        // A container with its cgroups writable, and a user with a systemd of his own.
+        (format!("finial-test-g/{other}/kubepods/pod{uid}/{container}"), "names a pod inside container"),
+        (format!("finial-test-h/user@1000.service/pod{uid}/{container}"), "below a user's own cgroups"),
+        // Another pod's container, and a pod's container that is none.
+        (format!("finial-test-i/pod{}/{container}", uid.replace(['1', '2', '3'], "4")), "no selectors found"),
+        (format!("finial-test-j/pod{uid}/{other}"), "no selectors found"),
+    ] {
+        let impostor = Impostor::in_cgroup(&path);
+        let error = attest(&k8s, impostor.pid()).expect_err(&path);
+        assert!(error.contains(why), "{path}: {error}");
+    }
+}
+
+fn a_kubelet_that_hangs_or_restarts_is_told_and_found_again(node: &mut Node, container: &str) {
+    let k8s = node.attestor("max_poll_attempts = 2\nnode_name = \"localhost\"");
+    let pid = node.kube.pid(container);
+    assert!(attest(&k8s, pid).is_ok());
+    let kubelet = node.kube.kubelet();
+    kubelet.signal(rustix::process::Signal::STOP);
+    // The list of a moment ago is too old by then.
+    let error = eventually("a kubelet that hangs is told", || attest(&k8s, pid).err().ok_or_else(|| "served".into()));
+    assert!(error.contains("no selectors found") || error.contains("no answer within"), "{error}");
+    kubelet.signal(rustix::process::Signal::CONT);
+    eventually("it is found again", || attest(&k8s, pid));
+    node.kube.kubelet().terminate();
+    let error = eventually("a kubelet that is gone is told", || attest(&k8s, pid).err().ok_or_else(|| "served".into()));
+    assert!(error.contains("connection refused"), "{error}");
+    node.kube.begin_kubelet();
+    let again = eventually("the pod is found again", || attest(&k8s, pid));
+    assert!(again.contains("k8s:container-name:main"), "{again:?}");
+}

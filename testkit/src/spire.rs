@@ -266,6 +266,8 @@ pub struct AgentOptions {
     pub agent: String,
     /// The node attestor block; join_token by default.
     pub node_attestor: String,
+    /// More lines for the `experimental { }` block.
+    pub experimental: &'static str,
     /// How often it asks the server.
     pub sync_interval: &'static str,
     /// What the unix attestor's `plugin_data` says.
@@ -281,6 +283,7 @@ impl Default for AgentOptions {
         Self {
             key_manager: "disk",
             agent: String::new(),
+            experimental: "",
             sync_interval: "1s",
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
             unix: String::new(),
@@ -320,7 +323,10 @@ impl Agent {
     socket_path = "{socket}"
     trust_bundle_path = "{bundle}"
     trust_domain = "{td}"
-    experimental {{ sync_interval = "{interval}" }}
+    experimental {{
+        sync_interval = "{interval}"
+        {experimental}
+    }}
     {more}
 }}
 plugins {{
@@ -335,6 +341,7 @@ plugins {{
                 bundle = server.bundle_file().display(),
                 td = server.trust_domain,
                 interval = options.sync_interval,
+                experimental = options.experimental,
                 more = options.agent,
                 attestor = options.node_attestor,
                 km = options.key_manager,

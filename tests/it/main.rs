@@ -22,3 +22,4 @@ mod several;
 mod spire;
 mod takeover;
 mod takeover_live;
+mod wit;

@@ -129,6 +129,11 @@ pub fn jwt_bundle_json(bundle: &Bundle) -> Result<String, KeyError> {
     bundle_to_json(bundle, BundleFormat { x509: false, jwt: true, wit: false, standard: true, pretty: true })
 }
 
+/// A trust domain's WIT keys in the same form.
+pub fn wit_bundle_json(bundle: &Bundle) -> Result<String, KeyError> {
+    bundle_to_json(bundle, BundleFormat { x509: false, jwt: false, wit: true, standard: true, pretty: true })
+}
+
 /// Reads a bundle document; keys of unknown type or use are ignored (section 4.1.3 and 4.2).
 pub fn bundle_from_json(trust_domain: &TrustDomain, json: &[u8]) -> Result<Bundle, BundleError> {
     if json.len() > BUNDLE_BYTES_MAX {

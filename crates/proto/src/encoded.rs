@@ -19,6 +19,10 @@ pub type X509SvidResponse = Encoded<workload::X509svidResponse>;
 pub type X509BundlesResponse = Encoded<workload::X509BundlesResponse>;
 /// The ready-made form of [`workload::JwtBundlesResponse`].
 pub type JwtBundlesResponse = Encoded<workload::JwtBundlesResponse>;
+/// The ready-made form of [`workload::WitsvidResponse`].
+pub type WitSvidResponse = Encoded<workload::WitsvidResponse>;
+/// The ready-made form of [`workload::WitBundlesResponse`].
+pub type WitBundlesResponse = Encoded<workload::WitBundlesResponse>;
 /// The ready-made form of [`crate::envoy::discovery::DiscoveryResponse`].
 pub type DiscoveryResponse = Encoded<crate::envoy::discovery::DiscoveryResponse>;
 /// The ready-made form of [`crate::envoy::discovery::DeltaDiscoveryResponse`].

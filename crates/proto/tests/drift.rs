@@ -133,6 +133,8 @@ const ENCODED: &[(&str, &str)] = &[
     (".X509SVIDResponse", "crate::encoded::X509SvidResponse"),
     (".X509BundlesResponse", "crate::encoded::X509BundlesResponse"),
     (".JWTBundlesResponse", "crate::encoded::JwtBundlesResponse"),
+    (".WITSVIDResponse", "crate::encoded::WitSvidResponse"),
+    (".WITBundlesResponse", "crate::encoded::WitBundlesResponse"),
     (".finial.server.sync.v1.WatchResponse", "crate::encoded::WatchResponse"),
     (".spire.api.server.entry.v1.GetAuthorizedEntriesResponse", "crate::encoded::GetAuthorizedEntriesResponse"),
     (".spire.api.server.entry.v1.SyncAuthorizedEntriesResponse", "crate::encoded::SyncAuthorizedEntriesResponse"),

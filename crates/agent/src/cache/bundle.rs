@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use finial_core::{Bundle, JwtAuthority, TrustDomain};
-use finial_crypto::bundle::jwt_bundle_json;
+use finial_crypto::bundle::{jwt_bundle_json, wit_bundle_json};
 use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, PublicKey, TrustRoots, pem};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -17,6 +17,8 @@ pub(crate) struct BundleForms {
     x509_pem: OnceLock<Bytes>,
     /// The JWT keys as a JWK set.
     pub(crate) jwks: Bytes,
+    /// The WIT keys likewise.
+    pub(crate) wit_jwks: String,
     pub(crate) roots: Arc<TrustRoots>,
     pub(crate) jwt_keys: Arc<JwtKeys>,
 }
@@ -43,11 +45,14 @@ impl BundleForms {
         let mut readable = Bundle::empty(bundle.trust_domain.clone());
         readable.jwt_authorities =
             bundle.jwt_authorities.iter().filter(|key| is_readable(&bundle, key)).cloned().collect();
+        readable.wit_authorities =
+            bundle.wit_authorities.iter().filter(|key| is_readable(&bundle, key)).cloned().collect();
         Ok(Self {
             id: bundle.trust_domain.id_string(),
             x509: ders().flat_map(|der| der.iter()).copied().collect::<Vec<u8>>().into(),
             x509_pem: OnceLock::new(),
             jwks: jwt_bundle_json(&readable)?.into(),
+            wit_jwks: wit_bundle_json(&readable)?,
             roots: Arc::new(TrustRoots::new(ders())?),
             jwt_keys: Arc::new(JwtKeys::from_bundle(&readable)?),
             bundle,
@@ -69,6 +74,13 @@ impl BundleForms {
     /// Key IDs of tainted JWT authorities.
     pub(crate) fn tainted_jwt(&self) -> Vec<String> {
         self.bundle.jwt_authorities.iter().filter(|a| a.tainted).map(|a| a.key_id.clone()).collect()
+    }
+}
+
+impl BundleForms {
+    /// Key IDs of tainted WIT authorities.
+    pub(crate) fn tainted_wit(&self) -> Vec<String> {
+        self.bundle.wit_authorities.iter().filter(|a| a.tainted).map(|a| a.key_id.clone()).collect()
     }
 }
 

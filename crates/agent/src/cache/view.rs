@@ -7,7 +7,7 @@ use super::tls_secret::TlsSecret;
 use crate::entry::WorkloadEntry;
 use finial_core::SelectorSet;
 use finial_crypto::{JwtKeySource, JwtKeys};
-use finial_proto::encoded::{Encoded, JwtBundlesResponse, X509BundlesResponse, X509SvidResponse};
+use finial_proto::encoded::{Encoded, JwtBundlesResponse, WitBundlesResponse, X509BundlesResponse, X509SvidResponse};
 use finial_proto::workload;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -42,6 +42,7 @@ pub(crate) struct ViewState {
     x509_svids: OnceLock<X509SvidResponse>,
     x509_bundles: OnceLock<X509BundlesResponse>,
     jwt_bundles: OnceLock<JwtBundlesResponse>,
+    wit_bundles: OnceLock<WitBundlesResponse>,
     certificates: OnceLock<Vec<TlsSecret>>,
 }
 
@@ -71,6 +72,7 @@ impl ViewState {
             x509_svids: OnceLock::new(),
             x509_bundles: OnceLock::new(),
             jwt_bundles: OnceLock::new(),
+            wit_bundles: OnceLock::new(),
             certificates: OnceLock::new(),
         }
     }
@@ -138,6 +140,19 @@ impl ViewState {
             let bundles = self.bundles().map(|b| (b.id.clone(), b.x509.clone())).collect();
             Encoded::new(&workload::X509BundlesResponse { crl: Vec::new(), bundles })
         })
+    }
+
+    /// The answer of FetchWITBundles.
+    pub(crate) fn wit_bundles(&self) -> &WitBundlesResponse {
+        self.wit_bundles.get_or_init(|| {
+            let bundles = self.bundles().map(|b| (b.id.clone(), b.wit_jwks.clone())).collect();
+            Encoded::new(&workload::WitBundlesResponse { bundles })
+        })
+    }
+
+    /// Key IDs of WIT authorities of our own that are no longer to be used.
+    pub(crate) fn tainted_wit(&self) -> Vec<String> {
+        self.own.tainted_wit()
     }
 
     /// The answer of FetchJWTBundles.
@@ -208,6 +223,11 @@ impl View {
     /// Whether a stream watches.
     pub(super) fn is_watched(&self) -> bool {
         self.streams.load(Ordering::Relaxed) > 0
+    }
+
+    /// The states from now on; nothing is kept or fetched for that.
+    pub(crate) fn subscribe_states(&self) -> watch::Receiver<Arc<ViewState>> {
+        self.state.subscribe()
     }
 
     /// Watches; as long as the result lives, SVIDs of the view are kept and fetched.

@@ -282,6 +282,24 @@ impl ServerLink {
         Ok(IssuedJwt { id, token: svid.token, issued_at: svid.issued_at, expires_at: svid.expires_at })
     }
 
+    /// WIT-SVIDs, in order; where the server would not, why.
+    pub(crate) async fn new_wit_svids(
+        &self,
+        params: Vec<svid::NewWitsvidParams>,
+    ) -> Result<Vec<Result<types::Witsvid, String>>, ServerError> {
+        let count = params.len();
+        let request = svid::BatchNewWitsvidRequest { params };
+        let call = async { self.svids().batch_new_witsvid(request).await };
+        let answer = within("failed to batch new WIT-SVID(s)", RPC_TIMEOUT, call).await?.into_inner();
+        let mut results = answer.results.into_iter();
+        let taken = (0..count).map(|_| {
+            let result = results.next().ok_or_else(|| "the server did not answer for it".to_owned())?;
+            let status = result.status.unwrap_or_default();
+            result.svid.ok_or_else(|| format!("{}: {}", status.code, status.message))
+        });
+        Ok(taken.collect())
+    }
+
     /// A new SVID for the agent itself.
     pub(crate) async fn renew_agent(&self, csr: Vec<u8>) -> Result<types::X509svid, ServerError> {
         let request = agent::RenewAgentRequest { params: Some(agent::AgentX509svidParams { csr: csr.into() }) };

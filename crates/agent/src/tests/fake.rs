@@ -3,7 +3,7 @@
 use crate::testing::TestCa;
 use finial_core::{Clock, KeyType, SpiffeId, SystemClock};
 use finial_crypto::tls::{BundleSource, ClientAuth, PeerPolicy, TlsIdentity, server_config};
-use finial_crypto::{Certificate, Csr, JwtAuthoritySigner, JwtSvidClaims, PrivateKey, TrustRoots};
+use finial_crypto::{Certificate, Csr, JwtAuthoritySigner, JwtSvidClaims, PrivateKey, TrustRoots, WitAuthoritySigner, WitSvidClaims};
 use finial_net::Limits;
 use finial_net::tls::{TlsIncoming, TlsPeer, bind};
 use finial_proto::convert::{id_to_proto, permission_denied};
@@ -43,6 +43,9 @@ pub(super) struct State {
     pub(super) agent_ttl: i64,
     pub(super) renewed_ttl: i64,
     pub(super) jwt_ttl: i64,
+    pub(super) wit_ttl: i64,
+    /// Signs WIT-SVIDs; none = it has none.
+    pub(super) wit: Option<WitAuthoritySigner>,
     /// Every call of an agent is refused with this.
     pub(super) refuse: Option<Reason>,
     /// Every call fails.
@@ -158,6 +161,8 @@ impl FakeServer {
             agent_ttl: 3600,
             renewed_ttl: 3600,
             jwt_ttl: 300,
+            wit_ttl: 300,
+            wit: None,
             refuse: None,
             away: false,
             hangs: false,
@@ -189,6 +194,15 @@ impl FakeServer {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap()
+    }
+
+    /// From now on it signs WIT-SVIDs with a key of this ID, which is in its bundle.
+    pub(super) fn sign_wits(&self, key_id: &str) {
+        let signer = WitAuthoritySigner::new(Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap()), key_id);
+        let public_key = signer.signer().public_key().spki_der().to_vec().into();
+        let mut state = self.state();
+        state.bundle.wit_authorities.push(types::WitKey { public_key, key_id: key_id.into(), ..Default::default() });
+        state.wit = Some(signer);
     }
 
     /// Tells it to all open streams.
@@ -413,7 +427,6 @@ impl Svid for FakeServer {
         mint_x509svid(MintX509svidRequest) -> MintX509svidResponse;
         mint_jwtsvid(MintJwtsvidRequest) -> MintJwtsvidResponse;
         mint_witsvid(MintWitsvidRequest) -> MintWitsvidResponse;
-        batch_new_witsvid(BatchNewWitsvidRequest) -> BatchNewWitsvidResponse;
         new_downstream_x509ca(NewDownstreamX509caRequest) -> NewDownstreamX509caResponse;
     }
 
@@ -443,6 +456,32 @@ impl Svid for FakeServer {
             }
         };
         Ok(Response::new(BatchNewX509svidResponse { results: params.into_iter().map(result).collect() }))
+    }
+
+    async fn batch_new_witsvid(
+        &self,
+        request: Request<BatchNewWitsvidRequest>,
+    ) -> Result<Response<BatchNewWitsvidResponse>, Status> {
+        self.enter("BatchNewWITSVID", &request)?;
+        let (signer, ttl) = {
+            let state = self.state();
+            (state.wit.clone().ok_or_else(|| Status::unimplemented("WIT functionality is disabled"))?, state.wit_ttl)
+        };
+        let now = SystemClock.now();
+        let mut results = Vec::new();
+        for params in request.into_inner().params {
+            let entry = self.state().entries.get(&params.entry_id).cloned().unwrap();
+            let sub = &crate::entry::spiffe_id(entry.spiffe_id.as_ref().unwrap()).unwrap();
+            let key = &finial_crypto::PublicKey::from_spki(&params.public_key).unwrap();
+            let key_algorithm = finial_crypto::wit_key_algorithm(key, &params.signing_algorithm).unwrap();
+            let claims = WitSvidClaims { key, key_algorithm, exp: now + ttl, iat: now, iss: None, sub };
+            let token = signer.sign(&claims).await.unwrap();
+            let (id, expires_at) = (entry.spiffe_id, now + ttl);
+            let svid = types::Witsvid { token, id, expires_at, issued_at: now, ..Default::default() };
+            let status = Some(types::Status::default());
+            results.push(batch_new_witsvid_response::Result { status, svid: Some(svid) });
+        }
+        Ok(Response::new(BatchNewWitsvidResponse { results }))
     }
 
     async fn new_jwtsvid(&self, request: Request<NewJwtsvidRequest>) -> Result<Response<NewJwtsvidResponse>, Status> {

@@ -12,3 +12,4 @@ mod sds;
 mod sds_delta;
 mod server_away;
 mod tokens;
+mod wit;

@@ -3,12 +3,14 @@
 mod call;
 mod caller;
 mod stream;
+mod wit;
 
 pub(crate) use call::{ApiNames, Call, Calls};
 pub(crate) use caller::{Attestation, Caller, CallerConnection};
 
 use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
+use crate::sync::wit::WitFetcher;
 use finial_config::AgentRateLimits;
 use finial_core::{Clock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_crypto::verify_jwt_svid;
@@ -20,11 +22,14 @@ use finial_runtime::RateLimiter;
 use std::collections::HashSet;
 use std::sync::Arc;
 use stream::AnswerStream;
+use wit::WitStream;
 use tonic::{Request, Response, Status};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "endpoints";
 
+/// What each request must carry.
+const SECURITY_HEADER: &str = "workload.spiffe.io";
 /// All audiences of a request together, bytes. The server puts them into a token that must stay of use.
 const AUDIENCE_BYTES_MAX: usize = 8 << 10;
 /// Selector sets that a rate limiter remembers.
@@ -74,6 +79,8 @@ struct Inner {
     cache: Arc<Cache>,
     attestation: Arc<Attestation>,
     jwt: Arc<JwtFetcher>,
+    /// None: there are no WIT-SVIDs.
+    wit: Option<Arc<WitFetcher>>,
     clock: Arc<dyn Clock>,
     limits: Limits,
     calls: Calls,
@@ -89,11 +96,12 @@ impl WorkloadApi {
         cache: Arc<Cache>,
         attestation: Arc<Attestation>,
         jwt: Arc<JwtFetcher>,
+        wit: Option<Arc<WitFetcher>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let limits = Limits::new(&settings.rate_limits);
         let calls = Calls::new(attestation.metrics.clone(), ApiNames::WORKLOAD);
-        Self(Arc::new(Inner { settings, cache, attestation, jwt, clock, limits, calls }))
+        Self(Arc::new(Inner { settings, cache, attestation, jwt, wit, clock, limits, calls }))
     }
 
     fn measure<T>(&self, key: &'static str, request: &Request<T>) -> Call {
@@ -101,14 +109,9 @@ impl WorkloadApi {
         self.0.calls.begin(key, by_agent)
     }
 
-    /// Who calls, and what they may see. The header must be there exactly once, so that a confused HTTP client cannot
-    /// be made to call us.
+    /// Who calls, and what they may see.
     async fn enter<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, Arc<View>), Status> {
-        let mut headers = request.metadata().get_all("workload.spiffe.io").iter();
-        let (first, second) = (headers.next(), headers.next());
-        if first.is_none_or(|value| value.as_bytes() != b"true") || second.is_some() {
-            return Err(Status::invalid_argument("security header missing from request"));
-        }
+        check_header(request, SECURITY_HEADER)?;
         let caller = request.extensions().get::<Arc<Caller>>();
         let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?.clone();
         let view = self.0.attestation.view(&caller).await?;
@@ -259,6 +262,16 @@ struct Method<'a, T> {
     ready_made: fn(&ViewState) -> &Encoded<T>,
 }
 
+/// The header must be there exactly once, so that a confused HTTP client cannot be made to call us.
+pub(crate) fn check_header<T>(request: &Request<T>, name: &str) -> Result<(), Status> {
+    let mut headers = request.metadata().get_all(name).iter();
+    let (first, second) = (headers.next(), headers.next());
+    if first.is_none_or(|value| value.as_bytes() != b"true") || second.is_some() {
+        return Err(Status::invalid_argument("security header missing from request"));
+    }
+    Ok(())
+}
+
 pub(crate) fn check_audience(audience: &[String]) -> Result<(), Status> {
     if audience.is_empty() {
         return Err(Status::invalid_argument("audience must be specified"));
@@ -274,8 +287,8 @@ impl SpiffeWorkloadApi for WorkloadApi {
     type FetchX509SVIDStream = AnswerStream<workload::X509svidResponse>;
     type FetchX509BundlesStream = AnswerStream<workload::X509BundlesResponse>;
     type FetchJWTBundlesStream = AnswerStream<workload::JwtBundlesResponse>;
-    type FetchWITSVIDStream = tokio_stream::Empty<Result<workload::WitsvidResponse, Status>>;
-    type FetchWITBundlesStream = tokio_stream::Empty<Result<workload::WitBundlesResponse, Status>>;
+    type FetchWITSVIDStream = WitStream;
+    type FetchWITBundlesStream = AnswerStream<workload::WitBundlesResponse>;
 
     async fn fetch_x509svid(
         &self,
@@ -341,15 +354,25 @@ impl SpiffeWorkloadApi for WorkloadApi {
 
     async fn fetch_witsvid(
         &self,
-        _request: Request<workload::WitsvidRequest>,
+        request: Request<workload::WitsvidRequest>,
     ) -> Result<Response<Self::FetchWITSVIDStream>, Status> {
-        Err(Status::unimplemented("fetching WIT-SVIDs is not implemented"))
+        self.wit_svids(request).await
     }
 
     async fn fetch_wit_bundles(
         &self,
-        _request: Request<workload::WitBundlesRequest>,
+        request: Request<workload::WitBundlesRequest>,
     ) -> Result<Response<Self::FetchWITBundlesStream>, Status> {
-        Err(Status::unimplemented("fetching WIT bundles is not implemented"))
+        if self.0.wit.is_none() {
+            return Err(wit::unimplemented(&request, "WIT bundles"));
+        }
+        let method = Method {
+            name: "FetchWITBundles",
+            key: "rpc.workload_api.fetch_wit_bundles",
+            limiter: &None,
+            open_to_all: self.0.settings.allow_unauthenticated_verifiers,
+            ready_made: ViewState::wit_bundles,
+        };
+        self.stream(&request, method).await
     }
 }

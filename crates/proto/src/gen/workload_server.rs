@@ -82,7 +82,7 @@ pub mod spiffe_workload_api_server {
         /// Server streaming response type for the FetchWITSVID method.
         type FetchWITSVIDStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<
-                    crate::workload::WitsvidResponse,
+                    crate::encoded::WitSvidResponse,
                     tonic::Status,
                 >,
             >
@@ -99,7 +99,7 @@ pub mod spiffe_workload_api_server {
         /// Server streaming response type for the FetchWITBundles method.
         type FetchWITBundlesStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<
-                    crate::workload::WitBundlesResponse,
+                    crate::encoded::WitBundlesResponse,
                     tonic::Status,
                 >,
             >
@@ -440,7 +440,7 @@ pub mod spiffe_workload_api_server {
                     > tonic::server::ServerStreamingService<
                         crate::workload::WitsvidRequest,
                     > for FetchWITSVIDSvc<T> {
-                        type Response = crate::workload::WitsvidResponse;
+                        type Response = crate::encoded::WitSvidResponse;
                         type ResponseStream = T::FetchWITSVIDStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,
@@ -488,7 +488,7 @@ pub mod spiffe_workload_api_server {
                     > tonic::server::ServerStreamingService<
                         crate::workload::WitBundlesRequest,
                     > for FetchWITBundlesSvc<T> {
-                        type Response = crate::workload::WitBundlesResponse;
+                        type Response = crate::encoded::WitBundlesResponse;
                         type ResponseStream = T::FetchWITBundlesStream;
                         type Future = BoxFuture<
                             tonic::Response<Self::ResponseStream>,

@@ -13,6 +13,7 @@ use crate::sync::client::ServerLink;
 use crate::sync::jwt::JwtFetcher;
 use crate::sync::wit::WitFetcher;
 use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
+use finial_config::AgentSettings;
 use finial_net::Limits;
 use finial_net::unix::{self, UnixIncoming};
 use finial_proto::agent::debug::debug_server::DebugServer;
@@ -39,6 +40,8 @@ const SUBSYSTEM: &str = "endpoints";
 const HEALTH_LISTENS_AFTER: Duration = Duration::from_secs(8);
 /// How long open calls may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Between two looks at a port that is not free yet.
+const PORT_POLL: Duration = Duration::from_millis(50);
 /// Streams on one connection.
 const STREAMS_MAX: u32 = 1_000;
 /// Headers of one request, bytes.
@@ -124,16 +127,38 @@ pub(crate) fn start(
     Ok(Servers(servers))
 }
 
-fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
+fn bind(context: &Context, path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
     // One user must not be able to take all places.
     let all = Limits::default();
-    let bound = unix::bind(path, mode, dir_mode, Limits { connections_per_peer: all.connections / 2, ..all });
-    bound.map_err(|e| AgentError::internal(format!("create UDS listener: {e}")).because(e))
+    let limits = Limits { connections_per_peer: all.connections / 2, ..all };
+    let sockets = &context.inherited.sockets;
+    let adopted = sockets.take(path).map(|socket| unix::adopt(socket, path, limits));
+    let adopted = adopted.transpose().unwrap_or_else(|error| {
+        tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Opening the socket anew");
+        None
+    });
+    let bound = adopted.map_or_else(|| unix::bind(path, mode, dir_mode, limits), Ok);
+    let mut bound = bound.map_err(|e| AgentError::internal(format!("create UDS listener: {e}")).because(e))?;
+    sockets.add(bound.listening());
+    Ok(bound)
+}
+
+/// Waits until the agent that ran before has let go of its TCP ports, for a while.
+pub(crate) async fn wait_for_ports(settings: &AgentSettings) {
+    let until = Instant::now() + DRAIN;
+    let metrics = settings.telemetry.prometheus.as_ref().map(|p| (p.host.as_str(), p.port));
+    let health = &settings.health;
+    let health = health.listener_enabled.then_some((health.bind_address.as_str(), health.bind_port));
+    for address in metrics.into_iter().chain(health) {
+        while tokio::net::TcpListener::bind(address).await.is_err() && Instant::now() < until {
+            tokio::time::sleep(PORT_POLL).await;
+        }
+    }
 }
 
 fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<JoinHandle<()>, AgentError> {
     let settings = &context.settings;
-    let incoming = bind(path, 0o777, 0o755)?;
+    let incoming = bind(context, path, 0o777, 0o755)?;
     let Shared { cache, attestation, jwt, wit } = shared;
     let sds = SdsApi::new(settings.sds.clone(), settings.rate_limits, cache.clone(), attestation.clone());
     let api = WorkloadApi::new(
@@ -183,7 +208,7 @@ fn start_admin(
     started: Instant,
     path: &Path,
 ) -> Result<JoinHandle<()>, AgentError> {
-    let incoming = bind(path, 0o770, 0o750)?;
+    let incoming = bind(context, path, 0o770, 0o750)?;
     let Shared { cache, attestation, jwt, .. } = shared;
     let debug = DebugApi::new(cache.clone(), status, context.clock.clone(), started);
     let delegates = &context.settings.authorized_delegates;

@@ -13,6 +13,7 @@ mod delegated;
 mod endpoints;
 mod entry;
 mod error;
+mod handover;
 mod health;
 mod join_token;
 mod restart;
@@ -38,6 +39,7 @@ use finial_net::client::tls_channel;
 use finial_plugin::{AgentNodeAttestor, AgentPlugins};
 use finial_runtime::log::LogHandle;
 use finial_runtime::{Metrics, Shutdown, Spawner, listen_text, telemetry};
+use handover::Inherited;
 use join_token::JoinTokenAttestor;
 use rotation::{Jitter, RotationStrategy};
 use sealed::SealedCache;
@@ -80,6 +82,10 @@ pub(crate) struct Context {
     pub(crate) rotation: RotationStrategy,
     pub(crate) jitter: Arc<Jitter>,
     pub(crate) version: String,
+    /// From the agent that ran before, and for the next one.
+    pub(crate) inherited: Inherited,
+    /// Held while the agent's own SVID is renewed, or may not be.
+    pub(crate) renewal: tokio::sync::Mutex<()>,
 }
 
 impl Context {
@@ -94,7 +100,12 @@ impl Context {
         KeyExchange::post_quantum(self.settings.require_pq_kem)
     }
 
-    fn new(agent: Agent, metrics: Metrics, shutdown: Shutdown) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
+    fn new(
+        agent: Agent,
+        metrics: Metrics,
+        shutdown: Shutdown,
+        inherited: Inherited,
+    ) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
         let Agent { settings, mut plugins, spawner, clock, log, version } = agent;
         plugins.key_manager = finial_plugin::metered_for_agent(plugins.key_manager, metrics.clone());
         let failed = |e: std::io::Error| {
@@ -121,6 +132,8 @@ impl Context {
             metrics,
             storage,
             version,
+            inherited,
+            renewal: tokio::sync::Mutex::default(),
         };
         Ok((Arc::new(context), log))
     }
@@ -155,22 +168,19 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let started = Instant::now();
     tracing::info!(data_dir = %agent.settings.data_dir.display(), version = %agent.version, "Starting agent");
     let metrics = metrics(&agent.settings);
-    let (context, log) = Context::new(agent, metrics, shutdown)?;
+    // Before anything is read that the agent that runs may still write.
+    let inherited = handover::ask(&agent.settings).await;
+    let (context, log) = Context::new(agent, metrics, shutdown, inherited)?;
     let settings = &context.settings;
+    let status = Arc::new(AgentStatus::default());
     // Before attestation, which may take long: so that its failures can be seen.
-    if let Some(prometheus) = &settings.telemetry.prometheus {
-        let address = format!("{}:{}", prometheus.host, prometheus.port);
-        let served = telemetry::serve_prometheus(context.metrics.clone(), &address, &context.spawner).await;
-        served.map_err(|e| {
-            AgentError::internal(format!("failed to serve metrics: {}", listen_text(&address, &e))).because(e)
-        })?;
+    if !context.inherited.is_from_agent() {
+        listen_on_tcp(&context, &status).await?;
     }
     let pushed =
         context.metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &context.spawner);
     pushed.await.map_err(AgentError::internal)?;
     context.metrics.started(&context.version, settings.trust_domain.as_str());
-    let status = Arc::new(AgentStatus::default());
-    endpoints::start_health(&context, status.clone());
 
     let Some(attested) = attest::attest(&context).await? else { return Ok(()) };
     if !attested.svid.reattestable && context.plugins.keys_are_volatile {
@@ -206,16 +216,53 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
             () = stop.cancelled() => Ok(()),
         }
     };
-    let ended = context.spawner.spawn("sync", sync).await;
+    let sync = context.spawner.spawn("sync", sync);
+    let handover = context.spawner.spawn("handover", hand_on(context.clone(), cache.clone(), status));
+    let ended = sync.await;
     tracing::info!(subsystem_name = "manager", "Cache manager stopped");
     context.shutdown.trigger();
+    context.inherited.sockets.close();
     cache.close();
     servers.ended().await;
     let _ = keeper.await; // a panic was said
+    // The next agent, if there is one, hears now that this one has ended.
+    let handed = handover.await.map(|handed| handed.map(drop));
     match ended {
-        Ok(result) => result,
+        Ok(result) => result.and(handed.unwrap_or(Ok(()))),
         Err(_) => Err(AgentError::internal("the sync loop panicked; the log has the place")),
     }
+}
+
+/// Metrics and health checks.
+async fn listen_on_tcp(context: &Arc<Context>, status: &Arc<AgentStatus>) -> Result<(), AgentError> {
+    if let Some(prometheus) = &context.settings.telemetry.prometheus {
+        let address = format!("{}:{}", prometheus.host, prometheus.port);
+        let served = telemetry::serve_prometheus(context.metrics.clone(), &address, &context.spawner).await;
+        served.map_err(|e| {
+            AgentError::internal(format!("failed to serve metrics: {}", listen_text(&address, &e))).because(e)
+        })?;
+    }
+    endpoints::start_health(context, status.clone());
+    Ok(())
+}
+
+/// Lets the agent that ran before go, and waits for the next one; gives the connection to it.
+async fn hand_on(
+    context: Arc<Context>,
+    cache: Arc<cache::Cache>,
+    status: Arc<AgentStatus>,
+) -> Result<Option<finial_net::handover::Channel>, AgentError> {
+    if context.inherited.is_from_agent() {
+        if let Err(error) = context.inherited.ready().await {
+            context.shutdown.trigger();
+            return Err(error);
+        }
+        endpoints::wait_for_ports(&context.settings).await;
+        if let Err(error) = listen_on_tcp(&context, &status).await {
+            tracing::error!(subsystem_name = "telemetry", %error, "Going on without it: workloads are served");
+        }
+    }
+    Ok(handover::offer(&context, &cache, &status).await)
 }
 
 /// To bootstrap again is to attest again, which not every attestor allows.

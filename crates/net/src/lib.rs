@@ -5,7 +5,7 @@
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
 //! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, the settings of the allocator ([`memory`]), the kernel's
-//! keyrings ([`keyring`]), and
+//! keyrings ([`keyring`]), the files that systemd passes ([`handover`]), and
 //! what a child does before it is another program ([`child`]).
 
 mod accept;
@@ -13,6 +13,7 @@ mod authority;
 pub mod child;
 pub mod client;
 mod guard;
+pub mod handover;
 pub mod https;
 pub mod https_server;
 pub mod keyring;

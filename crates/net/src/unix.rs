@@ -5,12 +5,14 @@ use crate::authority::AuthorityFilter;
 use crate::guard::{Admission, Guarded, Limits, delegate_io};
 pub use crate::peer::{PeerError, PeerHandle, PeerInfo};
 use futures::stream::{BoxStream, Stream, StreamExt};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tonic::transport::server::Connected;
@@ -45,6 +47,29 @@ pub enum BindError {
 /// listens on any more is replaced. Nobody can connect before the permissions are set. The file goes away with the
 /// returned stream.
 pub fn bind(path: &Path, mode: u32, dir_mode: u32, limits: Limits) -> Result<UnixIncoming, BindError> {
+    let (listener, file) = listen(path, mode, dir_mode)?;
+    UnixIncoming::new(listener, file, limits.within_files(FILES_PER_CONNECTION))
+}
+
+/// Goes on with a socket that another process opened on `path`. Its file is left where it is at the end, until
+/// [`Listening::leave_file`] says otherwise.
+///
+/// # Errors
+/// When `socket` does not listen on `path`, or the file there is gone.
+pub fn adopt(socket: OwnedFd, path: &Path, limits: Limits) -> Result<UnixIncoming, BindError> {
+    let failed = |error: io::Error| BindError::Io { what: "take over", path: path.to_owned(), error };
+    if crate::handover::listens_on(socket.as_fd()).map_err(|e| failed(e.into()))? != path {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it listens elsewhere")));
+    }
+    let file = SocketFile::of(path).map_err(failed)?;
+    file.leave.store(true, Ordering::SeqCst);
+    let listener = std::os::unix::net::UnixListener::from(socket);
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = UnixListener::from_std(listener).map_err(failed)?;
+    UnixIncoming::new(listener, file, limits.within_files(FILES_PER_CONNECTION))
+}
+
+pub(crate) fn listen(path: &Path, mode: u32, dir_mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
     let failed = |what| move |error| BindError::Io { what, path: path.to_owned(), error };
     if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
         fs::DirBuilder::new().recursive(true).mode(dir_mode).create(dir).map_err(failed("create the folder of"))?;
@@ -53,10 +78,9 @@ pub fn bind(path: &Path, mode: u32, dir_mode: u32, limits: Limits) -> Result<Uni
     let socket = UnixSocket::new_stream().map_err(failed("open a socket for"))?;
     socket.bind(path).map_err(failed("bind"))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("set the permissions of"))?;
-    let at = fs::symlink_metadata(path).map_err(failed("look at"))?;
-    let file = SocketFile { path: path.to_owned(), device: at.dev(), inode: at.ino() };
+    let file = SocketFile::of(path).map_err(failed("look at"))?;
     let listener = socket.listen(BACKLOG).map_err(failed("listen on"))?;
-    Ok(UnixIncoming::new(listener, Some(file), limits.within_files(FILES_PER_CONNECTION)))
+    Ok((listener, file))
 }
 
 fn remove_stale(path: &Path) -> Result<(), BindError> {
@@ -78,27 +102,69 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// The file of a socket; removed on drop unless another one has its place by then.
-struct SocketFile {
+/// The file of a socket; removed on drop unless another one has its place by then, or it is to be left.
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    leave: Arc<AtomicBool>,
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let at = fs::symlink_metadata(path)?;
+        if !at.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"));
+        }
+        Ok(Self { path: path.to_owned(), device: at.dev(), inode: at.ino(), leave: Arc::default() })
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == (self.device, self.inode)) {
+        let ours = |m: fs::Metadata| (m.dev(), m.ino()) == (self.device, self.inode);
+        if !self.leave.load(Ordering::SeqCst) && fs::symlink_metadata(&self.path).is_ok_and(ours) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
+/// A second hand on a socket that listens, to pass it to another process.
+pub struct Listening {
+    socket: OwnedFd,
+    path: PathBuf,
+    leave: Arc<AtomicBool>,
+}
+
+impl Listening {
+    /// On what it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether its file stays when this process stops listening.
+    pub fn leave_file(&self, leave: bool) {
+        self.leave.store(leave, Ordering::SeqCst);
+    }
+}
+
 /// The connections to a unix socket, each with its peer. Never ends and never yields an error: a peer that cannot be
 /// identified, or that is one too many, is hung up on.
-pub struct UnixIncoming(BoxStream<'static, io::Result<UnixConnection>>);
+pub struct UnixIncoming {
+    connections: BoxStream<'static, io::Result<UnixConnection>>,
+    listening: Option<Listening>,
+}
 
 impl UnixIncoming {
-    fn new(listener: UnixListener, file: Option<SocketFile>, limits: Limits) -> Self {
+    fn new(listener: UnixListener, file: SocketFile, limits: Limits) -> Result<Self, BindError> {
+        let failed = |error| BindError::Io { what: "duplicate the socket of", path: file.path.clone(), error };
+        let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
+        let listening = Some(Listening { socket, path: file.path.clone(), leave: file.leave.clone() });
         let admission = Admission::new(limits);
         let state = (listener, file, admission, AcceptBackoff::default());
         let stream = futures::stream::unfold(state, move |(listener, file, admission, mut backoff)| async move {
@@ -109,7 +175,12 @@ impl UnixIncoming {
                 }
             }
         });
-        Self(stream.boxed())
+        Ok(Self { connections: stream.boxed(), listening })
+    }
+
+    /// The second hand on the socket, once. While it is held, connections queue up although nobody accepts them.
+    pub fn listening(&mut self) -> Option<Listening> {
+        self.listening.take()
     }
 }
 
@@ -132,7 +203,7 @@ impl Stream for UnixIncoming {
     type Item = io::Result<UnixConnection>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(cx)
+        self.connections.poll_next_unpin(cx)
     }
 }
 

@@ -218,3 +218,26 @@ async fn a_socket_path_as_authority_is_no_offence() {
     const HEADERS: u8 = 1;
     assert_eq!(soon(answered).await, HEADERS, "not RST_STREAM (3)");
 }
+
+#[tokio::test]
+async fn a_socket_that_is_taken_over_keeps_its_file_until_it_is_the_new_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, other) = (dir.path().join("api.sock"), dir.path().join("other.sock"));
+    let mut old = unix::bind(&path, 0o700, 0o700, Limits::default()).unwrap();
+    let hand = old.listening().unwrap();
+    assert!(old.listening().is_none() && hand.path() == path);
+    let copy = || hand.socket().try_clone_to_owned().unwrap();
+    assert!(unix::adopt(copy(), &other, Limits::default()).is_err(), "it listens elsewhere");
+    // A new one that does not get far leaves all as it was.
+    drop(unix::adopt(copy(), &path, Limits::default()).unwrap());
+    assert!(path.exists());
+    let mut new = unix::adopt(copy(), &path, Limits::default()).unwrap();
+    hand.leave_file(true);
+    drop(old);
+    let _client = UnixStream::connect(&path).unwrap();
+    assert_eq!(new.next().await.unwrap().unwrap().peer().pid, std::process::id() as i32);
+    new.listening().unwrap().leave_file(false);
+    drop(new);
+    assert!(!path.exists());
+    assert!(unix::adopt(copy(), &path, Limits::default()).is_err(), "nobody could connect to it");
+}

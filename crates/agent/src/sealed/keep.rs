@@ -17,9 +17,6 @@ const BYTES_PER_SECOND: u64 = 128 << 10;
 
 /// Keeps the cache on disk until shutdown, and once more then.
 pub(crate) async fn keep(context: Arc<Context>, cache: Arc<Cache>, status: Arc<AgentStatus>) {
-    if !context.sealed.is_on() {
-        return;
-    }
     loop {
         let shutdown = tokio::select! {
             () = cache.changed() => tokio::select! {
@@ -28,7 +25,7 @@ pub(crate) async fn keep(context: Arc<Context>, cache: Arc<Cache>, status: Arc<A
             },
             () = context.shutdown.cancelled() => true,
         };
-        let bytes = write(&context, &cache, &status).await;
+        let bytes = write(&context, &cache, &status, false).await;
         if shutdown {
             return;
         }
@@ -39,12 +36,17 @@ pub(crate) async fn keep(context: Arc<Context>, cache: Arc<Cache>, status: Arc<A
     }
 }
 
-async fn write(context: &Arc<Context>, cache: &Cache, status: &AgentStatus) -> u64 {
-    let leaf = status.chain().into_iter().next().and_then(|der| Certificate::parse(der).ok());
-    let Some(agent) = leaf.and_then(|leaf| leaf.spiffe_id().ok()) else { return 0 };
+/// Writes all of it for the next agent, and nothing from then on.
+pub(crate) async fn write_last(context: &Arc<Context>, cache: &Cache, status: &AgentStatus) {
+    write(context, cache, status, true).await;
+}
+
+async fn write(context: &Arc<Context>, cache: &Cache, status: &AgentStatus, last: bool) -> u64 {
     if !context.sealed.is_on() {
         return 0;
     }
+    let leaf = status.chain().into_iter().next().and_then(|der| Certificate::parse(der).ok());
+    let Some(agent) = leaf.and_then(|leaf| leaf.spiffe_id().ok()) else { return 0 };
     let contents = Contents {
         snapshot: cache.snapshot(),
         jwts: cache.jwt.all(),
@@ -52,8 +54,9 @@ async fn write(context: &Arc<Context>, cache: &Cache, status: &AgentStatus) -> u
         now: context.clock.now(),
     };
     let for_write = context.clone();
-    let written = context.spawner.blocking(move || for_write.sealed.save(&agent, &contents)).await;
+    let written = context.spawner.blocking(move || for_write.sealed.save(&agent, &contents, last)).await;
     match written {
+        Ok(Ok(0)) => 0,
         Ok(Ok(bytes)) => {
             tracing::debug!(subsystem_name = SUBSYSTEM, bytes, "Sealed cache written");
             bytes

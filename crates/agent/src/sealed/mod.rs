@@ -12,7 +12,7 @@ mod seal;
 mod tests;
 
 pub(crate) use content::Restored;
-pub(crate) use keep::keep;
+pub(crate) use keep::{keep, write_last};
 
 use content::Contents;
 use finial_config::AgentSettings;
@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "sealed_cache";
@@ -39,6 +40,10 @@ pub(crate) struct SealedCache {
     trust_domain: TrustDomain,
     /// Nothing may be kept any more.
     forgotten: AtomicBool,
+    /// The next agent has the file.
+    handed: AtomicBool,
+    /// Held while the file is written.
+    writing: Mutex<()>,
 }
 
 impl SealedCache {
@@ -57,7 +62,16 @@ impl SealedCache {
         if key.is_none() && path.exists() {
             tracing::info!(subsystem_name = SUBSYSTEM, path = %path.display(), "The sealed cache of an earlier run is not used");
         }
-        Self { path, key, machine_id, trust_domain: settings.trust_domain.clone(), forgotten: AtomicBool::new(false) }
+        let trust_domain = settings.trust_domain.clone();
+        Self {
+            path,
+            key,
+            machine_id,
+            trust_domain,
+            forgotten: AtomicBool::new(false),
+            handed: AtomicBool::new(false),
+            writing: Mutex::default(),
+        }
     }
 
     fn binding(&self, agent: &SpiffeId) -> Binding {
@@ -106,9 +120,13 @@ impl SealedCache {
         Ok(restored)
     }
 
-    /// Keeps this in place of what was kept; the size of the file. Waits for the disk.
-    fn save(&self, agent: &SpiffeId, contents: &Contents) -> io::Result<u64> {
+    /// Keeps this in place of what was kept; the size of the file. Waits for the disk. The `last` one is the next agent's.
+    fn save(&self, agent: &SpiffeId, contents: &Contents, last: bool) -> io::Result<u64> {
         let Some(key) = self.key.as_ref() else { return Ok(0) };
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_on() || self.handed.fetch_or(last, Ordering::SeqCst) {
+            return Ok(0);
+        }
         let mut left_out = 0;
         let mut bytes = 0;
         crate::storage::replace(&self.path, |file| {
@@ -134,7 +152,13 @@ impl SealedCache {
 
     /// Whether there is something to write to, and it may be written.
     fn is_on(&self) -> bool {
-        self.key.is_some() && !self.forgotten.load(Ordering::SeqCst)
+        let off = self.forgotten.load(Ordering::SeqCst) || self.handed.load(Ordering::SeqCst);
+        self.key.is_some() && !off
+    }
+
+    /// The next agent did not take over.
+    pub(crate) fn go_on(&self) {
+        self.handed.store(false, Ordering::SeqCst);
     }
 
     /// Removes what is kept, and keeps nothing any more.

@@ -116,7 +116,7 @@ fn what_is_kept_is_there_again_and_private() {
     assert!(cache.load(&agent(), NOW).is_none(), "nothing was kept yet");
     for entries in [0, 1, 7, 1000] {
         let contents = contents(entries);
-        let bytes = cache.save(&agent(), &contents).unwrap();
+        let bytes = cache.save(&agent(), &contents, false).unwrap();
         let path = settings.data_dir.join(FILE_NAME);
         let meta = std::fs::metadata(&path).unwrap();
         assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (bytes, 0o600));
@@ -132,7 +132,7 @@ fn what_is_kept_is_there_again_and_private() {
 fn what_has_ended_is_not_served() {
     let dir = tempfile::tempdir().unwrap();
     let cache = SealedCache::at(&settings(dir.path()), "m1".into());
-    cache.save(&agent(), &contents(3)).unwrap();
+    cache.save(&agent(), &contents(3), false).unwrap();
     let later = cache.load(&agent(), 2_000).unwrap();
     assert_eq!((later.svids.len(), later.jwts.len(), later.ended), (0, 0, 3));
     assert_eq!(later.entries.len(), 3, "the entries are what they were");
@@ -143,7 +143,7 @@ fn a_copy_is_useless_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = settings(dir.path());
     let here = SealedCache::at(&settings, "m1".into());
-    here.save(&agent(), &contents(3)).unwrap();
+    here.save(&agent(), &contents(3), false).unwrap();
     let foreign = |cache: &SealedCache, id: &SpiffeId| match cache.read(cache.key.as_ref().unwrap(), id, NOW) {
         Err(OpenError::Foreign) => assert!(cache.load(id, NOW).is_none(), "said, and ignored"),
         other => panic!("{:?}", other.err()),
@@ -165,11 +165,11 @@ fn a_copy_is_useless_elsewhere() {
 fn a_host_key_that_is_gone_leaves_the_agent_without_a_cache_and_running() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(dir.path());
-    SealedCache::at(&settings, "m1".into()).save(&agent(), &contents(3)).unwrap();
+    SealedCache::at(&settings, "m1".into()).save(&agent(), &contents(3), false).unwrap();
     std::fs::remove_file(&settings.offline_cache_host_key_path).unwrap();
     let cache = SealedCache::at(&settings, "m1".into());
     assert!(!cache.is_on() && cache.load(&agent(), NOW).is_none());
-    assert_eq!(cache.save(&agent(), &contents(3)).unwrap(), 0);
+    assert_eq!(cache.save(&agent(), &contents(3), false).unwrap(), 0);
 }
 
 #[test]
@@ -177,10 +177,10 @@ fn forgotten_is_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let settings = settings(dir.path());
     let cache = SealedCache::at(&settings, "m1".into());
-    cache.save(&agent(), &contents(3)).unwrap();
+    cache.save(&agent(), &contents(3), false).unwrap();
     cache.forget();
     assert!(!settings.data_dir.join(FILE_NAME).exists() && !cache.is_on());
-    cache.save(&agent(), &contents(3)).unwrap();
+    cache.save(&agent(), &contents(3), false).unwrap();
     assert!(!settings.data_dir.join(FILE_NAME).exists(), "also when it was being written");
 }
 
@@ -191,7 +191,7 @@ fn killed_at_any_step_of_writing_there_is_one_whole_file() {
     let settings = settings(dir.path());
     let path = settings.data_dir.join(FILE_NAME);
     let (old, new) = (contents(2), contents(4));
-    let save = |contents: &Contents| SealedCache::at(&settings, "m1".into()).save(&agent(), contents).unwrap();
+    let save = |contents: &Contents| SealedCache::at(&settings, "m1".into()).save(&agent(), contents, false).unwrap();
     save(&new);
     let whole = std::fs::read(&path).unwrap();
     save(&old);
@@ -216,7 +216,7 @@ fn a_folder_in_its_place_or_a_huge_file_is_no_cache() {
     let path = settings.data_dir.join(FILE_NAME);
     let cache = SealedCache::at(&settings, "m1".into());
     std::fs::create_dir(&path).unwrap();
-    assert!(cache.load(&agent(), NOW).is_none() && cache.save(&agent(), &contents(1)).is_err());
+    assert!(cache.load(&agent(), NOW).is_none() && cache.save(&agent(), &contents(1), false).is_err());
     std::fs::remove_dir(&path).unwrap();
     std::fs::File::create(&path).unwrap().set_len(super::BYTES_MAX + 1).unwrap();
     assert!(matches!(cache.read(cache.key.as_ref().unwrap(), &agent(), NOW), Err(OpenError::TooLarge(_))));

@@ -498,6 +498,9 @@ impl Syncer {
         if now_ms < self.svid.rotate_at_ms && !self.svid.is_tainted(&self.tainted) {
             return Ok(());
         }
+        // Not while the next agent starts with this one's SVID.
+        let context = self.context.clone();
+        let Ok(_renewal) = context.renewal.try_lock() else { return Ok(()) };
         let reattest = self.svid.reattestable;
         let what = if reattest { "reattest agent" } else { "rotate agent SVID" };
         let call = self.context.metrics.call(if reattest { "agent_svid.reattest" } else { "agent_svid.rotate" });

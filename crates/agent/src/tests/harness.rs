@@ -209,6 +209,17 @@ impl Running {
         within(self.ended).await.unwrap().unwrap();
     }
 
+    /// Makes clients, each with a connection of its own.
+    pub(super) fn caller(&self) -> impl Fn() -> SpiffeWorkloadApiClient<Channel> + Send + 'static {
+        let socket = self.socket.clone();
+        move || SpiffeWorkloadApiClient::new(uds_channel(&socket))
+    }
+
+    /// How it ended by itself.
+    pub(super) async fn ended(self) -> Result<(), AgentError> {
+        within(self.ended).await.unwrap()
+    }
+
     /// Why it ended by itself.
     pub(super) async fn failure(self) -> AgentError {
         within(self.ended).await.unwrap().expect_err("the agent was to fail")

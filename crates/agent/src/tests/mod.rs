@@ -3,6 +3,7 @@
 mod callers;
 mod delegated;
 mod fake;
+mod handover;
 mod harness;
 mod identity;
 mod lifecycle;

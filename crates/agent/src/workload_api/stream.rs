@@ -20,6 +20,8 @@ pub(crate) struct AnswerStream<T> {
     last: Option<Encoded<T>>,
     /// Nothing was sent yet: wait until there is an SVID for each entry.
     waiting: bool,
+    /// The agent is ending.
+    closing: bool,
     ended: bool,
     call: Call,
     /// Keeps the view's SVIDs in the cache.
@@ -33,6 +35,7 @@ impl<T> AnswerStream<T> {
             answer,
             last: None,
             waiting: true,
+            closing: false,
             ended: false,
             call,
             _subscription: subscription,
@@ -46,13 +49,15 @@ impl<T: 'static> Stream for AnswerStream<T> {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         while !this.ended {
-            let Some(state) = std::task::ready!(Pin::new(&mut this.states).poll_next(cx)) else { break };
-            if state.closed {
+            if this.closing {
                 this.ended = true;
                 this.call.finish(Code::Unavailable);
                 return Poll::Ready(Some(Err(Status::unavailable("the agent is shutting down"))));
             }
-            if this.waiting && state.incomplete {
+            let Some(state) = std::task::ready!(Pin::new(&mut this.states).poll_next(cx)) else { break };
+            this.closing = state.closed;
+            // Who came just before the end still gets an answer: the next agent may have taken over.
+            if (state.closed && !this.waiting) || (this.waiting && state.incomplete) {
                 continue;
             }
             this.waiting = false;

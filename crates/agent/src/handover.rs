@@ -1,0 +1,234 @@
+//! An upgrade without a gap: an agent that starts takes the listening sockets over from the one that runs.
+//!
+//! The new one asks on a private socket in the data directory. The old one writes down what it knows, passes its sockets on and
+//! goes on serving; it does not renew its own SVID meanwhile, which both present. The new one makes itself ready and
+//! accepts connections, says so, and only then the old one stops accepting, finishes the calls that are open, and ends. If
+//! either ends before, the other one goes on as if nothing had been.
+//!
+//! Sockets that systemd passes (a `.socket` unit) are taken in the same way; then there need not be an old one.
+
+use crate::Context;
+use crate::cache::Cache;
+use crate::error::AgentError;
+use crate::sealed;
+use crate::status::AgentStatus;
+use finial_config::AgentSettings;
+use finial_core::ErrorKind;
+use finial_net::handover::{Channel, HandoverListener, SOCKETS_MAX, from_service_manager};
+use finial_net::unix::Listening;
+use rustix::fd::OwnedFd;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// As log lines say it.
+const SUBSYSTEM: &str = "handover";
+/// The private socket's name below the data directory.
+const SOCKET_NAME: &str = "handover.sock";
+/// What is said, in this order. Another version says something else.
+const PLEASE: &[u8] = b"finial-handover-1: the sockets, please";
+const READY: &[u8] = b"ready";
+const YOURS: &[u8] = b"yours";
+/// How long the old one takes to answer: it may be renewing its SVID, or writing.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the old one waits for the new one to be ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the old one takes to finish open calls and end.
+const END_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Sockets of this process that the next one may have, and those that it was given itself.
+#[derive(Default)]
+pub(crate) struct Sockets {
+    given: Mutex<HashMap<PathBuf, OwnedFd>>,
+    listening: Mutex<Vec<Listening>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sockets {
+    /// The socket that was given to this process for `path`, once.
+    pub(crate) fn take(&self, path: &Path) -> Option<OwnedFd> {
+        lock(&self.given).remove(path)
+    }
+
+    /// Remembers a socket that listens.
+    pub(crate) fn add(&self, listening: Option<Listening>) {
+        lock(&self.listening).extend(listening);
+    }
+
+    /// Lets go of all: from now on nobody can connect.
+    pub(crate) fn close(&self) {
+        lock(&self.listening).clear();
+    }
+
+    fn leave_files(&self, leave: bool) {
+        lock(&self.listening).iter().for_each(|l| l.leave_file(leave));
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        lock(&self.listening).iter().map(|l| l.path().to_owned()).collect()
+    }
+}
+
+/// What an agent that starts got from another one.
+#[derive(Default)]
+pub(crate) struct Inherited {
+    pub(crate) sockets: Sockets,
+    /// To the agent that still serves.
+    old: Option<Channel>,
+    /// Files of sockets are the service manager's.
+    managed: bool,
+}
+
+/// Asks for the sockets: systemd, then the agent that runs on the same data. Where neither answers there are none.
+pub(crate) async fn ask(settings: &AgentSettings) -> Inherited {
+    let mut inherited = Inherited::default();
+    for (path, socket) in from_service_manager() {
+        tracing::info!(subsystem_name = SUBSYSTEM, address = %path.display(), "A socket was passed by the service manager");
+        lock(&inherited.sockets.given).insert(path, socket);
+        inherited.managed = true;
+    }
+    if !settings.handover {
+        return inherited;
+    }
+    match tokio::time::timeout(ANSWER_TIMEOUT, ask_old(&settings.data_dir.join(SOCKET_NAME))).await {
+        Ok(Ok(Some((old, sockets)))) => {
+            tracing::info!(subsystem_name = SUBSYSTEM, sockets = sockets.len(), "Taking over from the agent that runs");
+            lock(&inherited.sockets.given).extend(sockets);
+            Inherited { old: Some(old), ..inherited }
+        }
+        Ok(Ok(None)) => inherited,
+        Ok(Err(error)) => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, "The agent that runs does not hand its sockets over");
+            inherited
+        }
+        Err(_) => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, "The agent that runs does not answer");
+            inherited
+        }
+    }
+}
+
+async fn ask_old(path: &Path) -> std::io::Result<Option<(Channel, HashMap<PathBuf, OwnedFd>)>> {
+    let Some(old) = Channel::connect(path).await? else { return Ok(None) };
+    old.send(PLEASE, &[]).await?;
+    let refused = || std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "it hung up");
+    let (paths, files) = old.receive().await?.ok_or_else(refused)?;
+    let paths: Vec<PathBuf> = serde_json::from_slice(&paths)?;
+    Ok(Some((old, paths.into_iter().zip(files).collect())))
+}
+
+impl Inherited {
+    /// Whether another agent still serves.
+    pub(crate) fn is_from_agent(&self) -> bool {
+        self.old.is_some()
+    }
+
+    /// This agent accepts connections: the old one is to end, and has ended when this returns (or is late with it).
+    pub(crate) async fn ready(&self) -> Result<(), AgentError> {
+        let Some(old) = &self.old else { return Ok(()) };
+        let asked = async {
+            old.send(READY, &[]).await?;
+            old.receive().await
+        };
+        let agreed = tokio::time::timeout(ANSWER_TIMEOUT, asked).await;
+        if !matches!(&agreed, Ok(Ok(Some((word, _)))) if word == YOURS) {
+            let text =
+                "the agent that ran before took its sockets back, as this one was not ready in time, or has ended";
+            return Err(AgentError::new(ErrorKind::Unavailable, text));
+        }
+        self.sockets.leave_files(self.managed);
+        if tokio::time::timeout(END_TIMEOUT, old.gone()).await.is_err() {
+            tracing::warn!(subsystem_name = SUBSYSTEM, "The agent that ran before takes long to end");
+        }
+        tracing::info!(subsystem_name = SUBSYSTEM, "Took over from the agent that ran before");
+        Ok(())
+    }
+}
+
+/// Hands the sockets over to the next agent on the same data, when it asks; then this one is to end, and the next one sees by
+/// the end of the connection when it has.
+pub(crate) async fn offer(context: &Arc<Context>, cache: &Cache, status: &AgentStatus) -> Option<Channel> {
+    if !context.settings.handover {
+        return None;
+    }
+    let path = context.settings.data_dir.join(SOCKET_NAME);
+    let listener = match HandoverListener::bind(&path) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, "The next agent cannot take this one's sockets over");
+            return None;
+        }
+    };
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = context.shutdown.cancelled() => return None,
+        };
+        let Ok(new) = accepted else {
+            tokio::time::sleep(Duration::from_secs(1)).await; // no files left
+            continue;
+        };
+        let handed = tokio::select! {
+            handed = hand_over(context, cache, status, &new) => handed,
+            () = context.shutdown.cancelled() => return None,
+        };
+        match handed {
+            Ok(()) => {
+                tracing::info!(subsystem_name = SUBSYSTEM, "The next agent serves; this one ends");
+                context.inherited.sockets.leave_files(true);
+                context.shutdown.trigger();
+                return Some(new);
+            }
+            Err(error) => {
+                context.sealed.go_on();
+                tracing::warn!(subsystem_name = SUBSYSTEM, %error, "The next agent did not take over; this one goes on");
+            }
+        }
+    }
+}
+
+async fn hand_over(
+    context: &Arc<Context>,
+    cache: &Cache,
+    status: &AgentStatus,
+    new: &Channel,
+) -> Result<(), AgentError> {
+    let failed = |e: std::io::Error| AgentError::internal(e.to_string()).because(e);
+    let silent = |_| AgentError::new(ErrorKind::Timeout, "it took too long");
+    let hung_up = || AgentError::internal("it hung up");
+    let (word, _) = tokio::time::timeout(ANSWER_TIMEOUT, new.receive())
+        .await
+        .map_err(silent)?
+        .map_err(failed)?
+        .ok_or_else(hung_up)?;
+    if word != PLEASE {
+        return Err(AgentError::internal("it speaks another version"));
+    }
+    tracing::info!(subsystem_name = SUBSYSTEM, "The next agent asks for the sockets");
+    // The SVID that both present stays the same until it is clear whose it is.
+    let _renewal = tokio::time::timeout(ANSWER_TIMEOUT, context.renewal.lock()).await.map_err(silent)?;
+    sealed::write_last(context, cache, status).await;
+    let paths = context.inherited.sockets.paths();
+    let message = serde_json::to_vec(&paths).map_err(|e| AgentError::internal(e.to_string()))?;
+    let copies: std::io::Result<Vec<OwnedFd>> = lock(&context.inherited.sockets.listening)
+        .iter()
+        .take(SOCKETS_MAX)
+        .map(|l| l.socket().try_clone_to_owned())
+        .collect();
+    let copies = copies.map_err(failed)?;
+    let files: Vec<_> = copies.iter().map(rustix::fd::AsFd::as_fd).collect();
+    new.send(&message, &files).await.map_err(failed)?;
+    let (word, _) = tokio::time::timeout(READY_TIMEOUT, new.receive())
+        .await
+        .map_err(silent)?
+        .map_err(failed)?
+        .ok_or_else(hung_up)?;
+    if word != READY {
+        return Err(AgentError::internal("it says something strange"));
+    }
+    new.send(YOURS, &[]).await.map_err(failed)
+}

@@ -244,8 +244,8 @@ impl Kube {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
         eventually(&format!("{namespace}/{pod}/{container} runs"), || {
             let pod = self.api("GET", &path, None);
-            let status = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
-            let status = status.filter(|s| s["name"] == container && s["state"]["running"].is_object()).next();
+            let mut status = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+            let status = status.find(|s| s["name"] == container && s["state"]["running"].is_object());
             let id = status.and_then(|s| s["containerID"].as_str()?.split("://").nth(1).map(str::to_owned));
             id.ok_or_else(|| pod["status"].to_string())
         })

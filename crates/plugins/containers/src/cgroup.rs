@@ -48,7 +48,9 @@ pub enum LocateError {
     #[error("the cgroup {0:?} names a pod below a user's own cgroups, where anyone can write such a name")]
     Delegated(String),
     /// A pod's cgroup inside a container in which the agent does not run.
-    #[error("the cgroup {0:?} names a pod inside container {1}, which is no node of ours: it may write such a name itself")]
+    #[error(
+        "the cgroup {0:?} names a pod inside container {1}, which is no node of ours: it may write such a name itself"
+    )]
     Inside(String, String),
     /// A matcher's `<id>` stands for nothing.
     #[error("a pattern matched, but no container id was found")]

@@ -46,6 +46,8 @@ struct Keys {
 #[serde(default)]
 struct Experimental {
     broker: Option<IgnoredAny>,
+    /// Ours: where the container runtime listens, for containers that the kubelet does not list yet.
+    cri_socket_path: String,
 }
 
 /// The keys, understood.
@@ -59,6 +61,8 @@ pub(super) struct Settings {
     pub(super) with_container: bool,
     pub(super) with_namespace_labels: bool,
     pub(super) is_verbose: bool,
+    /// The container runtime's socket, if it may be asked.
+    pub(super) runtime: Option<PathBuf>,
 }
 
 pub(super) fn read(data: &Value) -> Result<Settings, PluginError> {
@@ -78,6 +82,7 @@ pub(super) fn read(data: &Value) -> Result<Settings, PluginError> {
         with_container: !keys.disable_container_selectors,
         with_namespace_labels: keys.enable_namespace_labels,
         is_verbose: keys.verbose_container_locator_logs,
+        runtime: runtime_socket(&keys)?,
     })
 }
 
@@ -138,6 +143,17 @@ fn access(keys: &Keys, reload_after: Duration) -> Result<Access, PluginError> {
         auth,
         reload_after,
     })
+}
+
+fn runtime_socket(keys: &Keys) -> Result<Option<PathBuf>, PluginError> {
+    match keys.experimental.as_ref().map_or("", |experimental| &experimental.cri_socket_path) {
+        "" => Ok(None),
+        path => {
+            let path = path.strip_prefix("unix://").unwrap_or(path);
+            let bad = || PluginError::invalid(format!("experimental.cri_socket_path {path:?} is not an absolute path"));
+            Ok(Some(path.starts_with('/').then(|| path.into()).ok_or_else(bad)?))
+        }
+    }
 }
 
 fn node_name(keys: &Keys) -> String {

@@ -1,9 +1,11 @@
 //! `k8s`: what the kubelet says of the pod and the container that a process runs in.
 //!
 //! The kubelet is asked when a workload comes, at once, and again after short waits that double while it does not list the
-//! container yet; one answer serves all who wait ([`lists`]). While no workload comes, nothing is asked.
+//! container yet; one answer serves all who wait ([`lists`]). While no workload comes, nothing is asked. Where a key of ours
+//! allows it, the container runtime is asked for a container that the kubelet does not list yet ([`cri`]).
 
 mod config;
+mod cri;
 mod kubelet;
 mod lists;
 mod namespaces;
@@ -14,6 +16,7 @@ use crate::cgroup::{self, Located};
 use crate::process::{cgroups, container_paths, locate_error, own_cgroups};
 use async_trait::async_trait;
 use config::{SERVICE_ACCOUNT, Settings};
+use cri::Runtime;
 use finial_core::{ErrorKind, Selector};
 use finial_hcl::Value;
 use finial_plugin::{Peer, PluginContext, PluginError, WorkloadAttestor, prefixed_selectors};
@@ -42,6 +45,7 @@ pub struct K8s {
     settings: Settings,
     lists: Option<PodLists>,
     namespaces: Option<Namespaces>,
+    runtime: Option<Runtime>,
 }
 
 impl K8s {
@@ -66,12 +70,13 @@ impl K8s {
         Self::of(settings, source, api_server)
     }
 
-    fn of(settings: Settings, source: Option<Box<dyn Source>>, api_server: Option<InCluster>) -> Self {
+    fn of(mut settings: Settings, source: Option<Box<dyn Source>>, api_server: Option<InCluster>) -> Self {
         let lists = source.map(|source| PodLists::new(source, settings.poll_interval));
         let namespaces = settings
             .with_namespace_labels
             .then(|| Namespaces::new(api_server, settings.reload_after, settings.poll_interval));
-        Self { settings, lists, namespaces }
+        let runtime = settings.runtime.take().map(Runtime::new);
+        Self { settings, lists, namespaces, runtime }
     }
 
     /// The selectors of what runs there.
@@ -88,8 +93,8 @@ impl K8s {
                 return Err(gave_up(place, failure));
             };
             failure = match &listed.result {
-                Ok(list) => match self.found(list, place)? {
-                    Some(found) => return self.values_of(&found).await,
+                Ok(list) => match self.values_in(list, place).await? {
+                    Some(values) => return Ok(values),
                     None => None,
                 },
                 Err(failure) => Some(failure.clone()),
@@ -111,13 +116,29 @@ impl K8s {
         }
     }
 
-    /// What the list says, if that is enough.
-    fn found<'a>(&self, list: &'a PodList, place: &Located) -> Result<Option<Attested<'a>>, PluginError> {
+    /// The selectors by that list, if it says enough; what it does not know of the pod's containers, the runtime may.
+    async fn values_in(&self, list: &PodList, place: &Located) -> Result<Option<Vec<String>>, PluginError> {
         match list.find(&place.container_id, place.pod_uid.as_deref()) {
-            Found::Container(found) => Ok(Some(found)),
-            Found::Pod(found) if !self.settings.with_container => Ok(Some(found)),
-            Found::Pod(_) | Found::Nothing => Ok(None),
+            Found::Container(found) => self.values_of(&found).await.map(Some),
+            Found::Pod(found) if !self.settings.with_container => self.values_of(&found).await.map(Some),
+            Found::Pod(found) => self.values_by_runtime(&found, place).await,
+            Found::Nothing => Ok(None),
             Found::Several => Err(PluginError::internal("two pods found with same container Id")),
+        }
+    }
+
+    async fn values_by_runtime(&self, pod: &Attested<'_>, place: &Located) -> Result<Option<Vec<String>>, PluginError> {
+        let Some(runtime) = &self.runtime else { return Ok(None) };
+        let completed = match runtime.containers_of(pod.uid()).await {
+            Ok(observed) => pod.completed(&observed),
+            Err(error) => {
+                tracing::warn!(%error, "The kubelet is waited for instead");
+                return Ok(None);
+            }
+        };
+        match completed.find(&place.container_id, Some(pod.uid())) {
+            Found::Container(found) => self.values_of(&found).await.map(Some),
+            _ => Ok(None),
         }
     }
 

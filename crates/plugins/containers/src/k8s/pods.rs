@@ -20,7 +20,7 @@ pub(super) struct Pod {
     status: Status,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Metadata {
     name: String,
@@ -32,7 +32,7 @@ struct Metadata {
     owner_references: Vec<Owner>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Owner {
     kind: String,
@@ -40,11 +40,31 @@ struct Owner {
     uid: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {
     service_account_name: String,
     node_name: String,
+    #[serde(deserialize_with = "or_null")]
+    containers: Vec<ContainerSpec>,
+    #[serde(deserialize_with = "or_null")]
+    init_containers: Vec<ContainerSpec>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerSpec {
+    name: String,
+    image: String,
+}
+
+/// A container as its runtime knows it, by the name that it has in its pod.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Observed {
+    pub(super) name: String,
+    pub(super) id: String,
+    pub(super) image: String,
+    pub(super) image_id: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -118,15 +138,19 @@ impl PodList {
                 tracing::warn!(pod_name = pod.metadata.name, "Pod has no UID");
                 continue;
             }
-            for id in pod.containers().filter_map(ContainerStatus::id) {
-                let holders = list.holders.entry(id.to_owned()).or_default();
-                if !holders.contains(&pod.metadata.uid) {
-                    holders.push(pod.metadata.uid.clone());
-                }
-            }
-            list.pods.insert(pod.metadata.uid.clone(), pod);
+            list.add(pod);
         }
         Ok(list)
+    }
+
+    fn add(&mut self, pod: Pod) {
+        for id in pod.containers().filter_map(ContainerStatus::id) {
+            let holders = self.holders.entry(id.to_owned()).or_default();
+            if !holders.contains(&pod.metadata.uid) {
+                holders.push(pod.metadata.uid.clone());
+            }
+        }
+        self.pods.insert(pod.metadata.uid.clone(), pod);
     }
 
     /// The container of that ID; only in the pod of that UID, if there is one.
@@ -153,6 +177,17 @@ impl Pod {
 }
 
 impl ContainerStatus {
+    /// What the kubelet says of a container as soon as it has looked: what runs, or else what is to run.
+    fn of(spec: &ContainerSpec, observed: &[Observed]) -> Self {
+        let name = spec.name.clone();
+        match observed.iter().find(|observed| observed.name == spec.name) {
+            Some(Observed { id, image, image_id, .. }) => {
+                Self { name, image: image.clone(), image_id: image_id.clone(), container_id: format!("runtime://{id}") }
+            }
+            None => Self { name, image: spec.image.clone(), ..Self::default() },
+        }
+    }
+
     fn id(&self) -> Option<&str> {
         let (_, id) = self.container_id.split_once("://")?;
         id.split(['/', '?', '#']).next().filter(|id| !id.is_empty())
@@ -162,6 +197,24 @@ impl ContainerStatus {
 impl Attested<'_> {
     pub(super) fn namespace(&self) -> &str {
         &self.pod.metadata.namespace
+    }
+
+    /// The UID of the pod.
+    pub(super) fn uid(&self) -> &str {
+        &self.pod.metadata.uid
+    }
+
+    /// A list of this pod alone, with the containers as the runtime knows them.
+    pub(super) fn completed(&self, observed: &[Observed]) -> PodList {
+        let Pod { metadata, spec, .. } = self.pod;
+        let statuses = |specs: &[ContainerSpec]| specs.iter().map(|spec| ContainerStatus::of(spec, observed)).collect();
+        let status = Status {
+            container_statuses: statuses(&spec.containers),
+            init_container_statuses: statuses(&spec.init_containers),
+        };
+        let mut list = PodList::default();
+        list.add(Pod { metadata: metadata.clone(), spec: spec.clone(), status });
+        list
     }
 
     /// What entries can name of the pod.

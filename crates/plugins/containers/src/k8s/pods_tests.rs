@@ -11,7 +11,8 @@ pub(crate) fn answer() -> String {
         {{"metadata":{{"name":"blog-1","namespace":"web","uid":"{UID}","creationTimestamp":"2026-01-01T00:00:00Z",
             "labels":{{"app":"blog","tier/x":"a:b"}},"annotations":{{"x":"y"}},
             "ownerReferences":[{{"apiVersion":"apps/v1","kind":"ReplicaSet","name":"blog","uid":"o-1","controller":true}}]}},
-          "spec":{{"volumes":[{{"name":"t"}}],"containers":[{{"name":"main","image":"local/busybox:1"}}],
+          "spec":{{"volumes":[{{"name":"t"}}],"containers":[{{"name":"main","image":"busybox"}},{{"name":"side","image":"busybox"}},{{"name":"later","image":"late"}}],
+            "initContainers":[{{"name":"prepare","image":"init"}}],
             "serviceAccountName":"writer","nodeName":"node1"}},
           "status":{{"phase":"Running","startTime":null,
             "initContainerStatuses":[{{"name":"prepare","image":"local/init:1","imageID":"sha256:i",
@@ -108,4 +109,36 @@ fn what_is_no_list_is_refused() {
     }
     // A depth that would overflow the stack.
     PodList::parse(format!("{{\"items\":[{}", "[".repeat(1 << 20)).as_bytes()).expect_err("too deep");
+}
+
+#[test]
+fn what_the_runtime_knows_is_what_the_kubelet_will_say() {
+    // As the kubelet lists a pod whose containers it has not looked at yet.
+    let list = PodList::parse(answer().as_bytes()).unwrap();
+    let early = answer().replace("containerStatuses", "x").replace("initContainerStatuses", "y");
+    let early = PodList::parse(early.as_bytes()).unwrap();
+    let Found::Pod(pod) = early.find(ID, Some(UID)) else { panic!("the container is known") };
+    let observed = |name: &str, id: &str, image: &str, image_id: &str| Observed {
+        name: name.into(),
+        id: id.into(),
+        image: image.into(),
+        image_id: image_id.into(),
+    };
+    let runtime = [
+        observed("main", ID, "local/busybox:1", "sha256:m"),
+        observed("side", &"a".repeat(64), "local/busybox:1", "sha256:m"),
+        observed("prepare", INIT, "local/init:1", "sha256:i"),
+    ];
+    let completed = pod.completed(&runtime);
+    let (mut ours, mut kubelets) = (values(&completed.find(ID, Some(UID))), values(&list.find(ID, Some(UID))));
+    // What is not there yet is called as the pod calls it.
+    assert!(ours.contains(&"pod-image:late".to_owned()));
+    ours.retain(|value| value != "pod-image:late");
+    kubelets.retain(|value| value != "pod-image:local/late:1");
+    ours.sort();
+    kubelets.sort();
+    assert_eq!(ours, kubelets);
+    // A container of the runtime that the pod does not have counts for nothing.
+    let strange = pod.completed(&[observed("other", ID, "", "")]);
+    assert!(matches!(strange.find(ID, Some(UID)), Found::Pod(_)));
 }

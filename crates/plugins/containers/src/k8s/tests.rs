@@ -159,6 +159,18 @@ async fn what_is_in_no_container_asks_nobody() {
     assert_eq!(attest(&disabled).await.unwrap_err(), "kubelet client is disabled");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_hangs_or_is_gone_leaves_it_to_the_kubelet() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("cri.sock");
+    let config = format!("experimental {{ cri_socket_path = \"unix://{}\" }}", socket.display());
+    let (k8s, _) = scripted(2, None, false, &config);
+    assert!(is_attested(&attest(&k8s).await), "gone");
+    crate::fake::unix(&socket, |_| Act::Hang);
+    let (k8s, _) = scripted(2, None, false, &config);
+    assert!(is_attested(&attest(&k8s).await), "hangs");
+}
+
 /// A kubelet on HTTPS that wants that token.
 fn secure(pki: &Pki, certificate: &str, token: &Arc<Mutex<String>>) -> u16 {
     let token = token.clone();
@@ -327,6 +339,7 @@ fn configurations_are_read_as_spire_reads_them() {
         ("reload_interval = \"5\"", "unable to parse reload interval: time: missing unit"),
         ("sigstore { ignore_sct = true }", "sigstore is not supported yet"),
         ("experimental { broker { access_policy = \"enforced\" } }", "experimental.broker is not supported yet"),
+        ("experimental { cri_socket_path = \"x\" }", "experimental.cri_socket_path \"x\" is not an absolute path"),
         ("disable_kubelet_client = true\nnode_name = \"x\"", "disable_kubelet_client cannot be used with node_name"),
         ("disable_kubelet_client = true\nreload_interval = \"1s\"", "cannot be used with reload_interval"),
         ("max_poll_attempts = \"many\"", "unable to decode configuration"),

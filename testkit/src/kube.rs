@@ -25,7 +25,8 @@ pub struct Kube {
     etcd: Option<Process>,
     /// Where its files lie.
     pub dir: Workdir,
-    api_port: u16,
+    /// The API server's port.
+    pub api_port: u16,
     /// The kubelet's secure port.
     pub secure_port: u16,
     /// The kubelet's read-only port.
@@ -200,18 +201,25 @@ impl Kube {
 
     /// A file with the token of a new service account that may ask the kubelet for its pods.
     pub fn kubelet_token(&self) -> PathBuf {
-        let (account, rbac) = ("/api/v1/namespaces/default/serviceaccounts", "/apis/rbac.authorization.k8s.io/v1");
+        let account = "/api/v1/namespaces/default/serviceaccounts";
         self.api("POST", account, Some(json!({"metadata": {"name": "agent"}})));
-        let rules = json!([{"apiGroups": [""], "resources": ["nodes/proxy"], "verbs": ["get"]}]);
-        self.api("POST", &format!("{rbac}/clusterroles"), Some(json!({"metadata": {"name": "agent"}, "rules": rules})));
-        let binding = json!({
-            "metadata": {"name": "agent"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "agent"},
-            "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "default"}]
-        });
-        self.api("POST", &format!("{rbac}/clusterrolebindings"), Some(binding));
+        self.allow("nodes/proxy");
         let token = self.api("POST", &format!("{account}/agent/token"), Some(json!({"spec": {}})));
         self.dir.write("agent.token", token["status"]["token"].as_str().expect("a token"))
+    }
+
+    /// Lets that account get those resources, such as `namespaces`.
+    pub fn allow(&self, resource: &str) {
+        let path = "/apis/rbac.authorization.k8s.io/v1";
+        let name = format!("agent-{}", resource.replace('/', "-"));
+        let rules = json!([{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]);
+        self.api("POST", &format!("{path}/clusterroles"), Some(json!({"metadata": {"name": name}, "rules": rules})));
+        let binding = json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "default"}]
+        });
+        self.api("POST", &format!("{path}/clusterrolebindings"), Some(binding));
     }
 
     /// Runs a pod on the node: `metadata` and `spec` as they are, with what every pod needs here, these folders of the

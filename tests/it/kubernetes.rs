@@ -4,7 +4,7 @@
 use crate::docker::{Impostor, said_by_spire};
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::{Peer, PluginContext, WorkloadAttestor};
-use finial_plugins_containers::K8s;
+use finial_plugins_containers::{ApiServer, K8s};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -107,6 +107,7 @@ fn pods_of_a_real_node() {
     let blog = containers_of_a_pod_get_their_own_identities(&node);
     our_selectors_are_those_of_spire(&node, &blog);
     a_new_pod_is_found_soon(&node, &blog);
+    labels_of_the_namespace_come_from_the_api_server(&node, &blog);
     nobody_passes_for_a_pod(&node, &blog);
     a_kubelet_that_hangs_or_restarts_is_told_and_found_again(&mut node, &blog);
 }
@@ -180,6 +181,22 @@ fn a_new_pod_is_found_soon(node: &Node, blog: &str) {
         assert!(attest(&k8s, pid).is_ok());
         let known = began.elapsed();
         eprintln!("pod {number}: served {:.2} s after it began; attested again in {known:?}", times[1] - times[0]);
+    }
+}
+
+fn labels_of_the_namespace_come_from_the_api_server(node: &Node, container: &str) {
+    let data = finial_hcl::parse(&format!("{}\nenable_namespace_labels = true", node.config)).unwrap();
+    let file = |name: &str| node.kube.dir.path().join(name);
+    let (ca, token) = (file("pki/ca.crt"), file("agent.token"));
+    let api_server = ApiServer { host: "127.0.0.1".into(), port: node.kube.api_port, ca, token };
+    let k8s = K8s::outside(&data, api_server).unwrap();
+    let pid = node.kube.pid(container);
+    let error = attest(&k8s, pid).unwrap_err();
+    assert!(error.contains("unable to get namespace \"web\": 403 Forbidden"), "{error}");
+    node.kube.allow("namespaces");
+    let found = eventually("the API server lets the account", || attest(&k8s, pid));
+    for label in ["k8s:ns-label:tier:front", "k8s:ns-label:kubernetes.io/metadata.name:web"] {
+        assert!(found.contains(label), "{label}: {found:?}");
     }
 }
 

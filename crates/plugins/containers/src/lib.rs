@@ -16,4 +16,4 @@ mod k8s;
 mod process;
 
 pub use docker::Docker;
-pub use k8s::K8s;
+pub use k8s::{ApiServer, K8s};

@@ -22,7 +22,8 @@ use finial_hcl::Value;
 use finial_plugin::{Peer, PluginContext, PluginError, WorkloadAttestor, prefixed_selectors};
 use kubelet::Kubelet;
 use lists::{Failure, PodLists, Source};
-use namespaces::{InCluster, Namespaces};
+pub use namespaces::ApiServer;
+use namespaces::Namespaces;
 use pods::{Attested, Found, PodList};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -58,10 +59,18 @@ impl K8s {
     /// # Errors
     /// When keys are malformed or exclude each other, or ask for what is not there (`sigstore`).
     pub fn new(data: &Value, _: &PluginContext) -> Result<Self, PluginError> {
-        Ok(Self::with(config::read(data)?, InCluster::from_environment(SERVICE_ACCOUNT)))
+        Ok(Self::with(config::read(data)?, ApiServer::of_this_pod(SERVICE_ACCOUNT)))
     }
 
-    fn with(mut settings: Settings, api_server: Option<InCluster>) -> Self {
+    /// As [`K8s::new`], for an agent that runs in no pod of the cluster: with its API server.
+    ///
+    /// # Errors
+    /// As [`K8s::new`].
+    pub fn outside(data: &Value, api_server: ApiServer) -> Result<Self, PluginError> {
+        Ok(Self::with(config::read(data)?, Some(api_server)))
+    }
+
+    fn with(mut settings: Settings, api_server: Option<ApiServer>) -> Self {
         let kubelet = settings.access.take().map(Kubelet::new);
         if let Some(error) = kubelet.as_ref().and_then(|kubelet| kubelet.client().err()) {
             tracing::warn!(error, "Kubelet cannot be asked yet; will try again when a workload comes");
@@ -70,7 +79,7 @@ impl K8s {
         Self::of(settings, source, api_server)
     }
 
-    fn of(mut settings: Settings, source: Option<Box<dyn Source>>, api_server: Option<InCluster>) -> Self {
+    fn of(mut settings: Settings, source: Option<Box<dyn Source>>, api_server: Option<ApiServer>) -> Self {
         let lists = source.map(|source| PodLists::new(source, settings.poll_interval));
         let namespaces = settings
             .with_namespace_labels

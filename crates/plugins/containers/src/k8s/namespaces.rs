@@ -34,17 +34,21 @@ struct Metadata {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Where the API server is, for a program in a pod.
-pub(super) struct InCluster {
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) ca: PathBuf,
-    pub(super) token: PathBuf,
+/// Where the API server is, and who asks it.
+pub struct ApiServer {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// A file with its CA's certificates.
+    pub ca: PathBuf,
+    /// A file with a service account's token.
+    pub token: PathBuf,
 }
 
-impl InCluster {
-    /// By the variables that Kubernetes gives each container.
-    pub(super) fn from_environment(folder: &str) -> Option<Self> {
+impl ApiServer {
+    /// By what Kubernetes gives each container: two variables, and the service account in that folder.
+    pub(super) fn of_this_pod(folder: &str) -> Option<Self> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let port = variable("KUBERNETES_SERVICE_PORT")?.parse().ok()?;
         let host = variable("KUBERNETES_SERVICE_HOST")?;
@@ -62,7 +66,7 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    pub(super) fn new(place: Option<InCluster>, reload_after: Duration, fresh_for: Duration) -> Self {
+    pub(super) fn new(place: Option<ApiServer>, reload_after: Duration, fresh_for: Duration) -> Self {
         let server = place.map(|place| {
             let (ca, auth) = (Some(place.ca), Auth::Token(place.token));
             Kubelet::new(Access::Secure { node_name: place.host, port: place.port, ca, auth, reload_after })

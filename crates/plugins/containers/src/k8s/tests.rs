@@ -297,7 +297,7 @@ async fn labels_of_the_namespace_come_from_the_api_server() {
     });
     let place = || {
         let (ca, token) = (PathBuf::from(pki.path("ca.crt")), PathBuf::from(pki.path("token")));
-        Some(InCluster { host: "127.0.0.1".into(), port, ca, token })
+        Some(ApiServer { host: "127.0.0.1".into(), port, ca, token })
     };
     let with = |place| {
         let script = Script { from: 0, asked: Arc::default(), fails: None, hangs: false };

@@ -246,6 +246,10 @@ impl Plugin {
 
     /// What a failed call means. Whoever calls a plugin says whose error it is; older plugins do so themselves.
     pub(crate) fn error(&self, status: Status) -> PluginError {
+        if std::error::Error::source(&status).is_some() {
+            // Not an answer of the plugin: the connection broke, as it does when the plugin dies.
+            return PluginError::new(ErrorKind::Unavailable, "the plugin hung up without an answer").because(status);
+        }
         let message = status.message();
         let message = message.strip_prefix(&format!("{}: ", self.0.name)).unwrap_or(message).to_owned();
         PluginError::new(kind_of(status.code()), message).because(status)

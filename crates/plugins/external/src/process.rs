@@ -115,14 +115,16 @@ pub(crate) async fn start(
         lines(&mut stderr, |line| for_errors.line(line)).await;
     });
     let mut stdout = BufReader::new(stdout);
-    match first_line(&mut stdout).await.and_then(|line| handshake::parse(&line)) {
+    let said = first_line(&mut stdout).await;
+    // Who said something that makes no sense is not waited for.
+    let patience = if said.is_ok() { Duration::ZERO } else { LAST_WORDS };
+    match said.and_then(|line| handshake::parse(&line)) {
         Ok(address) => process.address = address,
         Err(mut why) => {
-            if let Ok(Ok(status)) = timeout(LAST_WORDS, process.child.wait()).await {
+            if let Ok(Ok(status)) = timeout(patience, process.child.wait()).await {
                 why = format!("plugin exited before we could connect: {status}; {why}");
-            } else {
-                process.kill();
             }
+            process.kill();
             let _ = timeout(LAST_WORDS, words).await;
             let last = log.last();
             let last = if last.is_empty() { String::new() } else { format!(" (its last words: {last:?})") };

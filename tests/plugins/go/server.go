@@ -270,11 +270,10 @@ func (p *upstreamAuthority) MintX509CAAndSubscribe(req *upstreamauthorityv1.Mint
 	if err != nil {
 		return err
 	}
-	// To the second, as the requester counts.
-	now := time.Now().Truncate(time.Second)
+	now := time.Now()
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: csr.Subject, URIs: csr.URIs,
-		NotBefore: now.Add(-10 * time.Second), NotAfter: now.Add(time.Duration(req.PreferredTtl) * time.Second),
+		NotBefore: now.Add(-10 * time.Second), NotAfter: now.Add(time.Duration(req.PreferredTtl)*time.Second - time.Minute),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, root, csr.PublicKey, key)

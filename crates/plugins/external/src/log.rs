@@ -79,7 +79,7 @@ impl PluginLog {
         Self { name: name.into(), kind: kind.into(), subsystem: format!("{name}.{program}"), state: Mutex::default() }
     }
 
-    /// What it wrote last.
+    /// What it wrote last; of a panic, the first line.
     pub(crate) fn last(&self) -> String {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).last.clone()
     }
@@ -89,8 +89,11 @@ impl PluginLog {
         let text = String::from_utf8_lossy(line);
         let (entry, dropped) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let panicked = state.panics;
             let entry = json_entry(&text).unwrap_or_else(|| plain_entry(&text, &mut state.panics));
-            state.last = entry.message.chars().take(500).collect();
+            if !panicked {
+                state.last = entry.message.chars().take(500).collect();
+            }
             let now = Instant::now();
             if state.second.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
                 let dropped = state.lines.saturating_sub(LINES_PER_SECOND);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// How long a plugin may take to say where it listens; go-plugin's.
@@ -27,6 +28,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) struct Process {
     child: Child,
     group: Option<Pid>,
+    /// Reads what it writes to its standard error.
+    words: Option<JoinHandle<()>>,
     pub(crate) address: Address,
 }
 
@@ -106,14 +109,14 @@ pub(crate) async fn start(
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     tracing::debug!(plugin_name = config.name, plugin_type = config.kind, path = %program.display(), pid = child.id(), "Plugin started");
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut process = Process { child, group, address: Address::Unix(PathBuf::new()) };
+    let mut process = Process { child, group, words: None, address: Address::Unix(PathBuf::new()) };
     let (Some(stdout), Some(mut stderr)) = (stdout, stderr) else {
         return Err("failed to launch plugin: no pipes".into());
     };
     let for_errors = log.clone();
-    let words = spawner.spawn("plugin log", async move {
+    process.words = Some(spawner.spawn("plugin log", async move {
         lines(&mut stderr, |line| for_errors.line(line)).await;
-    });
+    }));
     let mut stdout = BufReader::new(stdout);
     let said = first_line(&mut stdout).await;
     // Who said something that makes no sense is not waited for.
@@ -121,11 +124,11 @@ pub(crate) async fn start(
     match said.and_then(|line| handshake::parse(&line)) {
         Ok(address) => process.address = address,
         Err(mut why) => {
-            if let Ok(Ok(status)) = timeout(patience, process.child.wait()).await {
+            if let Ok(status) = timeout(patience, process.ended()).await {
                 why = format!("plugin exited before we could connect: {status}; {why}");
             }
             process.kill();
-            let _ = timeout(LAST_WORDS, words).await;
+            process.last_words().await;
             let last = log.last();
             let last = if last.is_empty() { String::new() } else { format!(" (its last words: {last:?})") };
             return Err(format!("failed to launch plugin: {why}{last}"));
@@ -151,7 +154,18 @@ impl Process {
     /// Returns when it has ended.
     pub(crate) async fn ended(&mut self) -> String {
         let text = |status: ExitStatus| status.to_string();
-        self.child.wait().await.map_or_else(|e| e.to_string(), text)
+        let status = self.child.wait().await.map_or_else(|e| e.to_string(), text);
+        self.last_words().await;
+        status
+    }
+
+    /// Waits until all that it wrote was read, unless someone else still holds the pipe.
+    async fn last_words(&mut self) {
+        if let Some(words) = self.words.as_mut()
+            && timeout(LAST_WORDS, words).await.is_ok()
+        {
+            self.words = None;
+        }
     }
 
     /// Kills it, and what it started.

@@ -74,7 +74,7 @@ async fn one_that_dies_or_is_killed_is_started_again_with_its_configuration() {
     assert_eq!(error.kind, ErrorKind::Unavailable, "{error}");
     until("it is down", async || {
         let error = attest(&attestor).await.unwrap_err();
-        error.message.contains("the plugin is down: exit status: 3 (its last words: \"panic: as told\")")
+        error.message.contains("the plugin is down: exit status: 2 (its last words: \"panic: as told")
     })
     .await;
     std::fs::remove_file(&die).unwrap();

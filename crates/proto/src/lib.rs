@@ -106,6 +106,10 @@ pub mod agent {
         /// The log level.
         logger, "agent_logger"
     );
+    generated!(
+        /// Ours: why a process has the identities that it has.
+        explain, "agent_explain"
+    );
 }
 
 /// What we and external plugins say to each other: SPIRE's plugin SDK over HashiCorp's go-plugin.
@@ -175,6 +179,10 @@ pub mod workload {
     }
 }
 
+generated!(
+    /// The SPIFFE Broker API.
+    broker, "broker"
+);
 pub mod envoy;
 
 /// Our own stream of what an agent may have.

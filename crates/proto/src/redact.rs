@@ -1,6 +1,6 @@
 //! `Debug` for messages that carry secrets: who it is about, never the secret.
 
-use crate::{agent, envoy, plugin, server, types, workload};
+use crate::{agent, broker, envoy, plugin, server, types, workload};
 use std::fmt;
 
 macro_rules! redacted {
@@ -23,6 +23,8 @@ redacted! {
     types::JoinToken => "JoinToken" { expires_at };
     types::AttestationData => "AttestationData" { r#type };
     server::agent::CreateJoinTokenRequest => "CreateJoinTokenRequest" { ttl, agent_id };
+    broker::X509svid => "X509SVID" { spiffe_id, hint };
+    broker::Jwtsvid => "JWTSVID" { spiffe_id, hint };
     agent::delegatedidentity::X509svidWithKey => "X509SVIDWithKey" { x509_svid };
     envoy::tls::TlsCertificate => "TlsCertificate" { certificate_chain };
     plugin::svid_store::X509svid => "X509SVID" { spiffe_id, expires_at };

@@ -1,4 +1,4 @@
-//! A real Docker daemon of a test's own, on a socket and in a folder of its own, with one image made from busybox.
+//! A real Docker daemon, or podman, of a test's own, on a socket and in a folder of its own, with one image made from busybox.
 
 use crate::process::{Output, Process, Workdir, eventually, finial};
 use std::path::{Path, PathBuf};
@@ -150,11 +150,87 @@ impl Drop for Dockerd {
             }
         }
         drop(self.process.take());
-        // What is still mounted would keep the folder.
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let own = self.dir.path().display().to_string();
-        for target in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(|t| t.starts_with(&own)) {
-            let _ = Command::new("umount").arg("-l").arg(target).output();
+        unmount_below(self.dir.path());
+    }
+}
+
+/// A real podman with a socket of its own, ended with all its containers when dropped.
+pub struct Podman {
+    service: Option<Process>,
+    dir: Workdir,
+}
+
+impl Podman {
+    /// Starts one, or `None` where it is not installed.
+    pub fn start() -> Option<Self> {
+        let there = ["podman", "conmon", "runc"].iter().all(|part| find(part).is_some());
+        let there = there && Path::new("/bin/busybox").exists();
+        if !there && may_skip("podman", "apt-get install podman conmon runc busybox-static") {
+            return None;
         }
+        let mut podman = Self { service: None, dir: Workdir::new() };
+        let root = podman.dir.sub("rootfs");
+        busybox_root(&root);
+        let tar = podman.dir.path().join("root.tar").display().to_string();
+        Output::of(Command::new("tar").arg("-C").arg(&root).args(["-cf", &tar, "."])).ok();
+        podman.podman(&["import", "-c", "CMD [\"/bin/sleep\",\"600\"]", &tar, IMAGE]).ok();
+        let host = podman.host();
+        let mut service = podman.command(&["system", "service", "--time=0", &host]);
+        podman.service = Some(Process::start("podman", podman.dir.path().join("podman.log"), &mut service));
+        let socket = podman.dir.path().join("podman.sock");
+        eventually("podman's socket is there", || socket.exists().then_some(()).ok_or_else(|| "not yet".into()));
+        Some(podman)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(find("podman").expect("podman"));
+        for (flag, sub) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            command.arg(flag).arg(self.dir.sub(sub));
+        }
+        command.args([
+            "--cgroup-manager=cgroupfs",
+            "--runtime=runc",
+            "--events-backend=file",
+            "--storage-driver=overlay",
+        ]);
+        command.args(args);
+        command
+    }
+
+    /// Runs a podman command.
+    pub fn podman(&self, args: &[&str]) -> Output {
+        Output::of(&mut self.command(args))
+    }
+
+    /// `unix://…`, as clients are told.
+    pub fn host(&self) -> String {
+        format!("unix://{}", self.dir.path().join("podman.sock").display())
+    }
+
+    /// Runs a container of that name; the number of its first process.
+    pub fn run(&self, name: &str, more: &[&str]) -> i32 {
+        // Default limits are above what a machine without CAP_SYS_RESOURCE may set.
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+        let args = [&["run", "-d", "--network", "none", "--name", name], &limits[..], more, &[IMAGE]].concat();
+        self.podman(&args).ok();
+        let out = self.podman(&["inspect", "-f", "{{.State.Pid}}", name]).ok();
+        out.stdout.trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        self.podman(&["rm", "-f", "-a", "-t", "0"]);
+        drop(self.service.take());
+        unmount_below(self.dir.path());
+    }
+}
+
+/// What is still mounted would keep the folder.
+pub(crate) fn unmount_below(folder: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let own = folder.display().to_string();
+    for target in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(|t| t.starts_with(&own)) {
+        let _ = Command::new("umount").arg("-l").arg(target).output();
     }
 }

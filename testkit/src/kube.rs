@@ -1,7 +1,7 @@
 //! A real Kubernetes node of a test's own: etcd, API server, containerd and kubelet, in a folder and on ports of its own.
 //! Pods share the machine's network. One such node runs at a time: kubelets clean up each other's cgroups.
 
-use crate::docker::{client_mounts, find, may_skip};
+use crate::docker::{client_mounts, find, may_skip, unmount_below};
 use crate::process::{Output, Process, Workdir, cache, eventually, free_port};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
@@ -315,11 +315,7 @@ impl Drop for Kube {
             self.remove_containers();
         }
         drop((self.containerd.take(), self.api_server.take(), self.etcd.take()));
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let own = self.dir.path().display().to_string();
-        for target in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)).filter(|t| t.starts_with(&own)) {
-            let _ = Command::new("umount").arg("-l").arg(target).output();
-        }
+        unmount_below(self.dir.path());
         for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             remove_cgroups(&hierarchy.path().join("kubepods"));
         }

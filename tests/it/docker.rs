@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use testkit::docker::Dockerd;
+use testkit::docker::{Dockerd, Podman};
 use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, eventually};
 
 fn options(dockerd: &Dockerd) -> AgentOptions {
@@ -105,6 +105,23 @@ fn our_selectors_are_those_of_spire() {
     let ours = attest(&attestor(&dockerd), dockerd.pid(&id)).unwrap();
     assert_eq!(ours, theirs);
     assert!(ours.iter().any(|s| s.starts_with("docker:image_config_digest:sha256:")), "{ours:?}");
+}
+
+#[test]
+fn containers_of_podman_are_asked_for_at_podman() {
+    let Some(podman) = Podman::start() else { return };
+    // Without Docker: its socket leads nowhere.
+    let config = format!("docker_socket_path = \"unix:///nowhere\"\npodman_socket_path = \"{}\"", podman.host());
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let context = PluginContext { trust_domain, clock: Arc::new(SystemClock) };
+    let docker = Docker::new(&finial_hcl::parse(&config).unwrap(), &context).unwrap();
+    let found = attest(&docker, podman.run("w1", &["--label", "team=pay", "--env", "ROLE=api"])).unwrap();
+    for selector in ["docker:label:team:pay", "docker:env:ROLE=api", "docker:image_id:localhost/local/busybox:1"] {
+        assert!(found.contains(selector), "{selector}: {found:?}");
+    }
+    let image = podman.podman(&["inspect", "-f", "{{.Image}}", "w1"]).ok().stdout;
+    let digest = format!("docker:image_config_digest:sha256:{}", image.trim());
+    assert!(found.contains(&digest), "{digest}: {found:?}");
 }
 
 /// A process of this machine in cgroups of the test's own, which go with it.

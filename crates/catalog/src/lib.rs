@@ -11,7 +11,7 @@ use finial_plugins_base::key_manager::{Disk, Memory};
 use finial_plugins_base::node_attestor::JoinTokenAgent;
 use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
 use finial_plugins_base::upstream_authority;
-use finial_plugins_base::workload_attestor::{Slurm, Systemd, Unix};
+use finial_plugins_base::workload_attestor::{Gvisor, Slurm, Systemd, Unix, fence};
 use finial_plugins_containers::{Docker, K8s};
 use finial_plugins_external::{
     ExternalAgentNodeAttestor, ExternalError, ExternalKeyManager, ExternalServerNodeAttestor, ExternalSvidStore,
@@ -163,6 +163,7 @@ const WORKLOAD_ATTESTORS: Kind<Arc<dyn WorkloadAttestor>> = Kind {
     external: |plugin| Arc::new(ExternalWorkloadAttestor(plugin)),
     built_in: &[
         (Docker::NAME, |data, context| Ok(Arc::new(Docker::new(data, context)?))),
+        (Gvisor::NAME, |data, context| Ok(Arc::new(Gvisor::new(data, context)?))),
         (K8s::NAME, |data, context| Ok(Arc::new(K8s::new(data, context)?))),
         (Slurm::NAME, |_, _| Ok(Arc::new(Slurm))),
         (Systemd::NAME, |_, _| Ok(Arc::new(Systemd::default()))),
@@ -255,7 +256,7 @@ pub async fn build_agent_plugins(
         key_manager,
         keys_are_volatile: key_manager_name == "memory",
         node_attestor,
-        workload_attestors,
+        workload_attestors: fence(workload_attestors),
         svid_stores,
         host: around.host,
     })

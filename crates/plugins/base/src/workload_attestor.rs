@@ -1,12 +1,14 @@
 //! Workload attestors.
 
 mod dbus;
+mod gvisor;
 mod names;
 mod process;
 mod slurm;
 mod systemd;
 mod unix;
 
+pub use gvisor::{Gvisor, fence};
 pub use slurm::Slurm;
 pub use systemd::Systemd;
 pub use unix::Unix;

@@ -117,7 +117,8 @@ async fn the_unit_of_a_process_is_told_to_many_at_once() {
     let Some(world) = World::start("good") else { return };
     let (attestor, sleeper) = (world.attestor(), sleeper());
     is_known(&attestor, &sleeper).await;
-    let all = futures(&attestor, &sleeper, 64).await;
+    let all = at_once(&attestor, &sleeper, 64).await;
+    assert_eq!(all.len(), 64);
     assert!(all.iter().all(|answer| answer.len() == 2), "{all:?}");
     // Of a process that is gone the manager knows nothing; the connection stays good.
     let mut gone = Sleeper::start(&mut Command::new("sleep"));
@@ -130,22 +131,22 @@ async fn the_unit_of_a_process_is_told_to_many_at_once() {
     is_known(&attestor, &sleeper).await;
 }
 
-async fn futures(attestor: &Systemd, sleeper: &Sleeper, count: usize) -> Vec<Vec<Selector>> {
-    let mut answers = Vec::new();
+/// What as many answers say, all of them asked for before the first is waited for.
+async fn at_once(attestor: &Systemd, sleeper: &Sleeper, count: usize) -> Vec<Vec<Selector>> {
     let peer = sleeper.peer();
-    let mut asked: Vec<_> = (0..count).map(|_| Box::pin(attestor.attest(&peer))).collect();
-    // All are begun before the first is waited for.
+    let mut asked: Vec<_> = (0..count).map(|_| attestor.attest(&peer)).collect();
+    let mut answers = Vec::new();
     std::future::poll_fn(|cx| {
-        for one in &mut asked {
-            let polled = std::future::Future::poll(one.as_mut(), cx);
-            assert!(polled.is_pending());
-        }
-        std::task::Poll::Ready(())
+        asked.retain_mut(|one| match one.as_mut().poll(cx) {
+            std::task::Poll::Ready(answer) => {
+                answers.push(answer.expect("attests"));
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if asked.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     })
     .await;
-    for one in asked {
-        answers.push(one.await.expect("attests"));
-    }
     answers
 }
 

@@ -25,7 +25,7 @@ impl Sleeper {
 
     /// The command as it is.
     pub(super) fn of(command: &mut Command) -> Self {
-        let child = command.stdin(Stdio::null()).spawn().expect("starts");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts");
         let proc_dir = open_folder(Path::new(&format!("/proc/{}", child.id())));
         Self(child, proc_dir)
     }
@@ -78,6 +78,7 @@ impl Relative {
 impl Drop for Relative {
     fn drop(&mut self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        eventually("it ends", || (!super::process::is_alive(&self.pidfd)).then_some(()));
     }
 }
 

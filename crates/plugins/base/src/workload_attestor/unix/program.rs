@@ -222,7 +222,7 @@ pub(super) fn ancestors(folder: BorrowedFd<'_>) -> Result<Vec<Ancestor>, Errno> 
     let mut chain: Vec<Ancestor> = Vec::new();
     while chain.len() < ANCESTORS_MAX {
         let child = chain.last().map_or(folder, |last| last.folder.as_fd());
-        match parent(child) {
+        match parent(|| Ok(process::parent(&process::status(child)?))) {
             Ok(Some(next)) => chain.push(next),
             Ok(None) => break,
             // An ancestor that ended meanwhile: what is above it is not the process's any more. For the process itself it is a failure.
@@ -233,11 +233,11 @@ pub(super) fn ancestors(folder: BorrowedFd<'_>) -> Result<Vec<Ancestor>, Errno> 
     Ok(chain)
 }
 
-/// The parent of the process with this folder, now; `None` when it has none that we can see.
-fn parent(child: BorrowedFd<'_>) -> Result<Option<Ancestor>, Errno> {
+/// The parent of a process whose parent's number `look` tells, each time anew; `None` when it has none that we can see.
+pub(super) fn parent(look: impl Fn() -> Result<Option<i32>, Errno>) -> Result<Option<Ancestor>, Errno> {
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     for _ in 0..PARENT_LOOKS_MAX {
-        let Some(pid) = process::parent(&process::status(child)?).and_then(Pid::from_raw) else { return Ok(None) };
+        let Some(pid) = look()?.and_then(Pid::from_raw) else { return Ok(None) };
         let number = pid.as_raw_nonzero().get();
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
@@ -253,8 +253,7 @@ fn parent(child: BorrowedFd<'_>) -> Result<Option<Ancestor>, Errno> {
             Err(error) => return Err(error),
         };
         // The number belonged to the held process from before the folder was opened until after it was still the parent's.
-        let still = process::parent(&process::status(child)?) == Some(number);
-        if still && process::is_alive(&pidfd) {
+        if look()? == Some(number) && process::is_alive(&pidfd) {
             return Ok(Some(Ancestor { pid: number, folder }));
         }
     }

@@ -90,6 +90,44 @@ pub(crate) fn said_by_spire(agent: &Agent, kind: &str) -> Option<BTreeSet<String
     Some(line.split(&begin).skip(1).filter_map(value).map(|value| format!("{kind}:{value}")).collect())
 }
 
+/// As on most nodes: the agent runs in a container too, in a cgroup namespace of its own, from which the kernel shows it
+/// other containers as `/../ID`.
+#[test]
+fn an_agent_in_a_container_knows_its_neighbours() {
+    let Some(dockerd) = Dockerd::start() else { return };
+    let server = Server::start(Flavor::Finial, &ServerOptions::default());
+    entry(&server, "/pay", &["docker:label:team:pay"]);
+    let mut agent = Agent::start(Flavor::Finial, &server, &options(&dockerd));
+    eventually("it has attested", || agent.socket().exists().then_some(()).ok_or_else(|| "not yet".into()));
+    assert_eq!(agent.process.terminate(), 0);
+    let mut args: Vec<String> =
+        ["run", "-d", "--name", "agent", "--pid", "host", "--network", "host", "--cgroupns", "private"]
+            .map(str::to_owned)
+            .into();
+    let host = dockerd.host().trim_start_matches("unix://").to_owned();
+    let own = [agent.dir.path(), server.dir.path(), Path::new(&host).parent().unwrap()];
+    let own = own.map(|folder| (folder.to_owned(), folder.display().to_string()));
+    for (from, to) in testkit::docker::client_mounts().into_iter().chain(own) {
+        args.extend(["-v".to_owned(), format!("{}:{to}", from.display())]);
+    }
+    let config = agent.dir.path().join("agent.conf").display().to_string();
+    args.extend([testkit::docker::IMAGE, "/bin/spire-agent", "run", "-config", &config].map(str::to_owned));
+    dockerd.docker(&args.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+    dockerd.run("w1", &agent.socket(), &["--label", "team=pay"]);
+    let svid = eventually("the container is served", || {
+        let out = dockerd.fetch("w1", &["x509"]);
+        if out.code == 0 {
+            Ok(out.stdout)
+        } else {
+            Err(format!("{}{}", out.stderr, dockerd.docker(&["logs", "agent"]).stdout))
+        }
+    });
+    assert!(svid.contains("/pay"), "{svid}");
+    let seen =
+        dockerd.docker(&["exec", "agent", "/bin/cat", &format!("/proc/{}/cgroup", dockerd.pid("w1"))]).ok().stdout;
+    assert!(seen.contains(":/../"), "the agent is in a cgroup namespace of its own: {seen}");
+}
+
 #[test]
 fn our_selectors_are_those_of_spire() {
     let Some(dockerd) = Dockerd::start() else { return };

@@ -27,6 +27,7 @@ enum Known {
 /// One stream.
 pub(crate) struct Delta {
     settings: Arc<SdsSettings>,
+    pid: i32,
     roots: Roots,
     type_url: String,
     begun: bool,
@@ -42,11 +43,12 @@ pub(crate) struct Delta {
 }
 
 impl Delta {
-    pub(super) fn new(settings: Arc<SdsSettings>) -> Self {
+    pub(super) fn new(settings: Arc<SdsSettings>, pid: i32) -> Self {
         let roots = Roots::wanted_by(None, &settings);
         let (names, known) = Default::default();
         Self {
             settings,
+            pid,
             roots,
             type_url: String::new(),
             begun: false,
@@ -120,7 +122,7 @@ impl Protocol for Delta {
     type Answer = encoded::DeltaDiscoveryResponse;
 
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        report(request.error_detail.as_ref());
+        report(request.error_detail.as_ref(), self.pid);
         if request.node.is_some() {
             self.roots = Roots::wanted_by(request.node.as_ref(), &self.settings);
         }
@@ -128,7 +130,6 @@ impl Protocol for Delta {
             self.type_url = request.type_url;
         }
         check_names(self.names.iter().chain(&request.resource_names_subscribe))?;
-        check_names(request.initial_resource_versions.keys())?;
         if !self.begun {
             // One that begins without a name wants everything, as long as it says no other.
             self.wildcard = request.resource_names_subscribe.is_empty();

@@ -5,6 +5,8 @@
 mod delta;
 mod names;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use crate::cache::{Cache, Subscription, View};
@@ -30,9 +32,9 @@ const FETCH_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/Fet
 
 /// Names that a proxy may want at a time, and their bytes together.
 const NAMES_MAX: usize = 1_000;
-const NAMES_BYTES_MAX: usize = 64 << 10;
-/// How much of what a proxy reports is logged, bytes.
-const REPORT_BYTES_MAX: usize = 1 << 10;
+const NAMES_BYTES_MAX: usize = 32 << 10;
+/// How much of what a proxy reports is logged.
+const REPORT_CHARS_MAX: usize = 1_000;
 /// How long one that fetches waits for SVIDs that are being issued.
 const ISSUED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -43,6 +45,14 @@ struct Inner {
     stream_secrets: Limiter,
     fetch_secrets: Limiter,
     calls: Calls,
+}
+
+/// A stream of which all is known but what is asked.
+struct Begun<Q> {
+    pid: i32,
+    requests: Streaming<Q>,
+    subscription: Subscription,
+    call: Call,
 }
 
 /// The service. Cheap to clone.
@@ -72,28 +82,34 @@ impl SdsApi {
     }
 
     /// Who calls, and what they may see.
-    async fn enter<T>(&self, request: &Request<T>, method: &str, limiter: &Limiter) -> Result<Arc<View>, Status> {
+    async fn enter<T>(
+        &self,
+        request: &Request<T>,
+        method: &str,
+        limiter: &Limiter,
+    ) -> Result<(Arc<Caller>, Arc<View>), Status> {
         let caller = request.extensions().get::<Arc<Caller>>();
-        let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?;
-        let view = self.0.attestation.view(caller).await?;
+        let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?.clone();
+        let view = self.0.attestation.view(&caller).await?;
         if let Some(limiter) = limiter.as_ref().filter(|_| !caller.is_agent()) {
             limiter.try_acquire(&view.selectors, 1).map_err(|_| {
                 self.0.attestation.metrics.count("workload_api.rate_limit_exceeded", 1.0, &[("method", method)]);
                 Status::unavailable(format!("rate limit exceeded for {method}"))
             })?;
         }
-        Ok(view)
+        Ok((caller, view))
     }
 
     /// Begins a stream, or refuses at once what it would refuse.
-    async fn begin<Q>(
-        &self,
-        request: Request<Streaming<Q>>,
-        key: &'static str,
-    ) -> Result<(Streaming<Q>, Subscription, Call), Status> {
+    async fn begin<Q>(&self, request: Request<Streaming<Q>>, key: &'static str) -> Result<Begun<Q>, Status> {
         let mut call = self.measure(key, &request);
         match self.enter(&request, STREAM_SECRETS, &self.0.stream_secrets).await {
-            Ok(view) => Ok((request.into_inner(), self.0.cache.subscribe(&view), call)),
+            Ok((caller, view)) => Ok(Begun {
+                pid: caller.peer.pid,
+                requests: request.into_inner(),
+                subscription: self.0.cache.subscribe(&view),
+                call,
+            }),
             Err(status) => {
                 call.finish(status.code());
                 Err(status)
@@ -102,36 +118,37 @@ impl SdsApi {
     }
 
     async fn fetched(&self, request: Request<DiscoveryRequest>) -> Result<encoded::DiscoveryResponse, Status> {
-        let view = self.enter(&request, FETCH_SECRETS, &self.0.fetch_secrets).await?;
+        let (caller, view) = self.enter(&request, FETCH_SECRETS, &self.0.fetch_secrets).await?;
         let subscription = self.0.cache.subscribe(&view);
         let mut states = subscription.states();
         // An SVID that is not there yet may be the one that is asked for; what there is then is what it gets.
         let _ = tokio::time::timeout(ISSUED_WITHIN, states.wait_for(|state| !state.incomplete || state.closed)).await;
-        world::fetch(&self.0.settings, &view.now(), request.into_inner())
+        world::fetch(&self.0.settings, &view.now(), request.into_inner()).inspect_err(|status| {
+            let (pid, error) = (caller.peer.pid, status.message());
+            tracing::error!(subsystem_name = SUBSYSTEM, pid, error, "Error building fetch secrets response");
+        })
     }
 }
 
 #[tonic::async_trait]
 impl SecretDiscoveryService for SdsApi {
-    type StreamSecretsStream = SecretStream<World, Streaming<DiscoveryRequest>>;
-    type DeltaSecretsStream = SecretStream<Delta, Streaming<DeltaDiscoveryRequest>>;
+    type StreamSecretsStream = SecretStream<World>;
+    type DeltaSecretsStream = SecretStream<Delta>;
 
     async fn stream_secrets(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let (requests, subscription, call) = self.begin(request, "rpc.sds.v3.stream_secrets").await?;
-        let protocol = World::new(self.0.settings.clone());
-        Ok(Response::new(SecretStream::new(protocol, requests, subscription, call)))
+        let begun = self.begin(request, "rpc.sds.v3.stream_secrets").await?;
+        Ok(Response::new(SecretStream::new(World::new(self.0.settings.clone(), begun.pid), begun)))
     }
 
     async fn delta_secrets(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        let (requests, subscription, call) = self.begin(request, "rpc.sds.v3.delta_secrets").await?;
-        let protocol = Delta::new(self.0.settings.clone());
-        Ok(Response::new(SecretStream::new(protocol, requests, subscription, call)))
+        let begun = self.begin(request, "rpc.sds.v3.delta_secrets").await?;
+        Ok(Response::new(SecretStream::new(Delta::new(self.0.settings.clone(), begun.pid), begun)))
     }
 
     async fn fetch_secrets(
@@ -161,9 +178,9 @@ fn nonce() -> String {
 }
 
 /// Logs what a proxy could not do with an answer.
-fn report(error: Option<&rpc::Status>) {
+fn report(error: Option<&rpc::Status>, pid: i32) {
     if let Some(error) = error {
-        let message: String = error.message.chars().take(REPORT_BYTES_MAX).collect();
-        tracing::error!(subsystem_name = SUBSYSTEM, error = %message, "Envoy reported errors applying secrets");
+        let message: String = error.message.chars().take(REPORT_CHARS_MAX).collect();
+        tracing::error!(subsystem_name = SUBSYSTEM, pid, error = %message, "Envoy reported errors applying secrets");
     }
 }

@@ -1,6 +1,7 @@
 //! The two halves of a discovery stream together: what the proxy asks, and what changes for it. No task; one timer, until the
 //! proxy has asked for something.
 
+use super::{Begun, SUBSYSTEM};
 use crate::cache::{Subscription, ViewState};
 use crate::workload_api::Call;
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 /// A proxy that opens a stream asks at once.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(60);
@@ -20,7 +21,7 @@ const REQUESTS_IN_A_ROW: usize = 32;
 /// One of the two ways to ask. It knows what the proxy wants and what it has been told.
 pub(crate) trait Protocol: Send + Unpin + 'static {
     /// What the proxy says.
-    type Request;
+    type Request: Send + 'static;
     /// What it is answered.
     type Answer;
 
@@ -35,9 +36,10 @@ pub(crate) trait Protocol: Send + Unpin + 'static {
 }
 
 /// The stream of one call.
-pub(crate) struct SecretStream<P, R> {
+pub(crate) struct SecretStream<P: Protocol> {
     protocol: P,
-    requests: Option<R>,
+    pid: i32,
+    requests: Option<Streaming<P::Request>>,
     states: WatchStream<Arc<ViewState>>,
     /// The last one; none before there was an SVID for each entry.
     state: Option<Arc<ViewState>>,
@@ -49,18 +51,19 @@ pub(crate) struct SecretStream<P, R> {
     _subscription: Subscription,
 }
 
-impl<P, R> SecretStream<P, R> {
-    pub(super) fn new(protocol: P, requests: R, subscription: Subscription, call: Call) -> Self {
+impl<P: Protocol> SecretStream<P> {
+    pub(super) fn new(protocol: P, begun: Begun<P::Request>) -> Self {
         Self {
             protocol,
-            requests: Some(requests),
-            states: WatchStream::new(subscription.states()),
+            pid: begun.pid,
+            requests: Some(begun.requests),
+            states: WatchStream::new(begun.subscription.states()),
             state: None,
             news: false,
             first_request: Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_WITHIN))),
             ended: false,
-            call,
-            _subscription: subscription,
+            call: begun.call,
+            _subscription: begun.subscription,
         }
     }
 
@@ -70,13 +73,7 @@ impl<P, R> SecretStream<P, R> {
         self.call.finish(status.as_ref().map_or(Code::Ok, Status::code));
         status
     }
-}
 
-impl<P, R> SecretStream<P, R>
-where
-    P: Protocol,
-    R: Stream<Item = Result<P::Request, Status>> + Send + Unpin,
-{
     /// Takes in what has changed. Ready when the stream is to end.
     fn poll_states(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
         while let Some(state) = std::task::ready!(Pin::new(&mut self.states).poll_next(cx)) {
@@ -101,7 +98,13 @@ where
                 }
                 Poll::Ready(Some(Err(status))) => {
                     if status.code() != Code::Cancelled {
-                        tracing::error!(subsystem_name = super::SUBSYSTEM, error = %status.message(), "Received error from stream secrets server");
+                        let (pid, error) = (self.pid, status.message());
+                        tracing::error!(
+                            subsystem_name = SUBSYSTEM,
+                            pid,
+                            error,
+                            "Received error from stream secrets server"
+                        );
                     }
                     return Poll::Ready(Some(status));
                 }
@@ -126,11 +129,7 @@ where
     }
 }
 
-impl<P, R> Stream for SecretStream<P, R>
-where
-    P: Protocol,
-    R: Stream<Item = Result<P::Request, Status>> + Send + Unpin,
-{
+impl<P: Protocol> Stream for SecretStream<P> {
     type Item = Result<P::Answer, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -147,7 +146,8 @@ where
                 Ok(Some(answer)) => return Poll::Ready(Some(Ok(answer))),
                 Ok(None) => {}
                 Err(status) => {
-                    tracing::error!(subsystem_name = super::SUBSYSTEM, error = %status.message(), "Error building stream secrets response");
+                    let (pid, error) = (this.pid, status.message());
+                    tracing::error!(subsystem_name = SUBSYSTEM, pid, error, "Error building stream secrets response");
                     return Poll::Ready(this.end(Some(status)).map(Err));
                 }
             }

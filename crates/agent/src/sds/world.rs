@@ -21,6 +21,7 @@ struct Asked {
 /// One stream.
 pub(crate) struct World {
     settings: Arc<SdsSettings>,
+    pid: i32,
     roots: Roots,
     asked: Option<Asked>,
     /// The last request names something else than the one before.
@@ -57,16 +58,14 @@ pub(super) fn fetch(
 ) -> Result<encoded::DiscoveryResponse, Status> {
     let names = names_of(&mut request)?;
     let secrets = Secrets { state, settings, roots: Roots::wanted_by(request.node.as_ref(), settings) };
-    let resources = secrets.asked(&names).inspect_err(|status| {
-        tracing::error!(subsystem_name = SUBSYSTEM, error = %status.message(), "Error building fetch secrets response");
-    })?;
+    let resources = secrets.asked(&names)?;
     Ok(respond(resources, request.type_url, String::new(), String::new()))
 }
 
 impl World {
-    pub(super) fn new(settings: Arc<SdsSettings>) -> Self {
+    pub(super) fn new(settings: Arc<SdsSettings>, pid: i32) -> Self {
         let roots = Roots::wanted_by(None, &settings);
-        Self { settings, roots, asked: None, due: false, version: 0, nonce: String::new(), told: Vec::new() }
+        Self { settings, pid, roots, asked: None, due: false, version: 0, nonce: String::new(), told: Vec::new() }
     }
 }
 
@@ -75,15 +74,24 @@ impl Protocol for World {
     type Answer = encoded::DiscoveryResponse;
 
     fn receive(&mut self, mut request: DiscoveryRequest) -> Result<(), Status> {
-        report(request.error_detail.as_ref());
+        let pid = self.pid;
+        tracing::debug!(
+            subsystem_name = SUBSYSTEM,
+            pid,
+            resource_names = ?request.resource_names,
+            version_info = request.version_info,
+            nonce = request.response_nonce,
+            "Received StreamSecrets request"
+        );
+        report(request.error_detail.as_ref(), pid);
         if !self.nonce.is_empty() {
             if self.nonce != request.response_nonce {
-                tracing::warn!(subsystem_name = SUBSYSTEM, expect = %self.nonce, "Received unexpected nonce; ignoring request");
+                tracing::warn!(subsystem_name = SUBSYSTEM, pid, expect = %self.nonce, "Received unexpected nonce; ignoring request");
                 return Ok(());
             }
             if request.version_info != self.version.to_string() {
                 // It may want other names all the same.
-                tracing::error!(subsystem_name = SUBSYSTEM, expect = %self.version, "Client rejected expected version and rolled back");
+                tracing::error!(subsystem_name = SUBSYSTEM, pid, expect = %self.version, "Client rejected expected version and rolled back");
             }
         }
         if request.node.is_some() {
@@ -116,6 +124,15 @@ impl Protocol for World {
             self.version += 1;
         }
         (self.due, self.told, self.nonce) = (false, told, nonce());
+        let (pid, version_info, count) = (self.pid, self.version, resources.len());
+        tracing::debug!(
+            subsystem_name = SUBSYSTEM,
+            pid,
+            version_info,
+            nonce = self.nonce,
+            count,
+            "Sending StreamSecrets response"
+        );
         Ok(Some(respond(resources, asked.type_url.clone(), self.version.to_string(), self.nonce.clone())))
     }
 }

@@ -169,6 +169,6 @@ async fn names_are_limited_all_together() {
         }
     }
     let refused = proxy.next().await.unwrap_err();
-    assert_eq!(refused.message(), "too many resource names: at most 1000, of 65536 bytes together");
+    assert_eq!(refused.message(), "too many resource names: at most 1000, of 32768 bytes together");
     agent.stop().await;
 }

@@ -15,6 +15,7 @@ pub mod health;
 pub mod issue;
 pub mod live;
 pub mod nodes;
+mod plugin_host;
 pub mod prune;
 pub mod publish;
 mod start;

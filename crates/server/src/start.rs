@@ -10,6 +10,7 @@ use crate::follow::{self, Follower, State};
 use crate::issue::{Issuer, IssuerSettings, SigningQueue, ttl_warnings};
 use crate::live::{Live, LiveSettings};
 use crate::nodes::Nodes;
+use crate::plugin_host::PluginHost;
 use crate::prune::{PruneListener, PruneSettings, Pruner};
 use crate::publish::BundleFeed;
 use crate::svid::{ServerSvid, ServerSvidError};
@@ -284,7 +285,10 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     check_supported(settings);
     let policy = settings.policy.as_ref().map(|p| Policy::load(&p.rego_path, p.data_path.as_deref())).transpose()?;
     let known = Known::load(settings, &env).await?;
+    let _ = plugins.host.metrics.set(env.metrics.clone());
     let Signing { manager, issuer, svid } = Signing::start(settings, &plugins, &env, &known).await?;
+    let (nodes, bundles) = (known.nodes.clone(), known.bundles.clone());
+    let _ = plugins.host.server.set(Arc::new(PluginHost { svid: svid.clone(), nodes, bundles }));
     let live = LiveSettings::new(Live::of(settings));
     let gate_settings = GateSettings { live: live.clone(), audit_log_enabled: settings.audit_log_enabled, policy };
     let (entries, nodes) = (known.entries.clone(), known.nodes.clone());

@@ -49,6 +49,8 @@ pub struct ServerSvidState {
     pub not_before: UnixSeconds,
     /// Of the leaf.
     pub not_after: UnixSeconds,
+    /// Of the leaf; for plugins that act as the server.
+    pub(crate) key: PrivateKey,
     /// From what it hangs.
     key_ids: KeyIds,
 }
@@ -112,7 +114,7 @@ impl ServerSvid {
         tracing::debug!(subsystem_name = "svid_rotator", expiration = %Rfc3339(issued.not_after), "Server SVID rotated");
         let key_ids = KeyIds::of(&issued.chain);
         let (not_before, not_after) = (issued.not_before, issued.not_after);
-        let state = ServerSvidState { chain: issued.chain, not_before, not_after, key_ids };
+        let state = ServerSvidState { chain: issued.chain, not_before, not_after, key, key_ids };
         self.state.store(Some(Arc::new(state)));
         Ok(())
     }

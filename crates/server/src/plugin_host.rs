@@ -1,0 +1,35 @@
+//! What external plugins may ask of the server.
+
+use crate::nodes::Nodes;
+use crate::publish::BundleFeed;
+use crate::svid::ServerSvid;
+use async_trait::async_trait;
+use finial_core::{Bundle, ErrorKind, Secret, SpiffeId};
+use finial_plugin::{PluginError, ServerHost, ServerIdentity};
+use std::sync::Arc;
+
+/// Answers them.
+pub(crate) struct PluginHost {
+    pub(crate) svid: Arc<ServerSvid>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) bundles: Arc<BundleFeed>,
+}
+
+#[async_trait]
+impl ServerHost for PluginHost {
+    async fn has_agent(&self, agent_id: &str) -> Result<bool, PluginError> {
+        let id = SpiffeId::parse(agent_id).ok();
+        Ok(id.is_some_and(|id| self.nodes.can_reattest(&id).is_some()))
+    }
+
+    async fn identity(&self) -> Result<ServerIdentity, PluginError> {
+        let absent = || PluginError::new(ErrorKind::Unavailable, "the server has no SVID yet");
+        let state = self.svid.state().ok_or_else(absent)?;
+        let bundle = self.bundles.own().map(|own| own.stored().clone());
+        Ok(ServerIdentity {
+            cert_chain: state.chain.clone(),
+            private_key: Secret::new(state.key.pkcs8_der().expose().clone()),
+            bundle: bundle.unwrap_or_else(|| Bundle::empty(self.bundles.trust_domain().clone())),
+        })
+    }
+}

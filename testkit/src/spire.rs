@@ -267,7 +267,7 @@ pub struct AgentOptions {
     /// The node attestor block; join_token by default.
     pub node_attestor: String,
     /// More lines for the `experimental { }` block.
-    pub experimental: &'static str,
+    pub experimental: String,
     /// How often it asks the server.
     pub sync_interval: &'static str,
     /// What the unix attestor's `plugin_data` says.
@@ -283,7 +283,7 @@ impl Default for AgentOptions {
         Self {
             key_manager: "disk",
             agent: String::new(),
-            experimental: "",
+            experimental: String::new(),
             sync_interval: "1s",
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
             unix: String::new(),

@@ -4,6 +4,7 @@ mod answers;
 mod answers_trust;
 mod audit;
 mod bulk;
+mod broker;
 mod clients;
 mod delegated;
 mod docker;

@@ -58,7 +58,7 @@ fn under(flavor: Flavor) {
     };
     let server = Server::start(flavor, &options);
     let id = server.entry("/workload", &["-x509SVIDTTL", "12", "-hint", "inside"]);
-    let options = AgentOptions { experimental: "feature_flags = [\"wit-svid\"]", ..Default::default() };
+    let options = AgentOptions { experimental: "feature_flags = [\"wit-svid\"]".into(), ..Default::default() };
     let agent = Agent::serving(Finial, &server, &options);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

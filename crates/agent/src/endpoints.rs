@@ -3,6 +3,7 @@
 
 use crate::Context;
 use crate::admin::{DebugApi, LoggerApi};
+use crate::broker;
 use crate::cache::Cache;
 use crate::delegated::DelegatedApi;
 use crate::error::AgentError;
@@ -15,6 +16,7 @@ use crate::sync::wit::WitFetcher;
 use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
 use finial_config::AgentSettings;
 use finial_net::Limits;
+use finial_crypto::tls::TlsIdentity;
 use finial_net::unix::{self, UnixIncoming};
 use finial_proto::agent::debug::debug_server::DebugServer;
 use finial_proto::agent::delegatedidentity::delegated_identity_server::DelegatedIdentityServer;
@@ -47,7 +49,7 @@ const STREAMS_MAX: u32 = 1_000;
 /// Headers of one request, bytes.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
 /// A request to the agent, bytes: the largest is a token to validate.
-const REQUEST_BYTES_MAX: usize = 256 << 10;
+pub(crate) const REQUEST_BYTES_MAX: usize = 256 << 10;
 
 /// Listeners at work.
 pub(crate) struct Servers(Vec<JoinHandle<()>>);
@@ -62,15 +64,15 @@ impl Servers {
     }
 }
 
-fn server() -> Server {
+pub(crate) fn server() -> Server {
     Server::builder().max_concurrent_streams(STREAMS_MAX).http2_max_header_list_size(HEADERS_BYTES_MAX)
 }
 
 /// What the APIs have in common.
-struct Shared {
-    cache: Arc<Cache>,
-    attestation: Arc<Attestation>,
-    jwt: Arc<JwtFetcher>,
+pub(crate) struct Shared {
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) attestation: Arc<Attestation>,
+    pub(crate) jwt: Arc<JwtFetcher>,
     wit: Option<Arc<WitFetcher>>,
 }
 
@@ -103,7 +105,7 @@ impl Shared {
 pub(crate) fn start(
     context: &Arc<Context>,
     cache: Arc<Cache>,
-    link: Arc<ServerLink>,
+    (link, identity): (Arc<ServerLink>, Arc<TlsIdentity>),
     status: Arc<AgentStatus>,
     log: Option<LogHandle>,
     started: Instant,
@@ -126,8 +128,11 @@ pub(crate) fn start(
     }
     Ok(Servers(servers))
 }
+    if let Some(settings) = &context.settings.broker {
+        servers.extend(broker::start(context, &shared, &identity, settings)?);
+    }
 
-fn bind(context: &Context, path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
+pub(crate) fn bind(context: &Context, path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
     // One user must not be able to take all places.
     let all = Limits::default();
     let limits = Limits { connections_per_peer: all.connections / 2, ..all };
@@ -149,7 +154,10 @@ pub(crate) async fn wait_for_ports(settings: &AgentSettings) {
     let metrics = settings.telemetry.prometheus.as_ref().map(|p| (p.host.as_str(), p.port));
     let health = &settings.health;
     let health = health.listener_enabled.then_some((health.bind_address.as_str(), health.bind_port));
-    for address in metrics.into_iter().chain(health) {
+    let broker = settings.broker.as_ref().and_then(|broker| broker.bind_address);
+    let broker = broker.map(|address| (address.ip().to_string(), address.port()));
+    let broker = broker.as_ref().map(|(ip, port)| (ip.as_str(), *port));
+    for address in metrics.into_iter().chain(health).chain(broker) {
         while tokio::net::TcpListener::bind(address).await.is_err() && Instant::now() < until {
             tokio::time::sleep(PORT_POLL).await;
         }
@@ -230,7 +238,7 @@ fn start_admin(
     }))
 }
 
-async fn serve(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
+pub(crate) async fn serve(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
     if let Err(error) = serving.await {
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "An API ended");
     }

@@ -8,6 +8,7 @@
 
 mod admin;
 mod attest;
+mod broker;
 mod cache;
 mod delegated;
 mod endpoints;
@@ -26,6 +27,7 @@ mod svid;
 mod sync;
 #[cfg(test)]
 mod testing;
+mod updates;
 #[cfg(test)]
 mod tests;
 mod workload_api;
@@ -196,7 +198,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let identity = Arc::new(TlsIdentity::empty());
     attested.svid.install(&identity)?;
     let link = Arc::new(server_link(&context, cache.clone(), identity.clone())?);
-    let mut syncer = Syncer::new(context.clone(), writer, link.clone(), identity, status.clone(), attested.svid);
+    let mut syncer = Syncer::new(context.clone(), writer, link.clone(), identity.clone(), status.clone(), attested.svid);
     let begun = match kept {
         Some(kept) => syncer.resume(kept).await?,
         None => syncer.initialize().await?,
@@ -205,7 +207,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
         return Ok(());
     }
     let keeper = context.spawner.spawn("sealed-cache", sealed::keep(context.clone(), cache.clone(), status.clone()));
-    let servers = endpoints::start(&context, cache.clone(), link, status.clone(), log, started)?;
+    let servers = endpoints::start(&context, cache.clone(), (link, identity), status.clone(), log, started)?;
     context.metrics.gauge("bootstrapped", 1.0, &[]);
     status.set_started();
     // A call to a server that hangs is not waited for.

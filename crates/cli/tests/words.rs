@@ -145,9 +145,6 @@ fn validate_tells_what_run_refuses_or_passes_over() {
              telemetry {{\n  {telemetry}\n}}\n{plugins}  WorkloadAttestor \"unix\" {{}}\n}}\n"
         )
     };
-    let text = agent("").replace("data_dir = \"/none\"", "experimental { broker {} }");
-    let (_, _, stderr) = validate("spire-agent", text);
-    assert!(stderr.contains("experimental.broker is not supported yet") && stderr.contains(&at("2")), "{stderr}");
     let tls = "Prometheus {\n    port = 1\n    tls {\n      cert_file = \"a\"\n    }\n  }";
     let filter = "AllowedPrefixes = [\"a\"]\n  InMem {}";
     for (program, refused, warned, names) in [

@@ -48,6 +48,11 @@ impl<S> AuthorityFilter<S> {
         Self { stream, pass: PREFACE_BYTES, held: Vec::new(), out: Vec::new(), out_at: 0, ended: false }
     }
 
+    /// The connection, of which nothing was read yet.
+    pub(crate) fn into_inner(self) -> S {
+        self.stream
+    }
+
     /// How many bytes of `chunk` may pass; the next one begins a frame that must be held.
     fn passable(&mut self, chunk: &[u8]) -> usize {
         let mut at = 0;

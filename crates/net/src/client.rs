@@ -37,6 +37,12 @@ pub fn tls_channel(address: &str, config: Arc<rustls::ClientConfig>) -> Channel 
         .connect_with_connector_lazy(connector)
 }
 
+/// A channel over TLS to a unix socket.
+pub fn uds_tls_channel(path: impl Into<PathBuf>, config: Arc<rustls::ClientConfig>) -> Channel {
+    let connector = UnixTlsConnector { path: path.into(), tls: TlsConnector::from(config) };
+    endpoint("https://localhost").connect_with_connector_lazy(connector)
+}
+
 fn endpoint(uri: &str) -> Endpoint {
     // An address that makes no URI fails at its first use, when it is resolved; no need for an error here.
     let endpoint = Endpoint::from_shared(uri.to_owned()).unwrap_or_else(|_| Endpoint::from_static("http://invalid"));
@@ -57,6 +63,29 @@ impl<T> Service<T> for UnixConnector {
     fn call(&mut self, _: T) -> Self::Future {
         let path = self.0.clone();
         Box::pin(async move { Ok(TokioIo::new(UnixStream::connect(path).await?)) })
+    }
+}
+
+struct UnixTlsConnector {
+    path: PathBuf,
+    tls: TlsConnector,
+}
+
+impl<T> Service<T> for UnixTlsConnector {
+    type Response = TokioIo<TlsStream<UnixStream>>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: T) -> Self::Future {
+        let (path, tls) = (self.path.clone(), self.tls.clone());
+        Box::pin(async move {
+            let stream = UnixStream::connect(path).await?;
+            Ok(TokioIo::new(tls.connect(server_name("localhost")?, stream).await?))
+        })
     }
 }
 

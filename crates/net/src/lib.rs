@@ -22,6 +22,7 @@ mod peer;
 pub mod proxy;
 pub mod tls;
 pub mod unix;
+pub mod unix_tls;
 
 pub use guard::Limits;
 pub use peer::{PeerError, PeerHandle, PeerInfo};

@@ -214,6 +214,11 @@ pub struct UnixConnection {
 }
 
 impl UnixConnection {
+    /// What it sends as it is, for what is not HTTP/2. Nothing may have been read yet.
+    pub(crate) fn into_stream(self) -> Guarded<UnixStream> {
+        self.stream.into_inner()
+    }
+
     /// The process at the other end.
     pub fn peer(&self) -> &PeerInfo {
         &self.peer

@@ -64,6 +64,17 @@ pub struct Peer<'a> {
     pub proc_dir: BorrowedFd<'a>,
 }
 
+/// A workload as a broker names it. Neither the value nor that there is such a workload is trusted.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference<'a> {
+    /// `type.googleapis.com/…`: of which kind it is. The broker may use this kind.
+    pub type_url: &'a str,
+    /// The protobuf message of that kind.
+    pub value: &'a [u8],
+    /// Who asks.
+    pub broker: &'a SpiffeId,
+}
+
 /// Finds out facts about a local process.
 #[async_trait]
 pub trait WorkloadAttestor: Send + Sync {
@@ -72,6 +83,12 @@ pub trait WorkloadAttestor: Send + Sync {
 
     /// Attests the process at the other end of a connection. The caller checks before and after that it is still alive.
     async fn attest(&self, peer: &Peer<'_>) -> Result<Vec<Selector>, PluginError>;
+
+    /// Attests a workload that a broker refers to; `None` if this attestor knows no such references. It is asked for the
+    /// process instead where the reference is one.
+    async fn attest_reference(&self, _reference: &Reference<'_>) -> Result<Option<Vec<Selector>>, PluginError> {
+        Ok(None)
+    }
 }
 
 /// Makes selectors of `kind` from `values`, leaving out empty ones (which no entry could name).

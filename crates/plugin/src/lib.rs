@@ -13,7 +13,7 @@ mod svid_store;
 mod upstream;
 
 pub use attest::{
-    AgentNodeAttestor, AttestSession, AttestVerdict, Challenger, Peer, ServerNodeAttestor, WorkloadAttestor,
+    AgentNodeAttestor, AttestSession, AttestVerdict, Challenger, Peer, Reference, ServerNodeAttestor, WorkloadAttestor,
     prefixed_selectors,
 };
 pub use config::{PluginContext, decode};

@@ -129,6 +129,11 @@ impl ViewState {
         std::iter::once(&self.own).chain(federated)
     }
 
+    /// The bundle of our own trust domain.
+    pub(crate) fn own_bundle(&self) -> &BundleForms {
+        &self.own
+    }
+
     /// The bundles of the trust domains with which the entries that match federate, in order of their names.
     pub(crate) fn federated(&self) -> impl Iterator<Item = &Arc<BundleForms>> {
         self.federated.iter()

@@ -7,7 +7,7 @@ use finial_config::{AgentSettings, Bootstrap};
 use finial_core::{Clock, KeyType, Secret, Selector, SystemClock};
 use finial_crypto::{PrivateKey, Signer};
 use finial_net::client::uds_channel;
-use finial_plugin::{AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, Peer, PluginError, WorkloadAttestor};
+use finial_plugin::{AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, Peer, PluginError, Reference, SvidStore, WorkloadAttestor};
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use finial_runtime::{Shutdown, Supervisor};
@@ -78,6 +78,15 @@ impl WorkloadAttestor for TestAttestor {
         let name = Path::new(&exe).file_name().unwrap().to_string_lossy().into_owned();
         let name = name.split('-').next().unwrap().to_owned(); // the test program is called finial_agent-HASH
         Ok(vec![Selector::new("test", "any").unwrap(), Selector::new("test", format!("exe:{name}")).unwrap()])
+    }
+
+    /// Knows what is called by name.
+    async fn attest_reference(&self, reference: &Reference<'_>) -> Result<Option<Vec<Selector>>, PluginError> {
+        let name = || String::from_utf8(reference.value.to_vec()).map_err(|_| PluginError::invalid("no name"));
+        match reference.type_url {
+            "test/named" => Ok(Some(vec![Selector::new("test", format!("name:{}", name()?)).unwrap()])),
+            _ => Ok(None),
+        }
     }
 }
 

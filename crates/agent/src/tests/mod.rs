@@ -1,5 +1,6 @@
 //! The whole agent, with real sockets and real processes, under a server that does what the test says.
 
+mod broker;
 mod callers;
 mod delegated;
 mod fake;

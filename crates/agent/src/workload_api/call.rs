@@ -24,6 +24,7 @@ pub(crate) struct ApiNames {
 impl ApiNames {
     pub(crate) const WORKLOAD: Self = Self { begun: "workload_api.connection", open: "workload_api.connections" };
     pub(crate) const SDS: Self = Self { begun: "sds_api.connection", open: "sds_api.connections" };
+    pub(crate) const BROKER: Self = Self { begun: "broker_api.connection", open: "broker_api.connections" };
     pub(crate) const DELEGATED: Self =
         Self { begun: "delegated_identity_api.connection", open: "delegated_identity_api.connections" };
 }

@@ -28,7 +28,7 @@ const ATTESTED_FOR: Duration = Duration::from_secs(5);
 /// How often a process is looked at that changes meanwhile.
 const LOOKS_MAX: usize = 3;
 /// How long one attestor may take.
-const ATTESTOR_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const ATTESTOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What changes when a process runs another program or changes its user: looked at on each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ mod stream;
 mod wit;
 
 pub(crate) use call::{ApiNames, Call, Calls};
-pub(crate) use caller::{Attestation, Caller, CallerConnection};
+pub(crate) use caller::{ATTESTOR_TIMEOUT, Attestation, Caller, CallerConnection, Report};
 
 use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;

@@ -191,13 +191,8 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
 /// What does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing to do;
 /// with the path to its key.
 fn unsupported(settings: &AgentSettings) -> impl Iterator<Item = (&'static [&'static str], String)> {
-    let refused: [(&[&str], &str, bool); 1] =
-        [(&["agent", "experimental", "broker"], "experimental.broker", settings.broker.is_some())];
     let telemetry = launch::check_telemetry(&settings.telemetry).err().map(|message| (launch::PROMETHEUS_TLS, message));
-    let refused = refused.into_iter().filter(|(.., configured)| *configured).map(|(path, name, _)| {
-        (path, format!("{name} is not supported yet: remove it from the configuration to start without it"))
-    });
-    refused.chain(telemetry)
+    telemetry.into_iter()
 }
 
 /// What else is configured and has no effect yet.

@@ -2,10 +2,9 @@
 //! the name of other workloads, which it names by their selectors or by a process ID. It sees what those workloads see, from
 //! the same views; identities of administrators and of downstream servers are given to nobody this way.
 
-mod stream;
-
 use crate::cache::{Bundles, Cache, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
+use crate::updates::{Check, Updates};
 use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, check_audience};
 use bytes::Bytes;
 use finial_core::{Selector, SelectorSet, SpiffeId};
@@ -16,7 +15,6 @@ use finial_proto::convert::id_to_proto;
 use finial_proto::types;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use stream::DelegateStream;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
@@ -75,6 +73,11 @@ impl DelegatedApi {
         Err(Status::permission_denied("caller not configured as an authorized delegate"))
     }
 
+    fn still_delegate(&self) -> Check {
+        let this = self.clone();
+        Box::new(move |state| this.check(state))
+    }
+
     /// The view of the workload that is asked for.
     async fn workload(&self, pid: i32, selectors: Vec<types::Selector>) -> Result<Arc<View>, Status> {
         match (selectors.is_empty(), pid) {
@@ -96,7 +99,7 @@ impl DelegatedApi {
         &self,
         request: Request<api::SubscribeToX509sviDsRequest>,
         call: &mut Option<Call>,
-    ) -> Result<DelegateStream<Arc<ViewState>, api::SubscribeToX509sviDsResponse>, Status> {
+    ) -> Result<Updates<Arc<ViewState>, api::SubscribeToX509sviDsResponse>, Status> {
         let started = Instant::now();
         let delegate = self.delegate(&request).await?;
         let api::SubscribeToX509sviDsRequest { selectors, pid } = request.into_inner();
@@ -107,7 +110,7 @@ impl DelegatedApi {
         let (mut waiting, mut first) = (true, true);
         let answer = move |state: &Arc<ViewState>| {
             if waiting && state.incomplete {
-                return None; // until there is an SVID for each entry
+                return Ok(None); // until there is an SVID for each entry
             }
             waiting = false;
             let answer = x509_answer(state);
@@ -115,10 +118,10 @@ impl DelegatedApi {
                 first = false;
                 metrics.sample(FIRST_UPDATE, started.elapsed().as_secs_f64() * 1e3, &[]);
             }
-            Some(answer)
+            Ok(Some(answer))
         };
         let holds = vec![self.0.cache.subscribe(&delegate), subscription];
-        Ok(DelegateStream::new(self.clone(), holds, states, Box::new(answer), call.take()))
+        Ok(Updates::new(holds, self.still_delegate(), states, Box::new(answer), call.take()))
     }
 
     async fn bundles<Q, T: 'static>(
@@ -126,11 +129,11 @@ impl DelegatedApi {
         request: Request<Q>,
         answer: fn(&Bundles) -> T,
         call: &mut Option<Call>,
-    ) -> Result<DelegateStream<Bundles, T>, Status> {
+    ) -> Result<Updates<Bundles, T>, Status> {
         let delegate = self.delegate(&request).await?;
         let holds = vec![self.0.cache.subscribe(&delegate)];
-        let answer = Box::new(move |bundles: &Bundles| Some(answer(bundles)));
-        Ok(DelegateStream::new(self.clone(), holds, self.0.cache.bundles(), answer, call.take()))
+        let answer = Box::new(move |bundles: &Bundles| Ok(Some(answer(bundles))));
+        Ok(Updates::new(holds, self.still_delegate(), self.0.cache.bundles(), answer, call.take()))
     }
 
     async fn jwt_svids(
@@ -221,9 +224,9 @@ fn begun<T>(result: Result<T, Status>, call: Option<Call>) -> Result<Response<T>
 
 #[tonic::async_trait]
 impl DelegatedIdentity for DelegatedApi {
-    type SubscribeToX509SVIDsStream = DelegateStream<Arc<ViewState>, api::SubscribeToX509sviDsResponse>;
-    type SubscribeToX509BundlesStream = DelegateStream<Bundles, api::SubscribeToX509BundlesResponse>;
-    type SubscribeToJWTBundlesStream = DelegateStream<Bundles, api::SubscribeToJwtBundlesResponse>;
+    type SubscribeToX509SVIDsStream = Updates<Arc<ViewState>, api::SubscribeToX509sviDsResponse>;
+    type SubscribeToX509BundlesStream = Updates<Bundles, api::SubscribeToX509BundlesResponse>;
+    type SubscribeToJWTBundlesStream = Updates<Bundles, api::SubscribeToJwtBundlesResponse>;
 
     async fn subscribe_to_x509svi_ds(
         &self,

@@ -2,7 +2,7 @@
 //!
 //! The file is sealed by a key that lies elsewhere ([`key`]), bound to this node and this agent ([`seal`]), and written off the
 //! path of any answer ([`keep`]). A file that cannot be used is said in the log and left alone: the agent then waits for
-//! its server, as without one. See `docs/adr/0011-the-sealed-cache.md`.
+//! its server, as without one. See `docs/adr/0013-the-sealed-cache.md`.
 
 mod content;
 mod keep;

@@ -184,8 +184,12 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
     let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &context, &spawner);
     let Some(plugins) = launch::unless_shutdown(spawner.shutdown(), plugins).await else { return Ok(()) };
     let plugins = plugins?;
+    let shutdown = spawner.shutdown();
     let agent = Agent { settings, plugins, spawner, clock, log: Some(log), version: crate::version() };
-    Ok(finial_agent::run(agent).await?)
+    finial_agent::run(agent).await?;
+    // It was asked to end, or another agent took over.
+    shutdown.trigger();
+    Ok(())
 }
 
 /// What does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing to do;

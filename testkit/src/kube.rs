@@ -210,14 +210,24 @@ impl Kube {
 
     /// Lets that account get those resources, such as `namespaces`.
     pub fn allow(&self, resource: &str) {
+        let agent = json!({"kind": "ServiceAccount", "name": "agent", "namespace": "default"});
+        self.bind(&agent, &["get"], "", resource);
+    }
+
+    /// Lets someone do that with resources of a group.
+    pub fn bind(&self, subject: &Value, verbs: &[&str], group: &str, resource: &str) {
         let path = "/apis/rbac.authorization.k8s.io/v1";
-        let name = format!("agent-{}", resource.replace('/', "-"));
-        let rules = json!([{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]);
+        let name = format!("{}-{}", resource.replace('/', "-"), free_port());
+        let rules = json!([{"apiGroups": [group], "resources": [resource], "verbs": verbs}]);
         self.api("POST", &format!("{path}/clusterroles"), Some(json!({"metadata": {"name": name}, "rules": rules})));
+        let mut subject = subject.clone();
+        if subject["kind"] == "User" {
+            subject["apiGroup"] = "rbac.authorization.k8s.io".into();
+        }
         let binding = json!({
             "metadata": {"name": name},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-            "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": "default"}]
+            "subjects": [subject]
         });
         self.api("POST", &format!("{path}/clusterrolebindings"), Some(binding));
     }

@@ -2,9 +2,13 @@
 //! attestor says of the same process, a kubelet that hangs and restarts, and who tries to pass for a pod.
 
 use crate::docker::{Impostor, said_by_spire};
-use finial_core::{SystemClock, TrustDomain};
-use finial_plugin::{Peer, PluginContext, WorkloadAttestor};
+use finial_core::{SpiffeId, SystemClock, TrustDomain};
+use finial_plugin::{Peer, PluginContext, Reference, WorkloadAttestor};
 use finial_plugins_containers::{ApiServer, K8s};
+use finial_proto::broker::{
+    KubernetesObjectKey, KubernetesObjectReference, KubernetesObjectType, WorkloadPidReference,
+};
+use prost::Message;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -87,6 +91,15 @@ impl Node {
         eventually(&format!("a container writes {file}"), || std::fs::read_to_string(&path).map_err(|e| e.to_string()))
     }
 
+    /// An attestor that may ask the API server.
+    fn with_api_server(&self, more: &str) -> K8s {
+        let data = finial_hcl::parse(&format!("{}\n{more}", self.config)).unwrap();
+        let file = |name: &str| self.kube.dir.path().join(name);
+        let (ca, token) = (file("pki/ca.crt"), file("agent.token"));
+        let api_server = ApiServer { host: "127.0.0.1".into(), port: self.kube.api_port, ca, token };
+        K8s::outside(&data, api_server).unwrap()
+    }
+
     fn attestor(&self, more: &str) -> K8s {
         let config = finial_hcl::parse(&format!("{}\n{more}", self.config)).unwrap();
         let trust_domain = TrustDomain::parse("example.org").unwrap();
@@ -108,6 +121,7 @@ fn pods_of_a_real_node() {
     our_selectors_are_those_of_spire(&node, &blog);
     a_new_pod_is_found_soon(&node, &blog);
     labels_of_the_namespace_come_from_the_api_server(&node, &blog);
+    brokers_refer_to_what_they_may(&node, &blog);
     nobody_passes_for_a_pod(&node, &blog);
     a_kubelet_that_hangs_or_restarts_is_told_and_found_again(&mut node, &blog);
 }
@@ -185,11 +199,7 @@ fn a_new_pod_is_found_soon(node: &Node, blog: &str) {
 }
 
 fn labels_of_the_namespace_come_from_the_api_server(node: &Node, container: &str) {
-    let data = finial_hcl::parse(&format!("{}\nenable_namespace_labels = true", node.config)).unwrap();
-    let file = |name: &str| node.kube.dir.path().join(name);
-    let (ca, token) = (file("pki/ca.crt"), file("agent.token"));
-    let api_server = ApiServer { host: "127.0.0.1".into(), port: node.kube.api_port, ca, token };
-    let k8s = K8s::outside(&data, api_server).unwrap();
+    let k8s = node.with_api_server("enable_namespace_labels = true");
     let pid = node.kube.pid(container);
     let error = attest(&k8s, pid).unwrap_err();
     assert!(error.contains("unable to get namespace \"web\": 403 Forbidden"), "{error}");
@@ -198,6 +208,114 @@ fn labels_of_the_namespace_come_from_the_api_server(node: &Node, container: &str
     for label in ["k8s:ns-label:tier:front", "k8s:ns-label:kubernetes.io/metadata.name:web"] {
         assert!(found.contains(label), "{label}: {found:?}");
     }
+}
+
+const BROKER: &str = "spiffe://example.org/broker";
+
+/// What the attestor says of an object: `plural.group`, its namespace and name, its UID.
+fn refer(
+    k8s: &K8s,
+    broker: &str,
+    (plural, group): (&str, &str),
+    key: Option<(&str, &str)>,
+    uid: &str,
+) -> Result<BTreeSet<String>, String> {
+    let kind = KubernetesObjectType { plural: plural.into(), group: group.into() };
+    let key = key.map(|(namespace, name)| KubernetesObjectKey { namespace: namespace.into(), name: name.into() });
+    let object = KubernetesObjectReference { r#type: Some(kind), key, uid: uid.into() };
+    ask(k8s, broker, "KubernetesObjectReference", &object.encode_to_vec())
+}
+
+fn ask(k8s: &K8s, broker: &str, kind: &str, value: &[u8]) -> Result<BTreeSet<String>, String> {
+    let broker = SpiffeId::parse(broker).unwrap();
+    let type_url = format!("type.googleapis.com/spiffe.broker.{kind}");
+    let reference = Reference { type_url: &type_url, value, broker: &broker };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let said = runtime.block_on(k8s.attest_reference(&reference)).map_err(|e| e.to_string())?;
+    Ok(said.unwrap().into_iter().map(|s| format!("{}:{}", s.kind, s.value)).collect())
+}
+
+fn brokers_refer_to_what_they_may(node: &Node, container: &str) {
+    let policy = |policy: &str, scope: &str| {
+        let brokers = format!("brokers = [{{ id = \"{BROKER}\", pod_reference_scope = \"{scope}\" }}]");
+        node.with_api_server(&format!("experimental {{ broker {{ access_policy = \"{policy}\"\n{brokers} }} }}"))
+    };
+    let (kube, agent) = (&node.kube, json!({"kind": "ServiceAccount", "name": "agent", "namespace": "default"}));
+    let config_map = kube.api(
+        "POST",
+        "/api/v1/namespaces/web/configmaps",
+        Some(json!({"metadata": {"name": "settings", "labels": {"a": "b"}}})),
+    );
+    let uid = config_map["metadata"]["uid"].as_str().unwrap();
+    let elsewhere = json!({"metadata": {"name": "far"}, "spec": {"nodeName": "node2", "containers": [{"name": "c", "image": "i"}]}});
+    kube.api("POST", "/api/v1/namespaces/other/pods", Some(elsewhere));
+    for resource in ["pods", "configmaps", "nodes"] {
+        kube.bind(&agent, &["get", "list"], "", resource);
+    }
+    let (pods, maps) = (("pods", "core"), ("configmaps", "core"));
+    let near = policy("permissive", "agent_node");
+    let blog = refer(&near, BROKER, pods, Some(("web", "blog")), "").unwrap();
+    let pod_uid = blog.iter().find_map(|s| s.strip_prefix("k8s:pod-uid:")).unwrap();
+    assert!(blog.contains("k8s:sa:writer") && !blog.iter().any(|s| s.contains("container-name")), "{blog:?}");
+    assert_eq!(refer(&near, BROKER, pods, None, pod_uid), Ok(blog.clone()));
+    let far = policy("permissive", "cluster");
+    let found = eventually("the API server lets the account", || refer(&far, BROKER, pods, Some(("other", "far")), ""));
+    assert!(found.contains("k8s:node-name:node2"), "{found:?}");
+    let settings = refer(&far, BROKER, maps, Some(("web", "settings")), "").unwrap();
+    let expected = [
+        &format!("uid:{uid}"),
+        "resource:configmaps.core",
+        "plural:configmaps",
+        "group:core",
+        "version:v1",
+        "apiVersion:v1",
+        "kind:ConfigMap",
+        "name:settings",
+        "namespace:web",
+        "key:web/settings",
+        "label:a:b",
+    ];
+    assert_eq!(settings, expected.iter().map(|s| format!("k8s:{s}")).collect());
+    assert_eq!(refer(&far, BROKER, maps, None, uid), Ok(settings));
+    let cluster = refer(&far, BROKER, ("nodes", "core"), Some(("", "node1")), "").unwrap();
+    assert!(cluster.contains("k8s:key:node1") && cluster.contains("k8s:kind:Node"), "{cluster:?}");
+    for (k8s, broker, kind, key, uid, text) in [
+        (&near, "spiffe://example.org/stranger", pods, Some(("web", "blog")), "", "is not configured"),
+        (&near, BROKER, pods, Some(("other", "far")), "", "pod other/far not found on agent node"),
+        (&far, BROKER, pods, Some(("other", "none")), "", "pod other/none not found"),
+        (&far, BROKER, pods, Some(("", "blog")), "", "namespace is required"),
+        (&far, BROKER, pods, Some(("web", "blog")), uid, "has UID"),
+        (&far, BROKER, maps, Some(("web", "none")), "", "ConfigMap web/none not found"),
+        (&far, BROKER, maps, None, pod_uid, "not found"),
+        (&far, BROKER, ("nodes", "core"), Some(("web", "node1")), "", "namespace must be empty"),
+        (&far, BROKER, ("pods/log", "core"), Some(("web", "blog")), "", "unknown Kubernetes resource"),
+        (
+            &far,
+            BROKER,
+            ("widgets", "example.com"),
+            Some(("web", "x")),
+            "",
+            "unknown Kubernetes resource widgets.example.com",
+        ),
+        (&far, BROKER, ("", "core"), Some(("web", "x")), "", "missing plural"),
+        (&far, BROKER, maps, None, "", "missing key and UID"),
+    ] {
+        let error = refer(k8s, broker, kind, key, uid).expect_err(text);
+        assert!(error.contains(text), "{text}: {error}");
+    }
+    // Where Kubernetes is to decide, it does.
+    let enforced = policy("enforced", "agent_node");
+    let process = WorkloadPidReference { pid: kube.pid(container) }.encode_to_vec();
+    let by_process = || ask(&enforced, BROKER, "WorkloadPIDReference", &process);
+    assert!(by_process().unwrap_err().contains("unable to check Kubernetes authorization"), "the account may not ask");
+    kube.bind(&agent, &["create"], "authorization.k8s.io", "subjectaccessreviews");
+    let denied = |error: String| if error.contains("does not allow the broker") { Ok(()) } else { Err(error) };
+    eventually("Kubernetes refuses", || denied(by_process().unwrap_err()));
+    kube.bind(&json!({"kind": "User", "name": BROKER}), &["impersonate-via-spire"], "", "pods");
+    let found = eventually("Kubernetes lets the broker", by_process);
+    assert!(found.contains("k8s:container-name:main"), "{found:?}");
+    assert_eq!(refer(&enforced, BROKER, pods, Some(("web", "blog")), ""), Ok(blog));
+    denied(refer(&enforced, BROKER, maps, Some(("web", "settings")), "").unwrap_err()).unwrap();
 }
 
 fn nobody_passes_for_a_pod(node: &Node, container: &str) {

@@ -1,12 +1,12 @@
-//! GET requests to a daemon of this node, over a unix socket, TCP or TLS, each with a limit on time and size.
+//! Requests to a daemon of this node, over a unix socket, TCP or TLS, each with a limit on time and size.
 //!
 //! A connection is kept for the next request. Nobody looks at it meanwhile (plugins spawn nothing), so one that has died is
 //! only noticed, and replaced, by the request after.
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
-use http::{HeaderMap, Request, StatusCode};
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
@@ -87,7 +87,7 @@ pub(crate) struct Client {
 }
 
 struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     /// Moves the bytes while a request waits for its answer.
     driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
 }
@@ -103,32 +103,45 @@ impl Client {
 
     /// Gets `path`. Redirects are answers like others.
     pub(crate) async fn get(&self, path: &str, headers: &HeaderMap, limits: Limits) -> Result<Answer, HttpError> {
-        let late = Err(HttpError::Timeout(limits.time));
-        tokio::time::timeout(limits.time, self.get_now(path, headers, limits.body)).await.unwrap_or(late)
+        self.send(Method::GET, path, headers, Bytes::new(), limits).await
     }
 
-    async fn get_now(&self, path: &str, headers: &HeaderMap, body_max: usize) -> Result<Answer, HttpError> {
+    /// A request that may be repeated: it is, when a connection that was kept turns out to be closed.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Bytes,
+        limits: Limits,
+    ) -> Result<Answer, HttpError> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().map_err(|e| HttpError::Broken(format!("{path:?}: {e}")))?;
+        request.headers_mut().clone_from(headers);
+        request.headers_mut().insert(HOST, self.host());
+        let late = Err(HttpError::Timeout(limits.time));
+        tokio::time::timeout(limits.time, self.send_now(request, limits.body)).await.unwrap_or(late)
+    }
+
+    async fn send_now(&self, request: Request<Full<Bytes>>, body_max: usize) -> Result<Answer, HttpError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(kept) = idle {
-            match self.exchange(kept, path, headers, body_max).await {
+            match self.exchange(kept, request.clone(), body_max).await {
                 // It was closed while nobody looked.
                 Err(HttpError::Broken(_)) => {}
                 answer => return answer,
             }
         }
-        self.exchange(self.connect().await?, path, headers, body_max).await
+        self.exchange(self.connect().await?, request, body_max).await
     }
 
     async fn exchange(
         &self,
         mut connection: Connection,
-        path: &str,
-        headers: &HeaderMap,
+        request: Request<Full<Bytes>>,
         body_max: usize,
     ) -> Result<Answer, HttpError> {
-        let mut request = Request::get(path).body(Empty::new()).map_err(|e| HttpError::Broken(e.to_string()))?;
-        request.headers_mut().clone_from(headers);
-        request.headers_mut().insert(HOST, self.host());
         let mut ended = false;
         let answer = {
             let Connection { sender, driver } = &mut connection;
@@ -172,8 +185,8 @@ impl Client {
 }
 
 async fn ask(
-    sender: &mut SendRequest<Empty<Bytes>>,
-    request: Request<Empty<Bytes>>,
+    sender: &mut SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
     body_max: usize,
 ) -> Result<Answer, HttpError> {
     let response = sender.send_request(request).await.map_err(broken)?;

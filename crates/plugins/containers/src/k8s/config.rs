@@ -1,12 +1,15 @@
 //! The keys of `k8s`, SPIRE's.
 
+use super::broker::{Policy, Scope};
 use super::kubelet::{Access, Auth};
 use crate::docker::sigstore_is_missing;
 use finial_config::parse_go_duration;
+use finial_core::SpiffeId;
 use finial_hcl::Value;
 use finial_plugin::{PluginError, decode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -45,9 +48,23 @@ struct Keys {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Experimental {
-    broker: Option<IgnoredAny>,
+    broker: Option<BrokerKeys>,
     /// Ours: where the container runtime listens, for containers that the kubelet does not list yet.
     cri_socket_path: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct BrokerKeys {
+    access_policy: String,
+    brokers: Vec<BrokerEntry>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct BrokerEntry {
+    id: String,
+    pod_reference_scope: String,
 }
 
 /// The keys, understood.
@@ -63,6 +80,8 @@ pub(super) struct Settings {
     pub(super) is_verbose: bool,
     /// The container runtime's socket, if it may be asked.
     pub(super) runtime: Option<PathBuf>,
+    /// Brokers that may refer to something, if any.
+    pub(super) policy: Option<Policy>,
 }
 
 pub(super) fn read(data: &Value) -> Result<Settings, PluginError> {
@@ -83,15 +102,13 @@ pub(super) fn read(data: &Value) -> Result<Settings, PluginError> {
         with_namespace_labels: keys.enable_namespace_labels,
         is_verbose: keys.verbose_container_locator_logs,
         runtime: runtime_socket(&keys)?,
+        policy: policy(&keys)?,
     })
 }
 
 fn refuse_what_is_missing(keys: &Keys) -> Result<(), PluginError> {
     if keys.sigstore.is_some() {
         return Err(sigstore_is_missing());
-    }
-    if keys.experimental.as_ref().is_some_and(|experimental| experimental.broker.is_some()) {
-        return Err(PluginError::invalid("experimental.broker is not supported yet: remove the block"));
     }
     if !keys.disable_kubelet_client {
         return Ok(());
@@ -143,6 +160,52 @@ fn access(keys: &Keys, reload_after: Duration) -> Result<Access, PluginError> {
         auth,
         reload_after,
     })
+}
+
+fn policy(keys: &Keys) -> Result<Option<Policy>, PluginError> {
+    const WHERE: &str = "experimental.broker";
+    let Some(broker) = keys.experimental.as_ref().and_then(|experimental| experimental.broker.as_ref()) else {
+        return Ok(None);
+    };
+    let refuse = |text: String| Err(PluginError::invalid(format!("{WHERE}.{text}")));
+    let is_enforced = match broker.access_policy.as_str() {
+        "enforced" => true,
+        "permissive" => false,
+        "" => return refuse("access_policy: must be specified as one of [permissive, enforced]".into()),
+        other => {
+            return refuse(format!(
+                "access_policy: unsupported value {other:?}; must be one of [permissive, enforced]"
+            ));
+        }
+    };
+    if broker.brokers.is_empty() {
+        return refuse("brokers: at least one broker is required".into());
+    }
+    let mut brokers = HashMap::new();
+    for (index, BrokerEntry { id, pod_reference_scope }) in broker.brokers.iter().enumerate() {
+        if id.is_empty() {
+            return refuse(format!("brokers[{index}].id: must be specified"));
+        }
+        if let Err(error) = SpiffeId::parse(id) {
+            return refuse(format!("brokers[{id}].id: {error}"));
+        }
+        let scope = match pod_reference_scope.as_str() {
+            "agent_node" | "" if keys.disable_kubelet_client => {
+                let text = "pod_reference_scope must be \"cluster\" when disable_kubelet_client is true";
+                return refuse(format!("brokers[{id}].{text}"));
+            }
+            "agent_node" | "" => Scope::AgentNode,
+            "cluster" => Scope::Cluster,
+            other => {
+                let text = format!("unsupported value {other:?}; must be one of [agent_node, cluster]");
+                return refuse(format!("brokers[{id}].pod_reference_scope: {text}"));
+            }
+        };
+        if brokers.insert(id.clone(), scope).is_some() {
+            return refuse(format!("brokers[{id}].id: duplicate broker id"));
+        }
+    }
+    Ok(Some(Policy { is_enforced, brokers }))
 }
 
 fn runtime_socket(keys: &Keys) -> Result<Option<PathBuf>, PluginError> {

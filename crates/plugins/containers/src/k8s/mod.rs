@@ -4,6 +4,8 @@
 //! container yet; one answer serves all who wait ([`lists`]). While no workload comes, nothing is asked. Where a key of ours
 //! allows it, the container runtime is asked for a container that the kubelet does not list yet ([`cri`]).
 
+mod api;
+mod broker;
 mod config;
 mod cri;
 mod kubelet;
@@ -14,17 +16,20 @@ mod verify;
 
 use crate::cgroup::{self, Located};
 use crate::process::{cgroups, container_paths, locate_error, own_cgroups};
+use api::Api;
+pub use api::ApiServer;
 use async_trait::async_trait;
+use broker::Policy;
 use config::{SERVICE_ACCOUNT, Settings};
 use cri::Runtime;
 use finial_core::{ErrorKind, Selector};
 use finial_hcl::Value;
-use finial_plugin::{Peer, PluginContext, PluginError, WorkloadAttestor, prefixed_selectors};
+use finial_plugin::{Peer, PluginContext, PluginError, Reference, WorkloadAttestor, prefixed_selectors};
 use kubelet::Kubelet;
 use lists::{Failure, PodLists, Source};
-pub use namespaces::ApiServer;
 use namespaces::Namespaces;
 use pods::{Attested, Found, PodList};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -45,8 +50,18 @@ impl Source for Kubelet {
 pub struct K8s {
     settings: Settings,
     lists: Option<PodLists>,
+    api: Arc<Api>,
     namespaces: Option<Namespaces>,
     runtime: Option<Runtime>,
+    policy: Option<Policy>,
+}
+
+/// What is known of a workload: its selectors, and which object of the cluster it is.
+struct Known {
+    values: Vec<String>,
+    namespace: String,
+    name: String,
+    uid: String,
 }
 
 impl K8s {
@@ -81,17 +96,39 @@ impl K8s {
 
     fn of(mut settings: Settings, source: Option<Box<dyn Source>>, api_server: Option<ApiServer>) -> Self {
         let lists = source.map(|source| PodLists::new(source, settings.poll_interval));
-        let namespaces = settings
-            .with_namespace_labels
-            .then(|| Namespaces::new(api_server, settings.reload_after, settings.poll_interval));
+        let api = Arc::new(Api::new(api_server, settings.reload_after));
+        let namespaces = settings.with_namespace_labels.then(|| Namespaces::new(api.clone(), settings.poll_interval));
         let runtime = settings.runtime.take().map(Runtime::new);
-        Self { settings, lists, namespaces, runtime }
+        let policy = settings.policy.take();
+        Self { settings, lists, api, namespaces, runtime, policy }
     }
 
-    /// The selectors of what runs there.
-    async fn values(&self, place: &Located) -> Result<Vec<String>, PluginError> {
+    fn lists(&self) -> Result<&PodLists, PluginError> {
         let disabled = || PluginError::new(ErrorKind::FailedPrecondition, "kubelet client is disabled");
-        let lists = self.lists.as_ref().ok_or_else(disabled)?;
+        self.lists.as_ref().ok_or_else(disabled)
+    }
+
+    /// The list that a pod is looked for in by its name or UID.
+    async fn list_for_reference(&self) -> Result<Arc<PodList>, PluginError> {
+        let listed = self.lists()?.since(Instant::now()).await;
+        listed.result.map_err(|Failure { kind, message }| PluginError::new(kind, message))
+    }
+
+    /// What is known of a process; `None` if it runs in no container.
+    async fn known(&self, peer: &Peer<'_>) -> Result<Option<Known>, PluginError> {
+        let cgroups = cgroups(peer)?;
+        if self.settings.is_verbose {
+            tracing::debug!(pid = peer.pid, cgroups, "PID cgroups enumerated");
+        }
+        let paths = container_paths(&cgroups)?;
+        let place = cgroup::pod(paths.iter().map(String::as_str), &own_cgroups()).map_err(locate_error)?;
+        let Some(place) = place else { return Ok(None) };
+        self.wait_for(&place).await.map(Some)
+    }
+
+    /// What runs there, as soon as that is known.
+    async fn wait_for(&self, place: &Located) -> Result<Known, PluginError> {
+        let lists = self.lists()?;
         let asked = Instant::now();
         let end = asked + self.settings.patience.min(PATIENCE_MAX);
         // A list that another has just got will do, if the container is in it.
@@ -102,8 +139,8 @@ impl K8s {
                 return Err(gave_up(place, failure));
             };
             failure = match &listed.result {
-                Ok(list) => match self.values_in(list, place).await? {
-                    Some(values) => return Ok(values),
+                Ok(list) => match self.known_in(list, place).await? {
+                    Some(known) => return Ok(known),
                     None => None,
                 },
                 Err(failure) => Some(failure.clone()),
@@ -125,18 +162,18 @@ impl K8s {
         }
     }
 
-    /// The selectors by that list, if it says enough; what it does not know of the pod's containers, the runtime may.
-    async fn values_in(&self, list: &PodList, place: &Located) -> Result<Option<Vec<String>>, PluginError> {
+    /// What is known by that list, if it says enough; what it does not know of the pod's containers, the runtime may.
+    async fn known_in(&self, list: &PodList, place: &Located) -> Result<Option<Known>, PluginError> {
         match list.find(&place.container_id, place.pod_uid.as_deref()) {
-            Found::Container(found) => self.values_of(&found).await.map(Some),
-            Found::Pod(found) if !self.settings.with_container => self.values_of(&found).await.map(Some),
-            Found::Pod(found) => self.values_by_runtime(&found, place).await,
+            Found::Container(found) => self.known_of(&found).await.map(Some),
+            Found::Pod(found) if !self.settings.with_container => self.known_of(&found).await.map(Some),
+            Found::Pod(found) => self.known_by_runtime(&found, place).await,
             Found::Nothing => Ok(None),
             Found::Several => Err(PluginError::internal("two pods found with same container Id")),
         }
     }
 
-    async fn values_by_runtime(&self, pod: &Attested<'_>, place: &Located) -> Result<Option<Vec<String>>, PluginError> {
+    async fn known_by_runtime(&self, pod: &Attested<'_>, place: &Located) -> Result<Option<Known>, PluginError> {
         let Some(runtime) = &self.runtime else { return Ok(None) };
         let completed = match runtime.containers_of(pod.uid()).await {
             Ok(observed) => pod.completed(&observed),
@@ -146,21 +183,25 @@ impl K8s {
             }
         };
         match completed.find(&place.container_id, Some(pod.uid())) {
-            Found::Container(found) => self.values_of(&found).await.map(Some),
+            Found::Container(found) => self.known_of(&found).await.map(Some),
             _ => Ok(None),
         }
     }
 
-    async fn values_of(&self, found: &Attested<'_>) -> Result<Vec<String>, PluginError> {
+    async fn known_of(&self, found: &Attested<'_>) -> Result<Known, PluginError> {
         let mut values = found.pod_values();
         if self.settings.with_container {
             values.extend(found.container_values());
         }
-        if let Some(namespaces) = &self.namespaces {
-            let labels = namespaces.labels(found.namespace()).await?;
-            values.extend(labels.iter().map(|(key, value)| format!("ns-label:{key}:{value}")));
-        }
-        Ok(values)
+        values.extend(self.namespace_values(found.namespace()).await?);
+        Ok(Known::of(found, values))
+    }
+
+    /// What entries can name of a namespace, where that is wanted.
+    async fn namespace_values(&self, namespace: &str) -> Result<Vec<String>, PluginError> {
+        let Some(namespaces) = &self.namespaces else { return Ok(Vec::new()) };
+        let labels = namespaces.labels(namespace).await?;
+        Ok(labels.iter().map(|(key, value)| format!("ns-label:{key}:{value}")).collect())
     }
 }
 
@@ -171,14 +212,13 @@ impl WorkloadAttestor for K8s {
     }
 
     async fn attest(&self, peer: &Peer<'_>) -> Result<Vec<Selector>, PluginError> {
-        let cgroups = cgroups(peer)?;
-        if self.settings.is_verbose {
-            tracing::debug!(pid = peer.pid, cgroups, "PID cgroups enumerated");
-        }
-        let paths = container_paths(&cgroups)?;
-        let place = cgroup::pod(paths.iter().map(String::as_str), &own_cgroups()).map_err(locate_error)?;
-        let Some(place) = place else { return Ok(Vec::new()) };
-        Ok(prefixed_selectors(Self::NAME, self.values(&place).await?))
+        let known = self.known(peer).await?;
+        Ok(prefixed_selectors(Self::NAME, known.into_iter().flat_map(|known| known.values)))
+    }
+
+    async fn attest_reference(&self, reference: &Reference<'_>) -> Result<Option<Vec<Selector>>, PluginError> {
+        let values = self.referred(reference).await?;
+        Ok(values.map(|values| prefixed_selectors(Self::NAME, values)))
     }
 }
 

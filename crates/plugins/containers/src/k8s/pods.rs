@@ -143,14 +143,28 @@ impl PodList {
         Ok(list)
     }
 
-    fn add(&mut self, pod: Pod) {
+    /// Adds a pod; its UID.
+    pub(super) fn add(&mut self, pod: Pod) -> String {
+        let uid = pod.metadata.uid.clone();
         for id in pod.containers().filter_map(ContainerStatus::id) {
             let holders = self.holders.entry(id.to_owned()).or_default();
-            if !holders.contains(&pod.metadata.uid) {
-                holders.push(pod.metadata.uid.clone());
+            if !holders.contains(&uid) {
+                holders.push(uid.clone());
             }
         }
-        self.pods.insert(pod.metadata.uid.clone(), pod);
+        self.pods.insert(uid.clone(), pod);
+        uid
+    }
+
+    /// The pod of that UID.
+    pub(super) fn pod(&self, uid: &str) -> Option<Attested<'_>> {
+        self.pods.get(uid).map(|pod| Attested { pod, container: None })
+    }
+
+    /// The pod of that name.
+    pub(super) fn pod_named(&self, namespace: &str, name: &str) -> Option<Attested<'_>> {
+        let is_it = |pod: &&Pod| pod.metadata.namespace == namespace && pod.metadata.name == name;
+        self.pods.values().find(is_it).map(|pod| Attested { pod, container: None })
     }
 
     /// The container of that ID; only in the pod of that UID, if there is one.
@@ -197,6 +211,10 @@ impl ContainerStatus {
 impl Attested<'_> {
     pub(super) fn namespace(&self) -> &str {
         &self.pod.metadata.namespace
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.pod.metadata.name
     }
 
     /// The UID of the pod.

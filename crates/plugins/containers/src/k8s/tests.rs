@@ -310,7 +310,7 @@ async fn labels_of_the_namespace_come_from_the_api_server() {
     assert_eq!(asked.load(Ordering::SeqCst), 1, "who comes together asks once");
     let error = attest(&with(None)).await.unwrap_err();
     assert!(
-        error.starts_with("unable to get namespace labels for \"web\": unable to load Kubernetes client config"),
+        error.starts_with("unable to get namespace labels for \"web\": unable to get namespace \"web\": unable to load Kubernetes client config"),
         "{error}"
     );
     let error = k8s.namespaces.as_ref().unwrap().labels("a/b").await.unwrap_err().to_string();
@@ -338,7 +338,18 @@ fn configurations_are_read_as_spire_reads_them() {
         ("poll_retry_interval = \"x\"", "unable to parse poll retry interval: time: invalid duration \"x\""),
         ("reload_interval = \"5\"", "unable to parse reload interval: time: missing unit"),
         ("sigstore { ignore_sct = true }", "sigstore is not supported yet"),
-        ("experimental { broker { access_policy = \"enforced\" } }", "experimental.broker is not supported yet"),
+        (
+            "experimental { broker {} }",
+            "experimental.broker.access_policy: must be specified as one of [permissive, enforced]",
+        ),
+        (
+            "experimental { broker { access_policy = \"x\" } }",
+            "experimental.broker.access_policy: unsupported value \"x\"",
+        ),
+        (
+            "experimental { broker { access_policy = \"enforced\" } }",
+            "experimental.broker.brokers: at least one broker is required",
+        ),
         ("experimental { cri_socket_path = \"x\" }", "experimental.cri_socket_path \"x\" is not an absolute path"),
         ("disable_kubelet_client = true\nnode_name = \"x\"", "disable_kubelet_client cannot be used with node_name"),
         ("disable_kubelet_client = true\nreload_interval = \"1s\"", "cannot be used with reload_interval"),

@@ -7,6 +7,8 @@
 mod client;
 pub mod database;
 pub mod docker;
+pub mod envoy;
+pub mod gvisor;
 pub mod kube;
 mod process;
 mod proxy;

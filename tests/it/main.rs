@@ -11,6 +11,8 @@ mod docker;
 mod documents;
 mod faults;
 mod forced_rotation;
+mod envoy;
+mod envoy_answers;
 mod guide;
 mod kill_points;
 mod kubernetes;

@@ -1,0 +1,154 @@
+//! Two real Envoys with mutual TLS between them by what our agent gives them, while identities and authorities change.
+
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use testkit::envoy::{Envoy, Secrets, envoys};
+use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, eventually};
+
+/// Only ends broken runs.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// How many identities of each side are seen come and go.
+const ROTATIONS: usize = 3;
+
+fn server(trust_domain: &str) -> Server {
+    Server::start(Flavor::Finial, &ServerOptions { trust_domain: trust_domain.into(), ..Default::default() })
+}
+
+/// An entry for whatever runs this program.
+fn entry(server: &Server, path: &str, program: &Path, more: &[&str]) -> String {
+    let selector = format!("unix:path:{}", program.display());
+    server.entry(path, &[&["-selector", &selector], more].concat())
+}
+
+fn agent(server: &Server) -> Agent {
+    let options = AgentOptions { unix: "discover_workload_path = true".into(), ..Default::default() };
+    let agent = Agent::start(Flavor::Finial, server, &options);
+    eventually("the agent listens", || if agent.socket().exists() { Ok(()) } else { Err(agent.process.log()) });
+    agent
+}
+
+fn secrets<'a>(agent: &'a Path, api_type: &'a str, roots: &'a str, peer: &'a str) -> Secrets<'a> {
+    Secrets { socket: agent, api_type, certificate: "default", roots, peer, metadata: json!({}) }
+}
+
+fn wait_for_status(proxy: &Envoy, expected: u16) {
+    eventually("the proxies understand each other as they should", || match proxy.get() {
+        Ok(answer) if answer.status == expected => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
+/// The ID of the server's X.509 authority of that standing.
+fn authority(server: &Server, standing: &str) -> String {
+    let shown = server.command(&["localauthority", "x509", "show", "-output", "json"]).ok().stdout;
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    shown[standing]["authority_id"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn proxies_talk_on_while_identities_and_authorities_change() {
+    let Some([caller_program, callee_program]) = envoys() else { return };
+    let server = server("example.org");
+    let caller_id = entry(&server, "/caller", &caller_program, &["-x509SVIDTTL", "12"]);
+    let callee_id = entry(&server, "/callee", &callee_program, &["-x509SVIDTTL", "12"]);
+    let agent = agent(&server);
+    let socket = agent.socket();
+    let callee = Envoy::callee(&callee_program, &secrets(&socket, "GRPC", "ROOTCA", &caller_id));
+    let caller = Envoy::caller(&caller_program, &secrets(&socket, "DELTA_GRPC", "ROOTCA", &callee_id), callee.port);
+    wait_for_status(&caller, 200);
+
+    server.command(&["localauthority", "x509", "prepare"]).ok();
+    let mut prepared = true;
+    let (mut callers, mut callees, mut failed, mut requests) = (BTreeSet::new(), BTreeSet::new(), Vec::new(), 0);
+    let end = Instant::now() + DEADLINE;
+    while callers.len() <= ROTATIONS || callees.len() <= ROTATIONS || prepared {
+        assert!(Instant::now() < end, "after {requests} requests: {callers:?} and {callees:?}");
+        requests += 1;
+        match caller.get() {
+            Ok(answer) if answer.status == 200 && answer.header("peer") == caller_id => {
+                callers.insert(answer.header("serial").to_owned());
+            }
+            other => failed.push(format!("{other:?}")),
+        }
+        if requests % 20 == 0 {
+            let ((serials, at_callee), (_, at_caller)) = (callee.certificates(), caller.certificates());
+            callees.extend(serials);
+            if prepared && at_callee == 2 && at_caller == 2 {
+                // Both trust the next authority: from now on it signs.
+                let id = authority(&server, "prepared");
+                server.command(&["localauthority", "x509", "activate", "-authorityID", &id]).ok();
+                (callers.clear(), callees.clear());
+                prepared = false;
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of {requests} requests failed: {:?}", failed.len(), failed.first());
+    for proxy in [&caller, &callee] {
+        assert_eq!(proxy.counted(".update_rejected"), 0, "a secret that Envoy could not use");
+    }
+    // The same handshake with roots as Envoy takes them from anyone.
+    let plain = Secrets {
+        metadata: json!({"disable_spiffe_cert_validation": true}),
+        ..secrets(&socket, "GRPC", "spiffe://example.org", &callee_id)
+    };
+    wait_for_status(&Envoy::caller(&caller_program, &plain, callee.port), 200);
+    // And one that expects somebody else.
+    let wrong = secrets(&socket, "GRPC", "ROOTCA", "spiffe://example.org/other");
+    wait_for_status(&Envoy::caller(&caller_program, &wrong, callee.port), 503);
+}
+
+/// Tells each server the other's bundle.
+fn exchange_bundles(one: &Server, other: &Server) {
+    for (from, to) in [(one, other), (other, one)] {
+        let bundle = from.command(&["bundle", "show", "-format", "spiffe"]).ok().stdout;
+        let file = to.dir.write("foreign.json", &bundle);
+        let id = format!("spiffe://{}", from.trust_domain);
+        let file = file.display().to_string();
+        to.command(&["bundle", "set", "-format", "spiffe", "-id", &id, "-path", &file]).ok();
+    }
+}
+
+/// The ID of an entry.
+fn entry_id(server: &Server, id: &str) -> String {
+    let shown = server.command(&["entry", "show", "-spiffeID", id, "-output", "json"]).ok().stdout;
+    let shown: Value = serde_json::from_str(&shown).expect("JSON");
+    shown["entries"][0]["id"].as_str().expect("an entry").to_owned()
+}
+
+fn federate(server: &Server, id: &str, program: &Path, with: &str) {
+    let (parent, selector) =
+        (format!("spiffe://{}/node", server.trust_domain), format!("unix:path:{}", program.display()));
+    let entry = entry_id(server, id);
+    let update = ["entry", "update", "-entryID", &entry, "-spiffeID", id, "-parentID", &parent, "-selector", &selector];
+    server.command(&[&update[..], &["-federatesWith", with]].concat()).ok();
+}
+
+#[test]
+fn proxies_of_two_trust_domains_talk_from_the_moment_they_federate() {
+    let Some([caller_program, callee_program]) = envoys() else { return };
+    let (here, there) = (server("example.org"), server("other.org"));
+    exchange_bundles(&here, &there);
+    let caller_id = entry(&here, "/caller", &caller_program, &[]);
+    let callee_id = entry(&there, "/callee", &callee_program, &["-federatesWith", "spiffe://example.org"]);
+    let (near_agent, far_agent) = (agent(&here), agent(&there));
+    let (near, far) = (near_agent.socket(), far_agent.socket());
+    let callee = Envoy::callee(&callee_program, &secrets(&far, "DELTA_GRPC", "spiffe://example.org", &caller_id));
+    let all = Envoy::caller(&caller_program, &secrets(&near, "GRPC", "ALL", &callee_id), callee.port);
+    let delta =
+        Envoy::caller(&caller_program, &secrets(&near, "DELTA_GRPC", "spiffe://other.org", &callee_id), callee.port);
+    let own = Envoy::caller(&caller_program, &secrets(&near, "GRPC", "ROOTCA", &callee_id), callee.port);
+    // Nobody told the caller of the other domain yet.
+    wait_for_status(&all, 503);
+    wait_for_status(&delta, 503);
+    federate(&here, &caller_id, &caller_program, "spiffe://other.org");
+    for proxy in [&all, &delta] {
+        wait_for_status(proxy, 200);
+        let answer = proxy.get().expect("an answer");
+        assert_eq!((answer.status, answer.header("peer")), (200, &*caller_id));
+        assert_eq!(proxy.counted(".update_rejected"), 0, "a secret that Envoy could not use");
+    }
+    wait_for_status(&own, 503);
+    assert_eq!(own.get().expect("an answer").status, 503, "its own roots do not vouch for the other domain");
+}

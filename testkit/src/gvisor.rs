@@ -48,8 +48,8 @@ impl Runsc {
         command
     }
 
-    /// A container that does nothing, on this machine's files, with `folder` as its `/mnt`. It runs when this returns.
-    pub fn run(&self, name: &str, folder: &Path, annotations: &[(&str, &str)]) -> Container<'_> {
+    /// A container that does nothing, with this machine's files as its own, sockets among them. It runs when this returns.
+    pub fn run(&self, name: &str, annotations: &[(&str, &str)]) -> Container<'_> {
         let bundle = self.root.sub(&format!("bundle-{name}"));
         let annotations: serde_json::Map<_, _> =
             annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect();
@@ -62,10 +62,7 @@ impl Runsc {
             "root": {"path": "/", "readonly": true},
             "hostname": name,
             "annotations": annotations,
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/mnt", "type": "bind", "source": folder, "options": ["rbind", "ro"]},
-            ],
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "linux": {"namespaces": [
                 {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"},
             ]},

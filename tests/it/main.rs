@@ -21,6 +21,7 @@ mod outage_renewal;
 mod outage_sqlite;
 mod pushed;
 mod reload;
+mod sandbox;
 mod several;
 mod spire;
 mod takeover;

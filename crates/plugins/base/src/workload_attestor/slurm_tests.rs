@@ -110,7 +110,7 @@ async fn real_cgroups_tell_a_job_from_one_that_only_looks_like_it() {
     forged.hold(sleeper.pid());
     assert_eq!(values(&Slurm, &sleeper.peer()).await.len(), 0);
     // A name that would be a line of its own is the kernel's to refuse: nobody forges a line.
-    let line = forged.0.join(format!("x\n0::\u{2215}system.slice"));
+    let line = forged.0.join("x\n0::\u{2215}system.slice");
     assert!(std::fs::create_dir(&line).is_err(), "a cgroup's name has a line feed");
 }
 

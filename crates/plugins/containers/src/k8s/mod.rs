@@ -136,7 +136,9 @@ impl K8s {
         let (mut wait, mut failure) = (FIRST_WAIT, None);
         loop {
             let Ok(listed) = tokio::time::timeout_at(end, lists.since(when)).await else {
-                return Err(gave_up(place, failure));
+                let silent =
+                    || Failure { kind: ErrorKind::Timeout, message: "no answer from the kubelet in time".into() };
+                return Err(gave_up(place, failure.or_else(|| Some(silent()))));
             };
             failure = match &listed.result {
                 Ok(list) => match self.known_in(list, place).await? {

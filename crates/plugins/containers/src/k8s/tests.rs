@@ -124,7 +124,7 @@ async fn the_waits_are_bounded_and_who_gives_up_says_what_is_missing() {
     assert_eq!(attest(&k8s).await.unwrap_err(), "unable to perform request");
     assert!(began.elapsed() <= PATIENCE_MAX);
     let (k8s, _) = scripted(0, None, true, "");
-    attest(&k8s).await.expect_err("a kubelet that hangs");
+    assert_eq!(attest(&k8s).await.unwrap_err(), "no answer from the kubelet in time");
     let (k8s, _) = scripted(2, Some("restarting"), false, "");
     assert!(is_attested(&attest(&k8s).await), "a kubelet that restarts");
 }
@@ -171,6 +171,18 @@ async fn a_runtime_that_hangs_or_is_gone_leaves_it_to_the_kubelet() {
     assert!(is_attested(&attest(&k8s).await), "hangs");
 }
 
+/// Whether it is attested in the end: the little time that these tests give a kubelet to fail in may be too little for a busy
+/// machine to succeed in.
+async fn is_attested_by(config: &str) -> bool {
+    let k8s = made(config);
+    for _ in 0..25 {
+        if is_attested(&attest(&k8s).await) {
+            return true;
+        }
+    }
+    false
+}
+
 /// A kubelet on HTTPS that wants that token.
 fn secure(pki: &Pki, certificate: &str, token: &Arc<Mutex<String>>) -> u16 {
     let token = token.clone();
@@ -203,8 +215,8 @@ async fn the_kubelet_is_judged_by_its_ca_and_its_name() {
     let pki = pki();
     let port = secure(&pki, "node", &Arc::new(Mutex::new("first".into())));
     let with = async |more: &str| attest(&made(&secure_config(&pki, port, more))).await;
-    assert!(is_attested(&with("").await), "without a node name, the CA alone decides");
-    assert!(is_attested(&with("node_name = \"localhost\"").await));
+    assert!(is_attested_by(&secure_config(&pki, port, "")).await, "without a node name, the CA alone decides");
+    assert!(is_attested_by(&secure_config(&pki, port, "node_name = \"localhost\"")).await);
     let error = with("node_name = \"127.0.0.1\"").await.unwrap_err();
     assert!(error.contains("unable to perform request") && error.contains("not valid for name"), "{error}");
     let stranger = Pki::new();
@@ -217,7 +229,7 @@ async fn the_kubelet_is_judged_by_its_ca_and_its_name() {
         let error = attest(&made(&format!("{strange}{name}"))).await.unwrap_err();
         assert!(error.contains("UnknownIssuer"), "{error}");
         let skipped = format!("{strange}{name}\nskip_kubelet_verification = true");
-        assert!(is_attested(&attest(&made(&skipped)).await));
+        assert!(is_attested_by(&skipped).await);
     }
 }
 
@@ -246,7 +258,7 @@ async fn who_we_are_is_shown_by_token_or_certificate() {
     });
     let both =
         format!("certificate_path = \"{}\"\nprivate_key_path = \"{}\"", pki.path("agent.crt"), pki.path("agent.key"));
-    assert!(is_attested(&attest(&made(&secure_config(&pki, mutual, &both))).await));
+    assert!(is_attested_by(&secure_config(&pki, mutual, &both)).await);
     let swapped =
         format!("certificate_path = \"{}\"\nprivate_key_path = \"{}\"", pki.path("agent.crt"), pki.path("node.key"));
     let error = attest(&made(&secure_config(&pki, mutual, &swapped))).await.unwrap_err();
@@ -255,14 +267,11 @@ async fn who_we_are_is_shown_by_token_or_certificate() {
 
 #[tokio::test]
 async fn the_read_only_port_is_plain_and_bad_answers_are_refused() {
-    let ask = async |act: fn() -> Act| {
+    let config = |act: fn() -> Act| {
         let port = tcp(None, move |_| act());
-        attest(&made(&format!(
-            "kubelet_read_only_port = {port}\nmax_poll_attempts = 1\npoll_retry_interval = \"300ms\""
-        )))
-        .await
+        format!("kubelet_read_only_port = {port}\nmax_poll_attempts = 1\npoll_retry_interval = \"300ms\"")
     };
-    assert!(is_attested(&ask(|| Act::Say(200, running())).await));
+    assert!(is_attested_by(&config(|| Act::Say(200, running()))).await);
     for (act, text) in [
         ((|| Act::Say(500, "boom".into())) as fn() -> Act, "unexpected status code on pods response: 500 boom"),
         (|| Act::Say(200, "{".into()), "unable to decode pod info from kubelet response"),
@@ -270,9 +279,9 @@ async fn the_read_only_port_is_plain_and_bad_answers_are_refused() {
         (|| Act::Close, "unable to perform request: Get \"http://127.0.0.1:"),
         (|| Act::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{".to_vec()), "unable to perform request"),
         (|| Act::Say(302, String::new()), "unexpected status code on pods response: 302"),
-        (|| Act::Hang, "no selectors found"),
+        (|| Act::Hang, "no answer"),
     ] {
-        let error = ask(act).await.unwrap_err();
+        let error = attest(&made(&config(act))).await.unwrap_err();
         assert!(error.contains(text), "{text}: {error}");
     }
 }
@@ -301,7 +310,11 @@ async fn labels_of_the_namespace_come_from_the_api_server() {
     };
     let with = |place| {
         let script = Script { from: 0, asked: Arc::default(), fails: None, hangs: false };
-        K8s::of(settings("enable_namespace_labels = true").unwrap(), Some(Box::new(script)), place)
+        K8s::of(
+            settings("enable_namespace_labels = true\npoll_retry_interval = \"60s\"").unwrap(),
+            Some(Box::new(script)),
+            place,
+        )
     };
     let k8s = with(place());
     for _ in 0..5 {

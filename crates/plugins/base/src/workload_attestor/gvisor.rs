@@ -11,7 +11,7 @@ use super::unix::program::{Host, Program};
 use async_trait::async_trait;
 use finial_core::{Clock, Selector, UnixSeconds};
 use finial_hcl::Value;
-use finial_plugin::{Peer, PluginContext, PluginError, WorkloadAttestor, decode, prefixed_selectors};
+use finial_plugin::{Peer, PluginContext, PluginError, Reference, WorkloadAttestor, decode, prefixed_selectors};
 use rustix::fd::BorrowedFd;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -271,6 +271,10 @@ impl WorkloadAttestor for Fenced {
     async fn attest(&self, peer: &Peer<'_>) -> Result<Vec<Selector>, PluginError> {
         // By the claim alone: a gofer's is runsc's, and who makes it without being one only loses his own selectors.
         if claim(peer.proc_dir).is_some() { Ok(Vec::new()) } else { self.0.attest(peer).await }
+    }
+
+    async fn attest_reference(&self, reference: &Reference<'_>) -> Result<Option<Vec<Selector>>, PluginError> {
+        self.0.attest_reference(reference).await
     }
 }
 

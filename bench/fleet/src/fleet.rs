@@ -1,6 +1,6 @@
 //! The agents.
 
-use finial_core::{KeyType, SpiffeId, SystemClock, TrustDomain};
+use finial_core::{Clock, KeyType, SpiffeId, SystemClock, TrustDomain};
 use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_crypto::{PrivateKey, TrustRoots, create_csr};
 use finial_net::client::{tls_channel, uds_channel};
@@ -211,13 +211,13 @@ impl Fleet {
         let id = self.create("/herd".to_owned()).await?;
         SpiffeId::new(&self.trust_domain, "/herd")?;
         let params = NewX509svidParams { entry_id: id, csr: self.csr.clone().into() };
-        let begun = Instant::now();
+        let (begun, now) = (Instant::now(), SystemClock.now());
         let calls = self.channels.iter().take(csrs.div_ceil(batch)).enumerate().map(|(n, channel)| {
             let size = batch.min(csrs - n * batch);
             // Spread over the agents, so that who asks first is not who ends first.
-            let expiry = i64::try_from((n * 7919) % 1000).unwrap_or_default();
+            let rest = i64::try_from((n * 7919) % 1000).unwrap_or_default();
             let mut request = Request::new(BatchNewX509svidRequest { params: vec![params.clone(); size] });
-            request.metadata_mut().insert(finial_proto::SVID_EXPIRY, expiry.into());
+            request.metadata_mut().insert(finial_proto::SVID_EXPIRY, (now + rest).into());
             let mut client = SvidClient::new(channel.clone()).max_decoding_message_size(64 << 20);
             async move {
                 let answer = tokio::time::timeout(DEADLINE, client.batch_new_x509svid(request)).await;
@@ -225,19 +225,19 @@ impl Fleet {
                     Ok(Ok(answer)) => answer.into_inner().results.iter().filter(|r| r.svid.is_some()).count(),
                     _ => 0,
                 };
-                (expiry, issued, size - issued, begun.elapsed())
+                (rest, issued, size - issued, begun.elapsed())
             }
         });
         let all: Vec<_> = futures::future::join_all(calls).await;
         let mean = |which: &dyn Fn(i64) -> bool| {
-            let times: Vec<Duration> = all.iter().filter(|(e, ..)| which(*e)).map(|(.., at)| *at).collect();
+            let times: Vec<Duration> = all.iter().filter(|(rest, ..)| which(*rest)).map(|(.., at)| *at).collect();
             times.iter().sum::<Duration>() / u32::try_from(times.len().max(1)).unwrap_or(u32::MAX)
         };
         Ok(Herd {
             issued: all.iter().map(|(_, issued, ..)| issued).sum(),
             failed: all.iter().map(|(_, _, failed, _)| failed).sum(),
-            first_quarter: mean(&|expiry| expiry < 250),
-            last_quarter: mean(&|expiry| expiry >= 750),
+            first_quarter: mean(&|rest| rest < 250),
+            last_quarter: mean(&|rest| rest >= 750),
         })
     }
 }

@@ -13,6 +13,7 @@ pub mod kube;
 mod process;
 mod proxy;
 mod spire;
+pub mod systemd;
 
 pub use client::{Client, Serving};
 pub use database::{Database, DatabaseKind, Held, MariaDb, Postgres, PostgresPair, mariadb, postgres};

@@ -4,6 +4,7 @@ use crate::database::Database;
 use crate::process::{self, Output, Process, Workdir, eventually, free_port};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Whose binaries to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -373,6 +374,13 @@ plugins {{
     /// Starts it again on the same data after it has ended.
     pub fn restart(&mut self) {
         self.process = Self::launch(&self.binary, &self.config, &self.dir, None);
+    }
+
+    /// The command that starts it again on the same data.
+    pub fn program(&self) -> Command {
+        let mut command = process::command(&self.binary);
+        command.arg("run").arg("-config").arg(&self.config);
+        command
     }
 
     /// Starts it again as the other's, on the same data, after it has ended.

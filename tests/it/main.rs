@@ -26,4 +26,5 @@ mod several;
 mod spire;
 mod takeover;
 mod takeover_live;
+mod units;
 mod wit;

@@ -1,97 +1,11 @@
-use super::super::testing::{DEADLINE, Sleeper, eventually, has, there, values};
+use super::super::testing::{DEADLINE, Sleeper, eventually, values};
 use super::*;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::process::Command;
+use testkit::systemd::SystemBus;
 
-/// A process that ends with its value.
-struct Guard(Child);
-
-impl Guard {
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, signal).expect("signals");
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A bus of the test's own with the manager's interface behind it.
-struct World {
-    folder: tempfile::TempDir,
-    daemon: Option<Guard>,
-    manager: Option<Guard>,
-}
-
-const CONFIG: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>system</type><listen>unix:path=SOCKET</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/></policy></busconfig>"#;
-
-/// The interpreter that has the distribution's D-Bus module.
-const PYTHON: &str = "/usr/bin/python3";
-
-impl World {
-    fn start(mode: &str) -> Option<Self> {
-        let module = Command::new(PYTHON).args(["-c", "import dbus, gi"]).stderr(Stdio::null()).status();
-        let module = there("python3-dbus with python3-gi", module.is_ok_and(|status| status.success()));
-        if !has("dbus-daemon") || !module {
-            return None;
-        }
-        let mut world = Self { folder: tempfile::tempdir().expect("a folder"), daemon: None, manager: None };
-        std::fs::write(world.file("bus.conf"), CONFIG.replace("SOCKET", world.file("bus").to_str()?)).expect("writes");
-        world.begin(mode);
-        Some(world)
-    }
-
-    fn begin(&mut self, mode: &str) {
-        let mut daemon = Command::new("dbus-daemon");
-        daemon.arg(format!("--config-file={}", self.file("bus.conf").display())).args(["--nofork", "--nopidfile"]);
-        self.daemon = Some(Guard(daemon.stderr(Stdio::null()).spawn().expect("starts")));
-        eventually("the bus is there", || std::os::unix::net::UnixStream::connect(self.file("bus")).ok());
-        self.manage(mode);
-    }
-
-    /// Another manager instead of the one that is there.
-    fn manage(&mut self, mode: &str) {
-        self.manager = None;
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/systemd_manager.py");
-        let mut manager = Command::new(PYTHON);
-        manager
-            .arg(script)
-            .arg(mode)
-            .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", self.file("bus").display()));
-        manager.stdout(Stdio::piped());
-        let mut child = manager.spawn().expect("starts");
-        let mut line = String::new();
-        let said = BufReader::new(child.stdout.take().expect("is piped")).read_line(&mut line);
-        self.manager = Some(Guard(child));
-        assert_eq!((said.is_ok(), line.trim()), (true, "ready"));
-    }
-
-    fn end(&mut self) {
-        (self.manager, self.daemon) = (None, None);
-        let _ = std::fs::remove_file(self.file("bus"));
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn address(&self) -> String {
-        // The first address is of a kind that we do not know; the second leads nowhere.
-        format!("tcp:host=localhost,port=1;unix:path=/nonexistent;unix:path={},guid=1f", self.file("bus").display())
-    }
-
-    fn attestor(&self) -> Systemd {
-        Systemd::at(self.address())
-    }
+fn attestor(bus: &SystemBus) -> Systemd {
+    // The first address is of a kind that we do not know; the second leads nowhere.
+    Systemd::at(format!("tcp:host=localhost,port=1;unix:path=/nonexistent;{},guid=1f", bus.address()))
 }
 
 fn sleeper() -> Sleeper {
@@ -114,8 +28,8 @@ async fn refusal(attestor: &Systemd, sleeper: &Sleeper) -> String {
 
 #[tokio::test]
 async fn the_unit_of_a_process_is_told_to_many_at_once() {
-    let Some(world) = World::start("good") else { return };
-    let (attestor, sleeper) = (world.attestor(), sleeper());
+    let Some(bus) = SystemBus::start("good") else { return };
+    let (attestor, sleeper) = (attestor(&bus), sleeper());
     is_known(&attestor, &sleeper).await;
     let all = at_once(&attestor, &sleeper, 64).await;
     assert_eq!(all.len(), 64);
@@ -152,54 +66,53 @@ async fn at_once(attestor: &Systemd, sleeper: &Sleeper, count: usize) -> Vec<Vec
 
 #[tokio::test]
 async fn a_bus_that_is_started_again_is_used_again_at_once() {
-    let Some(mut world) = World::start("good") else { return };
-    let (attestor, sleeper) = (world.attestor(), sleeper());
+    let Some(mut bus) = SystemBus::start("good") else { return };
+    let (attestor, sleeper) = (attestor(&bus), sleeper());
     is_known(&attestor, &sleeper).await;
-    world.end();
+    bus.end();
     let error = refusal(&attestor, &sleeper).await;
     assert!(error.starts_with("failed to open dbus connection: No such file or directory"), "{error}");
-    world.begin("good");
+    bus.begin("good");
     is_known(&attestor, &sleeper).await;
     // Also when nobody asked meanwhile.
-    world.end();
-    world.begin("good");
+    bus.end();
+    bus.begin("good");
     is_known(&attestor, &sleeper).await;
 }
 
 #[tokio::test]
 async fn a_bus_or_a_manager_that_hangs_costs_no_more_than_the_deadline() {
-    let Some(mut world) = World::start("hang") else { return };
+    let Some(mut bus) = SystemBus::start("hang") else { return };
     let sleeper = sleeper();
-    let attestor = Systemd { deadline: Duration::from_millis(300), ..world.attestor() };
+    let attestor = Systemd { deadline: Duration::from_millis(300), ..attestor(&bus) };
     let expected = format!("failed to get unit by pid {}: systemd did not answer over D-Bus in time", sleeper.pid());
     assert_eq!(refusal(&attestor, &sleeper).await, expected, "the manager hangs");
     assert!(attestor.bus.lock().await.is_none(), "nobody waits on this connection again");
-    world.manage("good");
+    bus.manage(Some("good"));
     let attestor = Systemd { deadline: DEADLINE, ..attestor };
     is_known(&attestor, &sleeper).await;
-    let daemon = world.daemon.as_ref().expect("runs");
-    daemon.signal(rustix::process::Signal::STOP);
+    bus.freeze(true);
     let attestor = Systemd { deadline: Duration::from_millis(300), ..attestor };
     assert_eq!(refusal(&attestor, &sleeper).await, expected, "the bus hangs, on a connection");
     assert_eq!(refusal(&attestor, &sleeper).await, expected, "the bus hangs, and lets nobody in");
-    daemon.signal(rustix::process::Signal::CONT);
-    let attestor = Arc::new(Systemd { deadline: DEADLINE, ..attestor });
+    bus.freeze(false);
+    let attestor = Systemd { deadline: DEADLINE, ..attestor };
     is_known(&attestor, &sleeper).await;
 }
 
 #[tokio::test]
 async fn a_manager_that_lies_or_is_away_is_no_unit() {
-    let Some(mut world) = World::start("number") else { return };
-    let (attestor, sleeper) = (world.attestor(), sleeper());
+    let Some(mut bus) = SystemBus::start("number") else { return };
+    let (attestor, sleeper) = (attestor(&bus), sleeper());
     let expected = "Returned value for Id was not a string: it has the type \"u\"";
     assert_eq!(refusal(&attestor, &sleeper).await, expected);
-    world.manage("huge");
+    bus.manage(Some("huge"));
     let error = refusal(&attestor, &sleeper).await;
     assert_eq!(error, "error getting value for Id: the bus sent too large a message");
     assert!(attestor.bus.lock().await.is_none(), "what is left of it is never read");
-    world.manager = None;
+    bus.manage(None);
     let error = refusal(&attestor, &sleeper).await;
     assert!(error.contains("org.freedesktop.systemd1 was not provided by any .service files"), "{error}");
-    world.manage("good");
+    bus.manage(Some("good"));
     is_known(&attestor, &sleeper).await;
 }

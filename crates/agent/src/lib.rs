@@ -24,6 +24,7 @@ mod sealed;
 mod status;
 mod storage;
 mod svid;
+mod svid_store;
 mod sync;
 #[cfg(test)]
 mod testing;
@@ -110,6 +111,7 @@ impl Context {
     ) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
         let Agent { settings, mut plugins, spawner, clock, log, version } = agent;
         plugins.key_manager = finial_plugin::metered_for_agent(plugins.key_manager, metrics.clone());
+        let _ = plugins.host.metrics.set(metrics.clone());
         let failed = |e: std::io::Error| {
             AgentError::internal(format!("failed to create data directory {}: {e}", settings.data_dir.display()))
         };
@@ -209,6 +211,8 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let keeper = context.spawner.spawn("sealed-cache", sealed::keep(context.clone(), cache.clone(), status.clone()));
     let servers = endpoints::start(&context, cache.clone(), (link, identity), status.clone(), log, started)?;
     context.metrics.gauge("bootstrapped", 1.0, &[]);
+    let stores = svid_store::StoreService::new(&context, cache.clone());
+    context.spawner.spawn("svid stores", stores.run(context.shutdown.clone()));
     status.set_started();
     // A call to a server that hangs is not waited for.
     let stop = context.shutdown.clone();

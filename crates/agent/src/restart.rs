@@ -86,14 +86,12 @@ impl Syncer {
         let own = self.cache().snapshot().bundles.own.clone();
         self.tainted = own.tainted_x509();
         self.tainted_jwt_done = own.tainted_jwt();
-        let cached =
-            kept.entries.iter().filter(|(_, e)| !e.store_svid).map(|(id, e)| (id.clone(), e.clone())).collect();
-        self.entries = kept.entries;
+        self.entries = kept.entries.clone();
         let bundles = bundles.map(|mut bundles| {
             bundles.own = own;
             bundles
         });
-        self.writer.publish(Change { entries: Some(cached), bundles, svids: kept.svids, ..Change::default() });
+        self.writer.publish(Change { entries: Some(kept.entries), bundles, svids: kept.svids, ..Change::default() });
         let snapshot = self.cache().snapshot();
         for (id, at_ms) in kept.used {
             if let Some(record) = snapshot.record(&id) {

@@ -10,8 +10,8 @@ use finial_plugin::{
 use finial_plugins_base::key_manager::{Disk, Memory};
 use finial_plugins_base::node_attestor::JoinTokenAgent;
 use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
-use finial_plugins_base::upstream_authority;
 use finial_plugins_base::workload_attestor::{Gvisor, Slurm, Systemd, Unix, fence};
+use finial_plugins_base::{svid_store, upstream_authority};
 use finial_plugins_containers::{Docker, K8s};
 use finial_plugins_external::{
     ExternalAgentNodeAttestor, ExternalError, ExternalKeyManager, ExternalServerNodeAttestor, ExternalSvidStore,
@@ -171,8 +171,11 @@ const WORKLOAD_ATTESTORS: Kind<Arc<dyn WorkloadAttestor>> = Kind {
     ],
 };
 
-const SVID_STORES: Kind<Arc<dyn SvidStore>> =
-    Kind { service: Service::SvidStore, external: |plugin| Arc::new(ExternalSvidStore(plugin)), built_in: &[] };
+const SVID_STORES: Kind<Arc<dyn SvidStore>> = Kind {
+    service: Service::SvidStore,
+    external: |plugin| Arc::new(ExternalSvidStore(plugin)),
+    built_in: &[(svid_store::Disk::NAME, |data, _| Ok(Arc::new(svid_store::Disk::new(data)?)))],
+};
 
 const UPSTREAM_AUTHORITIES: Kind<Arc<dyn UpstreamAuthority>> = Kind {
     service: Service::UpstreamAuthority,
@@ -528,7 +531,8 @@ mod tests {
         let good = [vec![disk.clone()], agent()[1..].to_vec()].concat();
         assert!(check_agent_plugins(&good, &context()).is_empty());
         assert!(!keys.exists());
-        let bad = [disk.clone(), disk, plugin("NodeAttestor", "x509pop", ""), plugin("WorkloadAttestor", "windows", "")];
+        let bad =
+            [disk.clone(), disk, plugin("NodeAttestor", "x509pop", ""), plugin("WorkloadAttestor", "windows", "")];
         let found = check_agent_plugins(&bad, &context());
         let texts: Vec<String> = found.iter().map(|(_, error)| error.to_string()).collect();
         assert_eq!(texts[0], "failed to configure plugin \"x509pop\": private_key_path is required");

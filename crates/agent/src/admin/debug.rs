@@ -44,7 +44,7 @@ impl DebugApi {
             last_sync_success: self.status.last_sync(),
             cached_x509_svids_count: x509,
             cached_jwt_svids_count: i32::try_from(self.cache.jwt.len()).unwrap_or(i32::MAX),
-            cached_svidstore_x509_svids_count: 0,
+            cached_svidstore_x509_svids_count: i32::try_from(snapshot.for_stores().count()).unwrap_or(i32::MAX),
         })
     }
 

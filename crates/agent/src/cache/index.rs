@@ -4,7 +4,8 @@ use crate::entry::WorkloadEntry;
 use finial_core::{Selector, SelectorSet};
 use std::collections::HashMap;
 
-/// Entries filed under their rarest selector, so that a lookup looks at few that do not match. Each entry is filed once.
+/// Entries filed under their rarest selector, so that a lookup looks at few that do not match. Each entry is filed once; those
+/// whose SVIDs are for a store not at all, as no workload gets them.
 #[derive(Debug, Default)]
 pub(crate) struct SelectorIndex {
     filed: HashMap<Selector, Box<[u32]>>,
@@ -14,11 +15,12 @@ impl SelectorIndex {
     /// Indexes entries by their positions.
     pub(crate) fn new<'a>(entries: impl Iterator<Item = &'a WorkloadEntry> + Clone) -> Self {
         let mut uses: HashMap<&Selector, u32> = HashMap::new();
-        for selector in entries.clone().flat_map(|e| e.selectors.iter()) {
+        let for_workloads = |e: &&WorkloadEntry| !e.store_svid;
+        for selector in entries.clone().filter(for_workloads).flat_map(|e| e.selectors.iter()) {
             *uses.entry(selector).or_default() += 1;
         }
         let mut filed: HashMap<&Selector, Vec<u32>> = HashMap::new();
-        for (position, entry) in entries.enumerate() {
+        for (position, entry) in entries.enumerate().filter(|(_, e)| for_workloads(e)) {
             let rarest = entry.selectors.iter().min_by_key(|s| uses.get(s).copied().unwrap_or(0));
             if let (Some(selector), Ok(position)) = (rarest, u32::try_from(position)) {
                 filed.entry(selector).or_default().push(position);

@@ -10,6 +10,7 @@ mod tls_secret;
 mod view;
 
 pub(crate) use bundle::{BundleForms, Bundles};
+pub(crate) use hints::drop_duplicate_hints;
 pub(crate) use jwt::{CachedJwt, FlightResult, JwtCache, JwtKey};
 pub(crate) use snapshot::{Record, Snapshot, WorkloadSvid, key_bytes};
 pub(crate) use tls_secret::TlsSecret;
@@ -44,6 +45,8 @@ pub(crate) struct Cache {
     views: Mutex<Views>,
     /// A workload waits for an SVID that is not there.
     wanted: Notify,
+    /// Something was published, of which a part may be for SVID stores.
+    to_store: Notify,
     /// Something is there that was not kept yet.
     changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
@@ -66,6 +69,7 @@ impl Cache {
             snapshot: ArcSwap::from_pointee(snapshot),
             views: Mutex::new(Views { by_selectors: HashMap::new(), closed: false }),
             wanted: Notify::new(),
+            to_store: Notify::new(),
             jwt: JwtCache::new(jwt_limit, changed.clone()),
             changed,
             clock,
@@ -121,6 +125,11 @@ impl Cache {
     /// Returns when there is something else than at the last time. For one waiter.
     pub(crate) async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Returns when there may be something else for SVID stores. For one waiter.
+    pub(crate) async fn to_store(&self) {
+        self.to_store.notified().await;
     }
 
     /// Entries that a stream watches now.
@@ -193,6 +202,7 @@ impl CacheWriter {
             self.cache.bundles.send_replace(new.bundles.clone());
         }
         self.cache.changed.notify_one();
+        self.cache.to_store.notify_one();
     }
 }
 

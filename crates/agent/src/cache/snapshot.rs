@@ -82,8 +82,13 @@ impl Snapshot {
         self.records.get(at)
     }
 
-    /// How many SVIDs are held.
+    /// How many SVIDs are held for workloads.
     pub(crate) fn svid_count(&self) -> usize {
-        self.records.iter().filter(|r| r.svid.is_some()).count()
+        self.records.iter().filter(|r| r.svid.is_some() && !r.entry.store_svid).count()
+    }
+
+    /// Those whose SVIDs are for a store.
+    pub(crate) fn for_stores(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().filter(|r| r.entry.store_svid)
     }
 }

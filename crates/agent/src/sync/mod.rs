@@ -340,9 +340,8 @@ impl Syncer {
         metrics.count("lru_cache_entry_update", stats.stale as f64, &[]);
         metrics.count("lru_cache_entry_remove", stats.dropped as f64, &[]);
         let entries = entries?;
-        let cached = entries.iter().filter(|(_, e)| !e.store_svid).map(|(id, e)| (id.clone(), e.clone())).collect();
-        self.entries = entries;
-        Some(cached)
+        self.entries = entries.clone();
+        Some(entries)
     }
 
     /// For the server to compare with what we may have.

@@ -66,12 +66,12 @@ fn why_renew(record: &Record, svid: &WorkloadSvid, input: &Input<'_>) -> Option<
     }
 }
 
-/// Plans. Entries for SVID stores are not among the records.
+/// Plans. What is for SVID stores is always wanted, and does not count against the limit.
 pub(crate) fn plan(input: &Input<'_>) -> Plan {
     let last_used = |r: &Record| r.last_used_ms.load(Ordering::Relaxed);
-    let used = |r: &Record| input.in_use.contains(&r.entry.id);
+    let used = |r: &Record| r.entry.store_svid || input.in_use.contains(&r.entry.id);
 
-    let held = input.records.iter().filter(|r| r.svid.is_some()).count();
+    let held = input.records.iter().filter(|r| r.svid.is_some() && !r.entry.store_svid).count();
     let surplus = held.saturating_sub(input.limit);
     let mut evict = HashSet::new();
     if surplus > 0 {
@@ -87,6 +87,7 @@ pub(crate) fn plan(input: &Input<'_>) -> Plan {
             Some(svid) if !evict.contains(&record.entry.id) => {
                 wanted.extend(why_renew(record, svid, input).map(|why| (why, svid.rotate_at_ms, &record.entry.id)));
             }
+            None if record.entry.store_svid => wanted.push((Urgency::Due, 0, &record.entry.id)),
             None if used(record) => {
                 missing += 1;
                 wanted.push((Urgency::Awaited, 0, &record.entry.id));
@@ -209,6 +210,20 @@ mod tests {
         let records = [Record::new(Arc::new(lazy))];
         assert_eq!(run(&records, &[], 10, NOW, &[]).0, Vec::<String>::new());
         assert_eq!(run(&records, &["a"], 10, NOW, &[]).0, ["a"]);
+    }
+
+    #[test]
+    fn what_is_for_a_store_is_wanted_whatever_the_limit_and_comes_after_workloads_that_wait() {
+        let for_store = |id: &str, with_svid| {
+            let mut record = record(id, with_svid, 0);
+            let mut entry = (*record.entry).clone();
+            (entry.store_svid, entry.disable_x509_svid_prefetch) = (true, true);
+            record.entry = Arc::new(entry);
+            record
+        };
+        let records = [for_store("a", false), for_store("b", true), record("c", true, 1), record("d", false, 1)];
+        assert_eq!(run(&records, &["d"], 1, NOW, &[]), (vec!["d".into(), "a".into()], vec![]));
+        assert_eq!(run(&records, &[], 0, NOW, &[]), (vec!["a".into()], vec!["c".into()]));
     }
 
     #[test]

@@ -7,7 +7,10 @@ use finial_config::{AgentSettings, Bootstrap};
 use finial_core::{Clock, KeyType, Secret, Selector, SystemClock};
 use finial_crypto::{PrivateKey, Signer};
 use finial_net::client::uds_channel;
-use finial_plugin::{AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, Peer, PluginError, Reference, SvidStore, WorkloadAttestor};
+use finial_plugin::{
+    AgentNodeAttestor, AgentPlugins, AttestSession, KeyManager, Peer, PluginError, Reference, SvidStore,
+    WorkloadAttestor,
+};
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use finial_runtime::{Shutdown, Supervisor};
@@ -122,6 +125,7 @@ pub(super) struct World {
     pub(super) settings: AgentSettings,
     pub(super) stop_server: Shutdown,
     pub(super) puzzle: bool,
+    pub(super) stores: Vec<Arc<dyn SvidStore>>,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -152,7 +156,7 @@ impl World {
         let attestor =
             Arc::new(TestAttestor { asked: AtomicUsize::new(0), fail: Mutex::new(false), meanwhile: Mutex::default() });
         let (keys, puzzle, clock) = (Arc::default(), false, Arc::new(SystemClock));
-        Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, clock }
+        Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, stores: Vec::new(), clock }
     }
 
     pub(super) fn start(&self) -> Running {
@@ -170,7 +174,7 @@ impl World {
                 keys_are_volatile: false,
                 node_attestor: ("puzzle".to_owned(), node_attestor),
                 workload_attestors: vec![self.attestor.clone()],
-                svid_stores: Vec::new(),
+                svid_stores: self.stores.clone(),
                 host: Arc::default(),
             },
             spawner: supervisor.spawner(),

@@ -13,5 +13,6 @@ mod pushed;
 mod sds;
 mod sds_delta;
 mod server_away;
+mod svid_store;
 mod tokens;
 mod wit;

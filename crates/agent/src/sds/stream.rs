@@ -18,6 +18,9 @@ const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(60);
 /// Requests handled in one go, so that one who floods us does not keep the others waiting.
 const REQUESTS_IN_A_ROW: usize = 32;
 
+/// Requests in a row that need no answer: there is one such, an ACK, for each answer, and perhaps a few that crossed it.
+const UNANSWERED_MAX: usize = 1_000;
+
 /// One of the two ways to ask. It knows what the proxy wants and what it has been told.
 pub(crate) trait Protocol: Send + Unpin + 'static {
     /// What the proxy says.
@@ -44,6 +47,8 @@ pub(crate) struct SecretStream<P: Protocol> {
     /// The last one; none before there was an SVID for each entry.
     state: Option<Arc<ViewState>>,
     news: bool,
+    /// Requests since the last answer.
+    unanswered: usize,
     first_request: Option<Pin<Box<Sleep>>>,
     ended: bool,
     call: Call,
@@ -60,6 +65,7 @@ impl<P: Protocol> SecretStream<P> {
             states: WatchStream::new(begun.subscription.states()),
             state: None,
             news: false,
+            unanswered: 0,
             first_request: Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_WITHIN))),
             ended: false,
             call: begun.call,
@@ -94,6 +100,11 @@ impl<P: Protocol> SecretStream<P> {
             match Pin::new(requests).poll_next(cx) {
                 Poll::Ready(Some(Ok(request))) => {
                     self.first_request = None;
+                    self.unanswered += 1;
+                    if self.unanswered > UNANSWERED_MAX {
+                        let message = "too many requests that need no answer";
+                        return Poll::Ready(Some(Status::resource_exhausted(message)));
+                    }
                     return Poll::Ready(self.protocol.receive(request).err());
                 }
                 Poll::Ready(Some(Err(status))) => {
@@ -143,7 +154,10 @@ impl<P: Protocol> Stream for SecretStream<P> {
         for _ in 0..REQUESTS_IN_A_ROW {
             // Before the next request: each sees what the one before it was answered.
             match this.answer() {
-                Ok(Some(answer)) => return Poll::Ready(Some(Ok(answer))),
+                Ok(Some(answer)) => {
+                    this.unanswered = 0;
+                    return Poll::Ready(Some(Ok(answer)));
+                }
                 Ok(None) => {}
                 Err(status) => {
                     let (pid, error) = (this.pid, status.message());

@@ -333,6 +333,20 @@ async fn a_stream_ends_with_the_proxy_or_the_agent() {
 }
 
 #[tokio::test]
+async fn one_who_talks_without_listening_is_hung_up_on() {
+    let world = world().await;
+    let agent = world.started().await;
+    let mut deaf = Proxy::asking(&agent, &["default"]).await;
+    deaf.next().await.unwrap();
+    // It knows no nonce, so nothing that it says is answered.
+    let flood = async { while deaf.requests.send(asked(&["ROOTCA"])).await.is_ok() {} };
+    within(flood).await;
+    let ended = deaf.next().await.unwrap_err();
+    assert_eq!((ended.code(), ended.message()), (Code::ResourceExhausted, "too many requests that need no answer"));
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn more_names_than_anyone_needs_are_refused() {
     let world = world().await;
     let agent = world.started().await;

@@ -168,7 +168,33 @@ pub(crate) struct Impostor {
     folders: Vec<PathBuf>,
 }
 
+/// The folder of a process's cgroup, of the first hierarchy that has one.
+fn cgroup_folder(pid: i32) -> PathBuf {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let folder = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let places = [format!("/sys/fs/cgroup/{controllers}{path}"), format!("/sys/fs/cgroup/unified{path}")];
+        places.into_iter().map(PathBuf::from).find(|place| place.join("cgroup.procs").exists())
+    };
+    cgroups.lines().find_map(folder).expect("a cgroup file system is mounted")
+}
+
 impl Impostor {
+    /// In no cgroup of its own, but with a mount of that one.
+    fn with_mount_of_cgroup(folder: &Path) -> Self {
+        let script = format!("mount --bind {} /mnt && exec sleep 600", folder.display());
+        let child = Command::new("unshare").args(["--mount", "sh", "-c", &script]).spawn().unwrap();
+        let impostor = Self { child, folders: Vec::new() };
+        let id = folder.file_name().unwrap().to_string_lossy();
+        eventually("the mount is there", || {
+            let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", impostor.pid())).unwrap_or_default();
+            let is_there = mounts.lines().any(|line| line.contains(&*id) && line.contains(" /mnt "));
+            if is_there { Ok(()) } else { Err(mounts) }
+        });
+        impostor
+    }
+
     pub(crate) fn in_cgroup(path: &str) -> Self {
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -231,6 +257,9 @@ fn nobody_passes_for_a_container() {
         let refused = got.as_ref().err().is_some_and(|e| e.contains("but is not that container's"));
         assert!(refused, "{path}: {got:?}");
     }
+    // A process with a mount of the container's cgroup, from which SPIRE would take it for one of the container.
+    let mounted = Impostor::with_mount_of_cgroup(&cgroup_folder(dockerd.pid("w1")));
+    assert_eq!(attest(&docker, mounted.pid()), Ok(BTreeSet::new()));
     // One that names a container which is not, or no longer, there.
     let unknown = Impostor::in_cgroup(&format!("finial-test-e/{}", "0".repeat(64)));
     let error = attest(&docker, unknown.pid()).unwrap_err();

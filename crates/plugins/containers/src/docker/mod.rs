@@ -4,7 +4,7 @@ mod engine;
 mod matchers;
 
 use crate::cgroup;
-use crate::process::{cgroups, cgroups_of, container_paths, locate_error};
+use crate::process::{cgroups, cgroups_of, locate_error};
 use async_trait::async_trait;
 use engine::{Container, Engine};
 use finial_core::{ErrorKind, Selector};
@@ -87,8 +87,8 @@ impl Docker {
         })
     }
 
-    fn container_of(&self, paths: &[String]) -> Result<Option<String>, PluginError> {
-        let paths = paths.iter().map(String::as_str);
+    fn container_of(&self, paths: &[&str]) -> Result<Option<String>, PluginError> {
+        let paths = paths.iter().copied();
         let found = match &self.matchers {
             Some(matchers) => matchers.container(paths),
             None => cgroup::container(paths),
@@ -96,7 +96,7 @@ impl Docker {
         found.map_err(locate_error)
     }
 
-    async fn ask(&self, id: &str, paths: &[String]) -> Result<Container, PluginError> {
+    async fn ask(&self, id: &str, paths: &[&str]) -> Result<Container, PluginError> {
         let closed = |_| PluginError::internal("the attestor is shutting down");
         let _permit = self.asking.acquire().await.map_err(closed)?;
         match podman_of(paths) {
@@ -119,7 +119,7 @@ impl WorkloadAttestor for Docker {
         if self.is_verbose {
             tracing::debug!(pid = peer.pid, cgroups, "PID cgroups enumerated");
         }
-        let paths = container_paths(&cgroups)?;
+        let paths = cgroup::paths(&cgroups).map_err(locate_error)?;
         let Some(id) = self.container_of(&paths)? else { return Ok(Vec::new()) };
         let late =
             || PluginError::new(ErrorKind::Timeout, format!("no answer about container {id} within {TIMEOUT:?}"));
@@ -147,10 +147,10 @@ fn values(container: Container) -> Vec<String> {
 /// Whether the process really is below the container's cgroup. Anyone who may make cgroups can name one after a container;
 /// where the container's own first process is (`first`: its cgroups) depends on the engine alone. Nothing is said when that
 /// process cannot be seen, or is another one by that number: an engine in another PID namespace.
-fn check_place(id: &str, paths: &[String], first: Option<&str>) -> Result<(), PluginError> {
+fn check_place(id: &str, paths: &[&str], first: Option<&str>) -> Result<(), PluginError> {
     let first = cgroup::paths(first.unwrap_or_default()).map_err(locate_error)?;
     let roots: Vec<_> = first.into_iter().filter_map(|path| cgroup::up_to(path, id)).collect();
-    let outside = |path: &&String| !roots.iter().any(|root| cgroup::is_within(path, root));
+    let outside = |path: &&&str| !roots.iter().any(|root| cgroup::is_within(path, root));
     match paths.iter().filter(|path| cgroup::up_to(path, id).is_some()).find(outside) {
         Some(path) if !roots.is_empty() => Err(PluginError::denied(format!(
             "the process is in cgroup {path:?}, which is named after container {id} but is not that container's"
@@ -160,7 +160,7 @@ fn check_place(id: &str, paths: &[String], first: Option<&str>) -> Result<(), Pl
 }
 
 /// Whether podman runs the container, and for which user if not for all: `None` is Docker.
-fn podman_of(paths: &[String]) -> Option<Option<u32>> {
+fn podman_of(paths: &[&str]) -> Option<Option<u32>> {
     let path = paths.iter().find(|path| path.contains("libpod-") || path.contains("/libpod/"))?;
     let user = path.split_once("/user-").and_then(|(_, rest)| rest.split_once(".slice/"));
     Some(user.and_then(|(uid, _)| uid.parse().ok()))

@@ -119,7 +119,7 @@ async fn answers_that_are_none_are_refused() {
 fn a_cgroup_named_after_a_container_is_not_that_container() {
     let check = |path: &str, first: Option<&str>| {
         let with_id = |text: &str| text.replace("ID", ID);
-        check_place(ID, &["/".to_owned(), with_id(path)], first.map(with_id).as_deref()).is_ok()
+        check_place(ID, &["/", &with_id(path)], first.map(with_id).as_deref()).is_ok()
     };
     let docker = Some("9:cpu:/docker/ID\n0::/docker/ID\n");
     for good in ["/docker/ID", "/docker/ID/below", "/docker/ID/init.scope"] {
@@ -194,7 +194,7 @@ fn podman_is_found_by_its_cgroups() {
         ("/user.slice/user-1001.slice/user@1001.service/user.slice/libpod-x.scope", Some(Some(1001))),
         ("/user.slice/user-99999999999.slice/libpod-x.scope", Some(None)),
     ] {
-        assert_eq!(podman_of(&[path.to_owned()]), expected, "{path}");
+        assert_eq!(podman_of(&[path]), expected, "{path}");
     }
 }
 

@@ -15,7 +15,7 @@ mod pods;
 mod verify;
 
 use crate::cgroup::{self, Located};
-use crate::process::{cgroups, container_paths, locate_error, own_cgroups};
+use crate::process::{cgroups, locate_error, own_cgroups};
 use api::Api;
 pub use api::ApiServer;
 use async_trait::async_trait;
@@ -120,8 +120,8 @@ impl K8s {
         if self.settings.is_verbose {
             tracing::debug!(pid = peer.pid, cgroups, "PID cgroups enumerated");
         }
-        let paths = container_paths(&cgroups)?;
-        let place = cgroup::pod(paths.iter().map(String::as_str), &own_cgroups()).map_err(locate_error)?;
+        let paths = cgroup::paths(&cgroups).map_err(locate_error)?;
+        let place = cgroup::pod(paths, &own_cgroups()).map_err(locate_error)?;
         let Some(place) = place else { return Ok(None) };
         self.wait_for(&place).await.map(Some)
     }

@@ -7,6 +7,7 @@ use crate::broker;
 use crate::cache::Cache;
 use crate::delegated::DelegatedApi;
 use crate::error::AgentError;
+use crate::explain::ExplainApi;
 use crate::health::{AgentCheck, HealthApi};
 use crate::sds::SdsApi;
 use crate::status::AgentStatus;
@@ -15,11 +16,12 @@ use crate::sync::jwt::JwtFetcher;
 use crate::sync::wit::WitFetcher;
 use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
 use finial_config::AgentSettings;
-use finial_net::Limits;
 use finial_crypto::tls::TlsIdentity;
+use finial_net::Limits;
 use finial_net::unix::{self, UnixIncoming};
 use finial_proto::agent::debug::debug_server::DebugServer;
 use finial_proto::agent::delegatedidentity::delegated_identity_server::DelegatedIdentityServer;
+use finial_proto::agent::explain::explain_server::ExplainServer;
 use finial_proto::agent::logger::logger_server::LoggerServer;
 use finial_proto::envoy::secret::server::SecretDiscoveryServiceServer;
 use finial_proto::health::health_server::HealthServer;
@@ -126,11 +128,11 @@ pub(crate) fn start(
     if let Some(path) = &context.settings.admin_socket_path {
         servers.push(start_admin(context, &shared, status, log, started, path)?);
     }
-    Ok(Servers(servers))
-}
     if let Some(settings) = &context.settings.broker {
         servers.extend(broker::start(context, &shared, &identity, settings)?);
     }
+    Ok(Servers(servers))
+}
 
 pub(crate) fn bind(context: &Context, path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
     // One user must not be able to take all places.
@@ -176,6 +178,7 @@ fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<
             allowed_foreign_jwt_claims: settings.allowed_foreign_jwt_claims.iter().cloned().collect(),
             log_selectors: settings.log_selectors.clone(),
             rate_limits: settings.rate_limits,
+            wait_for_entry: settings.wait_for_entry,
         },
         cache.clone(),
         attestation.clone(),
@@ -218,12 +221,15 @@ fn start_admin(
 ) -> Result<JoinHandle<()>, AgentError> {
     let incoming = bind(context, path, 0o770, 0o750)?;
     let Shared { cache, attestation, jwt, .. } = shared;
+    let waits = context.settings.wait_for_entry.map(|wait| wait.longest);
+    let explain = ExplainApi::new(cache.clone(), attestation.clone(), status.clone(), context.clock.clone(), waits);
     let debug = DebugApi::new(cache.clone(), status, context.clock.clone(), started);
     let delegates = &context.settings.authorized_delegates;
     let delegated = DelegatedApi::new(delegates, cache.clone(), attestation.clone(), jwt.clone());
     let delegated = DelegatedIdentityServer::new(delegated).max_decoding_message_size(REQUEST_BYTES_MAX);
     let mut router: Router = server()
         .add_service(DebugServer::new(debug).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(ExplainServer::new(explain).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(delegated);
     if let Some(log) = log {
         router =

@@ -14,6 +14,7 @@ mod delegated;
 mod endpoints;
 mod entry;
 mod error;
+mod explain;
 mod handover;
 mod health;
 mod join_token;
@@ -28,9 +29,9 @@ mod svid_store;
 mod sync;
 #[cfg(test)]
 mod testing;
-mod updates;
 #[cfg(test)]
 mod tests;
+mod updates;
 mod workload_api;
 
 pub use error::AgentError;
@@ -200,7 +201,8 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let identity = Arc::new(TlsIdentity::empty());
     attested.svid.install(&identity)?;
     let link = Arc::new(server_link(&context, cache.clone(), identity.clone())?);
-    let mut syncer = Syncer::new(context.clone(), writer, link.clone(), identity.clone(), status.clone(), attested.svid);
+    let mut syncer =
+        Syncer::new(context.clone(), writer, link.clone(), identity.clone(), status.clone(), attested.svid);
     let begun = match kept {
         Some(kept) => syncer.resume(kept).await?,
         None => syncer.initialize().await?,

@@ -1,10 +1,14 @@
 //! What the agent says of itself on its admin socket and to health checks.
 
 use crate::svid::AgentSvid;
-use finial_core::UnixSeconds;
+use finial_core::{EntryId, UnixSeconds};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
+
+/// Refusals of the server that are remembered.
+const REFUSALS_MAX: usize = 1_000;
 
 /// Written by the sync loop, read by the admin API and the health checks.
 #[derive(Default)]
@@ -14,6 +18,10 @@ pub(crate) struct AgentStatus {
     started: AtomicBool,
     /// The server did not answer when it was asked last.
     away: AtomicBool,
+    /// Why.
+    away_because: Mutex<String>,
+    /// Entries for which the server issued no SVID when it was asked last, and its words.
+    refusals: Mutex<HashMap<EntryId, String>>,
     on_start: Notify,
 }
 
@@ -38,6 +46,36 @@ impl AgentStatus {
             self.last_sync.store(at, Ordering::Relaxed);
         }
         self.away.store(true, Ordering::Relaxed);
+    }
+
+    /// Why the server cannot be asked now.
+    pub(crate) fn away_because(&self) -> Option<String> {
+        let because = || self.away_because.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.is_away().then(because)
+    }
+
+    /// What went wrong with the server last.
+    pub(crate) fn set_away_because(&self, error: String) {
+        *self.away_because.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// The server answered for an entry: with an SVID, or why not.
+    pub(crate) fn answered(&self, id: &EntryId, refusal: Option<String>) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        match refusal {
+            None => drop(refusals.remove(id)),
+            Some(text) => {
+                if refusals.len() >= REFUSALS_MAX {
+                    refusals.clear(); // those that matter come again
+                }
+                refusals.insert(id.clone(), text);
+            }
+        }
+    }
+
+    /// Why the server did not issue for this entry.
+    pub(crate) fn refusal(&self, id: &EntryId) -> Option<String> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
     /// Whether workloads are served from what is known, without a server.

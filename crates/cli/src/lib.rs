@@ -33,6 +33,7 @@ mod context;
 mod debug;
 pub mod dev;
 mod entries;
+mod explain;
 mod goflag;
 mod health;
 mod json;
@@ -67,6 +68,17 @@ pub fn spire_agent() -> Program {
     Program { name: "spire-agent", version: version(), commands: agent::commands() }
 }
 
+/// The program `finial-agent`: `spire-agent` with what is ours.
+pub fn finial_agent() -> Program {
+    let commands = [agent::commands(), explain::COMMANDS.to_vec()].concat();
+    Program { name: "finial-agent", commands, ..spire_agent() }
+}
+
+/// The program `finial explain`.
+pub fn finial_explain() -> Program {
+    Program { name: "finial", version: version(), commands: explain::COMMANDS.to_vec() }
+}
+
 /// The program `finial entries`.
 pub fn finial_entries() -> Program {
     Program { name: "finial entries", version: version(), commands: entries::commands() }
@@ -79,6 +91,7 @@ Commands:
     server    All commands of spire-server: `finial server run -config server.conf`
     agent     All commands of spire-agent: `finial agent api fetch x509`
     entries   Registration entries as files under version control: export, diff, import, apply
+    explain   Why a process gets the identities that it gets, or none: `finial explain -pid N`
     dev       A trust domain on this machine, to look at and to try things with
 
 Called as spire-server or spire-agent (links to this program), it is that program, flag for flag.
@@ -98,14 +111,16 @@ pub fn finial_main() -> ExitCode {
     let (name, args) = arguments();
     match name.as_str() {
         "spire-server" => return spire_server().main(&args, &io).into(),
-        "spire-agent" | "finial-agent" => return spire_agent().main(&args, &io).into(),
+        "spire-agent" => return spire_agent().main(&args, &io).into(),
+        "finial-agent" => return finial_agent().main(&args, &io).into(),
         _ => {}
     }
     let rest = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
         Some("server") => Program { name: "finial server", ..spire_server() }.main(rest, &io).into(),
-        Some("agent") => Program { name: "finial agent", ..spire_agent() }.main(rest, &io).into(),
+        Some("agent") => Program { name: "finial agent", ..finial_agent() }.main(rest, &io).into(),
         Some("entries") => finial_entries().main(rest, &io).into(),
+        Some("explain") => finial_explain().main(&args, &io).into(),
         Some("dev") => dev::main(rest),
         Some("-v" | "-version" | "--version") => {
             io.err(&format!("{}\n", version()));
@@ -125,7 +140,7 @@ pub fn finial_main() -> ExitCode {
 /// The program `finial-agent`: the agent alone.
 pub fn finial_agent_main() -> ExitCode {
     let (_, args) = arguments();
-    Program { name: "finial-agent", ..spire_agent() }.main(&args, &Io::process()).into()
+    finial_agent().main(&args, &Io::process()).into()
 }
 
 /// Drives a short command on this thread.

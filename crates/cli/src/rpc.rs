@@ -16,7 +16,8 @@ struct DialError {
 
 /// For the refusal that everybody meets first.
 const NO_IDENTITY_HINT: &str = "no entry fits this process, or the agent does not have it yet (it asks every 5 s by default). \
-     `spire-server entry show` lists the entries: the parent must be this agent or an alias of it, and all selectors must fit";
+     `spire-server entry show` lists the entries: the parent must be this agent or an alias of it, and all selectors must fit; \
+     `finial explain -pid PID` asks a Finial agent's admin socket which entry came nearest";
 
 /// A channel to a Unix socket. It connects when it is first used.
 pub(crate) fn channel(socket: &Path) -> Channel {

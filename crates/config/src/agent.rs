@@ -65,6 +65,9 @@ pub struct AgentSettings {
     pub offline_cache_host_key_path: PathBuf,
     /// `experimental { handover }`, ours, default true: sockets are taken over from the agent that runs, and handed to the next one.
     pub handover: bool,
+    /// `experimental { wait_for_entry, wait_for_entry_max_waiters }`, ours: whether a workload that no entry fits yet waits for one.
+    /// None: it is refused at once (default).
+    pub wait_for_entry: Option<WaitForEntry>,
     /// Whether `experimental { feature_flags }` names `wit-svid`: the Workload API gives WIT-SVIDs.
     pub wit_svids_enabled: bool,
     /// `experimental { ratelimit { } }`: calls per second and caller; 0: no limit (default).
@@ -118,6 +121,7 @@ impl AgentSettings {
             offline_cache: OfflineCache::default(),
             offline_cache_host_key_path: HOST_KEY_DEFAULT.into(),
             handover: true,
+            wait_for_entry: None,
             wit_svids_enabled: false,
             rate_limits: AgentRateLimits::default(),
             broker: None,
@@ -186,6 +190,15 @@ pub enum OfflineCache {
     Keyring,
     /// `off`: nothing is kept on disk.
     Off,
+}
+
+/// How workloads wait for their entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitForEntry {
+    /// `wait_for_entry`: for how long, at most ten minutes.
+    pub longest: Duration,
+    /// `wait_for_entry_max_waiters`: how many at a time, half of them of one user; default 1000.
+    pub waiters_max: usize,
 }
 
 /// Key types of workload SVIDs.

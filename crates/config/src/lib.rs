@@ -19,7 +19,7 @@ mod server_file;
 
 pub use agent::{
     AgentRateLimits, AgentSettings, Bootstrap, BrokerReference, BrokerSettings, BrokerUser, HOST_KEY_DEFAULT,
-    OfflineCache, RebootstrapMode, SdsSettings, TrustBundleFormat, WorkloadKeyType,
+    OfflineCache, RebootstrapMode, SdsSettings, TrustBundleFormat, WaitForEntry, WorkloadKeyType,
 };
 pub use agent_file::{AGENT_CONFIG_DEFAULT, AGENT_SOCKET_DEFAULT, AgentOverrides, load_agent, parse_agent};
 pub use common::{

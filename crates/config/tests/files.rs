@@ -383,6 +383,29 @@ fn agent_rules() {
 }
 
 #[test]
+fn waiting_for_an_entry_is_off_and_has_bounds() {
+    let with = |keys: &str| {
+        let base = "trust_domain = \"td\"\n server_address = \"h\"\n server_port = 1\n insecure_bootstrap = true";
+        agent(&format!("agent {{\n {base}\n experimental {{\n {keys}\n }}\n}}\nplugins {{}}"))
+    };
+    assert_eq!(with("").unwrap().settings.wait_for_entry, None);
+    assert_eq!(with("wait_for_entry = \"0s\"").unwrap().settings.wait_for_entry, None);
+    let wait = with("wait_for_entry = \"30s\"").unwrap().settings.wait_for_entry;
+    assert_eq!(wait, Some(WaitForEntry { longest: Duration::from_secs(30), waiters_max: 1000 }));
+    let few = with("wait_for_entry = \"10m\"\n wait_for_entry_max_waiters = 7").unwrap().settings.wait_for_entry;
+    assert_eq!(few.map(|wait| wait.waiters_max), Some(7));
+    for (keys, problem) in [
+        ("wait_for_entry = \"10m1s\"", "wait_for_entry must be at most 10m0s @7:2"),
+        ("wait_for_entry = \"soon\"", "could not parse wait_for_entry: time: invalid duration \"soon\" @7:2"),
+        ("wait_for_entry_max_waiters = -1", "wait_for_entry_max_waiters must be between 1 and 16384 @7:2"),
+    ] {
+        assert_eq!(problems(&with(keys).unwrap_err()), [problem]);
+    }
+    let idle = with("wait_for_entry_max_waiters = 5").unwrap();
+    assert!(idle.notices.iter().any(|n| format!("{n:?}").contains("has no effect without wait_for_entry")));
+}
+
+#[test]
 fn flags_win_over_the_file_and_are_not_blamed_on_it() {
     let text = include_str!("data/server.conf");
     let flags = ServerOverrides {

@@ -228,13 +228,13 @@ impl ServerLink {
         within("failed to fetch federated bundle", RPC_TIMEOUT, calls).await
     }
 
-    /// X.509-SVIDs for entries, in order; `None` where the server would not. `expiry` is when the first that they replace ends,
+    /// X.509-SVIDs for entries, in order; where the server would not, why. `expiry` is when the first that they replace ends,
     /// 0 when a workload has none.
     pub(crate) async fn new_x509_svids(
         &self,
         csrs: &[(EntryId, Bytes)],
         expiry: UnixSeconds,
-    ) -> Result<Vec<Option<types::X509svid>>, ServerError> {
+    ) -> Result<Vec<Result<types::X509svid, String>>, ServerError> {
         let param = |(id, csr): &(EntryId, Bytes)| svid::NewX509svidParams {
             entry_id: id.as_str().to_owned(),
             csr: csr.clone(),
@@ -246,12 +246,12 @@ impl ServerLink {
         let answer = within("failed to batch new X509 SVID(s)", RPC_TIMEOUT, call).await?.into_inner();
         let mut results = answer.results.into_iter();
         let taken = csrs.iter().map(|(id, _)| {
-            let result = results.next()?;
+            let result = results.next().ok_or_else(|| "the server did not answer for it".to_owned())?;
             let status = result.status.unwrap_or_default();
             if status.code != Code::Ok as i32 {
                 tracing::warn!(subsystem_name = SUBSYSTEM, entry_id = %id, status = status.code, error = %status.message, "Failed to mint X509 SVID");
             }
-            result.svid
+            result.svid.ok_or(status.message)
         });
         Ok(taken.collect())
     }

@@ -5,7 +5,7 @@ use crate::entry::WorkloadEntry;
 use crate::rotation::{Jitter, RotationStrategy};
 use bytes::Bytes;
 use finial_config::WorkloadKeyType;
-use finial_core::KeyType;
+use finial_core::{KeyType, SpiffeId};
 use finial_crypto::{Certificate, PrivateKey, SignError, create_csr};
 use finial_proto::types;
 use finial_runtime::Spawner;
@@ -55,6 +55,8 @@ pub(crate) enum BadAnswer {
     Leaf(#[from] finial_crypto::VerifyError),
     #[error("certificate is not for our key")]
     OtherKey,
+    #[error("certificate is for {0}")]
+    OtherId(SpiffeId),
 }
 
 /// Checks an answer and makes it what the cache holds.
@@ -71,6 +73,11 @@ pub(crate) fn svid(
     if leaf.spki_der() != request.key.public_key().spki_der().as_ref() {
         return Err(BadAnswer::OtherKey);
     }
+    // What an entry was changed to is known before it is asked for again.
+    let id = leaf.spiffe_id()?;
+    if id != request.entry.spiffe_id {
+        return Err(BadAnswer::OtherId(id));
+    }
     let (from, to) = (leaf.not_before().saturating_mul(1000), leaf.not_after().saturating_mul(1000));
     if strategy.falls_back(to - from) {
         tracing::warn!(subsystem_name = SUBSYSTEM, spiffe_id = %request.entry.spiffe_id, entry_id = %request.entry.id,
@@ -78,7 +85,7 @@ pub(crate) fn svid(
         );
     }
     Ok(WorkloadSvid {
-        id: leaf.spiffe_id()?,
+        id,
         chain: answer.cert_chain.concat().into(),
         key: key_bytes(request.key.pkcs8_der()),
         not_after: leaf.not_after(),

@@ -234,6 +234,7 @@ impl Syncer {
                     next_tick = next_tick.min(svids_not_before);
                 }
                 Err(error) => {
+                    self.status.set_away_because(error.to_string());
                     // Whatever is wrong with the connection, the next call has a new one.
                     self.link.release();
                     svids_not_before = Instant::now() + svid_backoff.next_wait();
@@ -477,16 +478,18 @@ impl Syncer {
         let answers = self.link.new_x509_svids(&csrs, expiry.unwrap_or_default()).await?;
         let mut svids = Vec::with_capacity(answers.len());
         for (request, answer) in requests.iter().zip(answers) {
-            let Some(answer) = answer else {
-                tracing::debug!(subsystem_name = SUBSYSTEM, entry_id = %request.entry.id, "Entry not found");
-                continue;
-            };
-            match mint::svid(request, &answer, self.context.rotation, &self.context.jitter, &self.tainted) {
-                Ok(svid) => svids.push((request.entry.id.clone(), Arc::new(svid))),
-                Err(error) => {
-                    tracing::error!(subsystem_name = SUBSYSTEM, %error, entry_id = %request.entry.id, "Received malformed X509-SVID from SPIRE server")
-                }
-            }
+            let entry_id = &request.entry.id;
+            let answer =
+                answer.inspect_err(|_| tracing::debug!(subsystem_name = SUBSYSTEM, %entry_id, "Entry not found"));
+            let svid = answer.and_then(|answer| {
+                let svid = mint::svid(request, &answer, self.context.rotation, &self.context.jitter, &self.tainted);
+                svid.map_err(|error| {
+                    tracing::error!(subsystem_name = SUBSYSTEM, %error, %entry_id, "Received malformed X509-SVID from SPIRE server");
+                    format!("its answer cannot be used: {error}")
+                })
+            });
+            self.status.answered(entry_id, svid.as_ref().err().cloned());
+            svids.extend(svid.ok().map(|svid| (entry_id.clone(), Arc::new(svid))));
         }
         Ok(svids)
     }

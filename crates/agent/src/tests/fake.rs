@@ -3,7 +3,9 @@
 use crate::testing::TestCa;
 use finial_core::{Clock, KeyType, SpiffeId, SystemClock};
 use finial_crypto::tls::{BundleSource, ClientAuth, PeerPolicy, TlsIdentity, server_config};
-use finial_crypto::{Certificate, Csr, JwtAuthoritySigner, JwtSvidClaims, PrivateKey, TrustRoots, WitAuthoritySigner, WitSvidClaims};
+use finial_crypto::{
+    Certificate, Csr, JwtAuthoritySigner, JwtSvidClaims, PrivateKey, TrustRoots, WitAuthoritySigner, WitSvidClaims,
+};
 use finial_net::Limits;
 use finial_net::tls::{TlsIncoming, TlsPeer, bind};
 use finial_proto::convert::{id_to_proto, permission_denied};
@@ -52,6 +54,10 @@ pub(super) struct State {
     pub(super) away: bool,
     /// Syncs are never answered.
     pub(super) hangs: bool,
+    /// X.509-SVIDs are issued under this path, whatever the entry says.
+    pub(super) issue_as: Option<String>,
+    /// X.509-SVIDs are made unusable like this.
+    pub(super) spoil: Option<fn(&mut types::X509svid)>,
     /// At most so many SVIDs in one batch.
     pub(super) batch_limit: usize,
     pub(super) calls: HashMap<&'static str, usize>,
@@ -166,6 +172,8 @@ impl FakeServer {
             refuse: None,
             away: false,
             hangs: false,
+            issue_as: None,
+            spoil: None,
             batch_limit: 500,
             calls: HashMap::new(),
             batches: Vec::new(),
@@ -444,10 +452,18 @@ impl Svid for FakeServer {
         if params.len() > limit {
             return Err(Status::resource_exhausted("rate exceeds burst size"));
         }
+        let (issue_as, spoil) = {
+            let state = self.state();
+            (state.issue_as.clone(), state.spoil)
+        };
         let result = |param: NewX509svidParams| match entries.get(&param.entry_id) {
             Some(entry) => {
-                let id = crate::entry::spiffe_id(entry.spiffe_id.as_ref().unwrap()).unwrap();
-                let svid = self.certify(&id, &param.csr, ttl);
+                let mut id = entry.spiffe_id.clone().unwrap();
+                id.path = issue_as.clone().unwrap_or(id.path);
+                let mut svid = self.certify(&crate::entry::spiffe_id(&id).unwrap(), &param.csr, ttl);
+                if let Some(spoil) = spoil {
+                    spoil(&mut svid);
+                }
                 batch_new_x509svid_response::Result { status: Some(types::Status::default()), svid: Some(svid) }
             }
             None => {

@@ -3,6 +3,7 @@
 mod broker;
 mod callers;
 mod delegated;
+mod explain;
 mod fake;
 mod handover;
 mod harness;
@@ -15,4 +16,5 @@ mod sds_delta;
 mod server_away;
 mod svid_store;
 mod tokens;
+mod waiting;
 mod wit;

@@ -6,8 +6,6 @@ use finial_core::{Selector, SelectorSet};
 use finial_net::unix::{PeerError, PeerInfo, UnixConnection};
 use finial_plugin::{Peer, WorkloadAttestor};
 use finial_runtime::Metrics;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use rustix::fs::{AtFlags, fstat, statat};
 use std::io;
 use std::pin::Pin;
@@ -103,6 +101,22 @@ impl Caller {
     }
 }
 
+/// What one attestor said of a process.
+pub(crate) struct Report {
+    pub(crate) name: String,
+    pub(crate) took: Duration,
+    /// Or why it failed.
+    pub(crate) result: Result<Vec<Selector>, String>,
+}
+
+/// What all attestors said of a process that did not change meanwhile.
+struct Look {
+    at: Instant,
+    print: Option<Print>,
+    /// In the order of the configuration.
+    reports: Vec<Report>,
+}
+
 /// Attests callers, with all attestors at the same time.
 pub(crate) struct Attestation {
     pub(crate) attestors: Vec<Arc<dyn WorkloadAttestor>>,
@@ -117,21 +131,35 @@ impl Attestation {
         if let Some(view) = caller.remembered() {
             return Ok(view);
         }
+        let Look { at, print, reports } = self.look(caller).await?;
+        let view = self.cache.view(&self.selectors(caller, reports)?);
+        if let Some(print) = print {
+            let attested = Attested { at, print, view: view.clone() };
+            *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+        }
+        Ok(view)
+    }
+
+    /// What each attestor says of a process now; nothing of it is believed later.
+    pub(crate) async fn examine(&self, caller: &Caller) -> Result<Vec<Report>, Status> {
+        caller.check_alive()?;
+        Ok(self.look(caller).await?.reports)
+    }
+
+    async fn look(&self, caller: &Caller) -> Result<Look, Status> {
         for _ in 0..LOOKS_MAX {
             let print = Print::of(&caller.peer);
-            let started = Instant::now();
-            let selectors = self.attest(caller).await?;
+            let at = Instant::now();
+            let call = self.metrics.call("workload_api.workload_attestation");
+            let reports = futures::future::join_all(self.attestors.iter().map(|a| self.ask(a, caller))).await;
+            let failed = !reports.is_empty() && reports.iter().all(|report| report.result.is_err());
+            call.finish(if failed { "Unknown" } else { "OK" });
             // Otherwise we might have attested another process with the same number.
             caller.check_alive()?;
-            if Print::of(&caller.peer) != print {
-                continue; // the selectors are in part those of the program or user before
+            if Print::of(&caller.peer) == print {
+                return Ok(Look { at, print, reports });
             }
-            let view = self.cache.view(&selectors);
-            if let Some(print) = print {
-                let attested = Attested { at: started, print, view: view.clone() };
-                *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
-            }
-            return Ok(view);
+            // The selectors are in part those of the program or user before.
         }
         tracing::error!(
             subsystem_name = SUBSYSTEM,
@@ -141,50 +169,38 @@ impl Attestation {
         Err(Status::unavailable("workload attestation failed"))
     }
 
-    async fn attest(&self, caller: &Caller) -> Result<SelectorSet, Status> {
-        let call = self.metrics.call("workload_api.workload_attestation");
+    async fn ask(&self, attestor: &Arc<dyn WorkloadAttestor>, caller: &Caller) -> Report {
         let peer = Peer { pid: caller.peer.pid, proc_dir: caller.peer.handle.proc_dir() };
-        let ask = |attestor: &Arc<dyn WorkloadAttestor>| {
-            let attestor = attestor.clone();
-            async move {
-                let name = attestor.name();
-                let mut call = self.metrics.call("workload_api.workload_attestor");
-                call.label("attestor", name);
-                let result = tokio::time::timeout(ATTESTOR_TIMEOUT, attestor.attest(&peer)).await;
-                call.finish(if matches!(result, Ok(Ok(_))) { "OK" } else { "Unknown" });
-                match result {
-                    Ok(Ok(selectors)) => Some(selectors),
-                    Ok(Err(error)) => {
-                        tracing::error!(subsystem_name = SUBSYSTEM, %error, pid = caller.peer.pid, "workload attestor {name:?} failed");
-                        None
-                    }
-                    Err(_) => {
-                        tracing::error!(
-                            subsystem_name = SUBSYSTEM,
-                            pid = caller.peer.pid,
-                            "workload attestor {name:?} failed: it took too long"
-                        );
-                        None
-                    }
-                }
-            }
+        let name = attestor.name();
+        let mut call = self.metrics.call("workload_api.workload_attestor");
+        call.label("attestor", name);
+        let started = Instant::now();
+        let result = match tokio::time::timeout(ATTESTOR_TIMEOUT, attestor.attest(&peer)).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("it took too long".to_owned()),
         };
-        let mut answers: FuturesUnordered<_> = self.attestors.iter().map(ask).collect();
-        let (mut successes, mut selectors) = (0, Vec::<Selector>::new());
-        while let Some(answer) = answers.next().await {
-            successes += usize::from(answer.is_some());
-            selectors.extend(answer.into_iter().flatten());
+        call.finish(if result.is_ok() { "OK" } else { "Unknown" });
+        if let Err(error) = &result {
+            tracing::error!(subsystem_name = SUBSYSTEM, %error, pid = caller.peer.pid, "workload attestor {name:?} failed");
         }
-        if successes == 0 && !self.attestors.is_empty() {
-            call.finish("Unknown");
-            caller.check_alive()?;
+        Report { name: name.to_owned(), took: started.elapsed(), result }
+    }
+
+    /// All selectors, if any attestor had an answer.
+    fn selectors(&self, caller: &Caller, reports: Vec<Report>) -> Result<SelectorSet, Status> {
+        let (all, mut successes) = (reports.len(), 0);
+        let mut selectors = Vec::<Selector>::new();
+        for found in reports.into_iter().filter_map(|report| report.result.ok()) {
+            successes += 1;
+            selectors.extend(found);
+        }
+        if successes == 0 && all > 0 {
             tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, "Workload attestation failed");
             return Err(Status::unavailable("workload attestation failed"));
         }
-        if successes < self.attestors.len() {
+        if successes < all {
             tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, "Failed to collect all selectors");
         }
-        call.finish("OK");
         self.metrics.sample("workload_api.discovered_selectors", selectors.len() as f64, &[]);
         Ok(SelectorSet::new(selectors))
     }

@@ -3,6 +3,7 @@
 mod call;
 mod caller;
 mod stream;
+mod waiting;
 mod wit;
 
 pub(crate) use call::{ApiNames, Call, Calls};
@@ -11,7 +12,7 @@ pub(crate) use caller::{ATTESTOR_TIMEOUT, Attestation, Caller, CallerConnection,
 use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
 use crate::sync::wit::WitFetcher;
-use finial_config::AgentRateLimits;
+use finial_config::{AgentRateLimits, WaitForEntry};
 use finial_core::{Clock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_crypto::verify_jwt_svid;
 use finial_proto::convert::json_to_struct;
@@ -22,8 +23,9 @@ use finial_runtime::RateLimiter;
 use std::collections::HashSet;
 use std::sync::Arc;
 use stream::AnswerStream;
-use wit::WitStream;
 use tonic::{Request, Response, Status};
+use waiting::Waiting;
+use wit::WitStream;
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "endpoints";
@@ -72,6 +74,8 @@ pub(crate) struct Settings {
     /// Selector types, or longer prefixes up to a colon, that may be logged.
     pub(crate) log_selectors: Vec<String>,
     pub(crate) rate_limits: AgentRateLimits,
+    /// Whether a workload without an entry waits for one.
+    pub(crate) wait_for_entry: Option<WaitForEntry>,
 }
 
 struct Inner {
@@ -83,6 +87,7 @@ struct Inner {
     wit: Option<Arc<WitFetcher>>,
     clock: Arc<dyn Clock>,
     limits: Limits,
+    waiting: Option<Waiting>,
     calls: Calls,
 }
 
@@ -101,7 +106,8 @@ impl WorkloadApi {
     ) -> Self {
         let limits = Limits::new(&settings.rate_limits);
         let calls = Calls::new(attestation.metrics.clone(), ApiNames::WORKLOAD);
-        Self(Arc::new(Inner { settings, cache, attestation, jwt, wit, clock, limits, calls }))
+        let waiting = settings.wait_for_entry.map(Waiting::new);
+        Self(Arc::new(Inner { settings, cache, attestation, jwt, wit, clock, limits, waiting, calls }))
     }
 
     fn measure<T>(&self, key: &'static str, request: &Request<T>) -> Call {
@@ -151,10 +157,8 @@ impl WorkloadApi {
         let (caller, view) = self.enter(request).await?;
         self.limit(method.limiter, method.name, &caller, &view)?;
         let (open_to_all, ready_made) = (method.open_to_all, method.ready_made);
-        let state = view.now();
-        if !open_to_all && !state.has_identity() && !state.incomplete {
-            return Err(self.denied(&caller, &view.selectors));
-        }
+        let enough = |state: &ViewState| open_to_all || state.has_identity() || state.incomplete;
+        let view = self.entitled(&caller, view, enough).await?;
         let subscription = self.0.cache.subscribe(&view);
         let this = self.clone();
         let answer = move |state: &ViewState| {
@@ -204,8 +208,10 @@ impl WorkloadApi {
                 .map_err(|e| Status::invalid_argument(format!("invalid requested SPIFFE ID: {e}")))?;
         }
         self.limit(&self.0.limits.jwt_svid, "FetchJWTSVID", &caller, &view)?;
-        let state = view.now();
         let asked = |id: &SpiffeId| request.spiffe_id.is_empty() || id.as_str() == request.spiffe_id;
+        let enough = |state: &ViewState| state.entries.iter().any(|entry| asked(&entry.spiffe_id));
+        let view = self.entitled(&caller, view, enough).await?;
+        let state = view.now();
         let mut svids = Vec::new();
         for entry in state.entries.iter().filter(|e| asked(&e.spiffe_id)) {
             let svid = self.0.jwt.fetch(entry, &request.audience).await;

@@ -68,10 +68,9 @@ impl WorkloadApi {
                     .map_err(|e| Status::invalid_argument(format!("invalid requested SPIFFE ID: {e}")))?,
             ),
         };
-        let state = view.now();
-        if !state.entries.iter().any(|entry| id.as_ref().is_none_or(|id| *id == entry.spiffe_id)) {
-            return Err(self.denied(&caller, &view.selectors));
-        }
+        let asked = |entry_id: &SpiffeId| id.as_ref().is_none_or(|id| id == entry_id);
+        let enough = |state: &ViewState| state.entries.iter().any(|entry| asked(&entry.spiffe_id));
+        let view = self.entitled(&caller, view, enough).await?;
         Ok((caller, view, id))
     }
 }

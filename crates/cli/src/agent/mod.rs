@@ -4,6 +4,8 @@ mod api;
 mod healthcheck;
 mod run;
 
+pub(crate) use api::go_time;
+
 use crate::app::Command;
 
 pub(crate) fn commands() -> Vec<Command> {

@@ -3,7 +3,7 @@
 use super::below;
 use crate::duration::format_go_duration;
 use crate::resolve::Resolver;
-use crate::{AgentRateLimits, AgentSettings, BrokerReference, BrokerSettings, BrokerUser, OfflineCache};
+use crate::{AgentRateLimits, AgentSettings, BrokerReference, BrokerSettings, BrokerUser, OfflineCache, WaitForEntry};
 use finial_core::SpiffeId;
 use serde::Deserialize;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub(super) struct RawExperimental {
     offline_cache: String,
     offline_cache_host_key_path: String,
     handover: Option<bool>,
+    wait_for_entry: String,
+    wait_for_entry_max_waiters: i64,
     ratelimit: RawLimits,
     broker: Option<RawBroker>,
     feature_flags: Vec<String>,
@@ -95,6 +97,7 @@ pub(super) fn resolve(r: &mut Resolver, e: RawExperimental, out: &mut AgentSetti
     out.require_pq_kem = e.require_pq_kem;
     out.wit_svids_enabled = e.feature_flags.iter().any(|flag| flag == "wit-svid");
     outages(r, &e, out);
+    wait_for_entry(r, &e, out);
     let mut limit = |key: &str, value: i64| {
         u32::try_from(value).unwrap_or_else(|_| {
             let message = format!("experimental.ratelimit.{key} must not be negative");
@@ -134,6 +137,31 @@ fn outages(r: &mut Resolver, e: &RawExperimental, out: &mut AgentSettings) {
         out.offline_cache_host_key_path = e.offline_cache_host_key_path.as_str().into();
     }
     out.handover = e.handover.unwrap_or(true);
+}
+
+/// Keys of ours.
+fn wait_for_entry(r: &mut Resolver, e: &RawExperimental, out: &mut AgentSettings) {
+    const LONGEST: Duration = Duration::from_secs(600);
+    const WAITERS: i64 = 16_384;
+    let key = |key| ["agent", "experimental", key];
+    let label = "could not parse wait_for_entry";
+    let longest = r.duration(&key("wait_for_entry"), &e.wait_for_entry, label).filter(|longest| !longest.is_zero());
+    if longest.is_some_and(|longest| longest > LONGEST) {
+        let message = format!("wait_for_entry must be at most {}", format_go_duration(LONGEST));
+        r.problem(&key("wait_for_entry"), message, "workloads ask again by themselves when they are refused");
+    }
+    let waiters = match e.wait_for_entry_max_waiters {
+        0 => 1_000,
+        written => written,
+    };
+    if !(1..=WAITERS).contains(&waiters) {
+        let message = format!("wait_for_entry_max_waiters must be between 1 and {WAITERS}");
+        r.problem(&key("wait_for_entry_max_waiters"), message, "0, or nothing, is 1000");
+    } else if longest.is_none() && e.wait_for_entry_max_waiters != 0 {
+        r.warn("wait_for_entry_max_waiters has no effect without wait_for_entry");
+    }
+    let waiters_max = usize::try_from(waiters).unwrap_or(1);
+    out.wait_for_entry = longest.map(|longest| WaitForEntry { longest, waiters_max });
 }
 
 fn broker(r: &mut Resolver, raw: RawBroker, workload_socket: Option<&Path>) -> BrokerSettings {

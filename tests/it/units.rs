@@ -31,7 +31,7 @@ fn a_unit_of_systemd_is_known_by_its_name_and_its_file() {
     let Some(mut bus) = SystemBus::start("good") else { return };
     let server = Server::start(Flavor::Finial, &ServerOptions::default());
     let unit = "systemd:id:spire-agent.service";
-    let expected = entry(&server, "/unit", &[unit, "systemd:fragment_path:/lib/systemd/system/spire-agent.service"]);
+    let expected = [entry(&server, "/unit", &[unit, "systemd:fragment_path:/lib/systemd/system/spire-agent.service"])];
     entry(&server, "/other", &["systemd:id:other.service"]);
     entry(&server, "/another", &[unit, "systemd:fragment_path:/etc/systemd/system/spire-agent.service"]);
     for flavor in [Flavor::Finial, Flavor::Spire] {
@@ -42,10 +42,10 @@ fn a_unit_of_systemd_is_known_by_its_name_and_its_file() {
         let log = agent.dir.path().join("agent.log");
         agent.process = Process::start("agent", log, agent.program().env("DBUS_SYSTEM_BUS_ADDRESS", bus.address()));
         let fetch = || agent.command_by(Flavor::Finial, &["api", "fetch", "x509"]);
-        assert_eq!(served(fetch), [expected.clone()], "{flavor:?}");
+        assert_eq!(served(fetch), expected, "{flavor:?}");
         bus.end();
         bus.begin("good");
-        assert_eq!(served(fetch), [expected.clone()], "{flavor:?}, after the bus was started again");
+        assert_eq!(served(fetch), expected, "{flavor:?}, after the bus was started again");
     }
 }
 
@@ -83,7 +83,7 @@ fn a_step_of_slurm_is_known_by_its_job() {
         return;
     };
     let server = Server::start(Flavor::Finial, &ServerOptions::default());
-    let expected = entry(&server, "/step", &[&format!("slurm:job_id:{number}"), "slurm:step:batch"]);
+    let expected = [entry(&server, "/step", &[&format!("slurm:job_id:{number}"), "slurm:step:batch"])];
     entry(&server, "/other", &["slurm:step:0"]);
     for flavor in [Flavor::Finial, Flavor::Spire] {
         let agent = Agent::start(flavor, &server, &options("slurm"));
@@ -93,7 +93,7 @@ fn a_step_of_slurm_is_known_by_its_job() {
             command.arg(testkit::finial()).args(["agent", "api", "fetch", "x509", "-socketPath"]).arg(agent.socket());
             Output::of(&mut command)
         };
-        assert_eq!(served(|| fetch(&genuine)), [expected.clone()], "{flavor:?}");
+        assert_eq!(served(|| fetch(&genuine)), expected, "{flavor:?}");
         let none = fetch(&forged);
         assert!(none.code != 0 && none.stderr.contains("no identity issued"), "{flavor:?}: {none:?}");
     }

@@ -47,44 +47,65 @@ fn authority(server: &Server, standing: &str) -> String {
     shown[standing]["authority_id"].as_str().unwrap_or_default().to_owned()
 }
 
+/// What was seen of two proxies that talk to each other without a pause.
+#[derive(Debug, Default)]
+struct Seen {
+    requests: usize,
+    failed: Vec<String>,
+    /// Serial numbers of certificates, of this talk.
+    callers: BTreeSet<String>,
+    callees: BTreeSet<String>,
+}
+
+impl Seen {
+    /// Lets them talk until `enough` of what was seen, and of how many roots caller and callee trust.
+    fn talk(&mut self, caller: &Envoy, callee: &Envoy, id: &str, enough: impl Fn(&Self, (usize, usize)) -> bool) {
+        (self.callers, self.callees) = Default::default();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            for _ in 0..20 {
+                self.requests += 1;
+                match caller.get() {
+                    Ok(answer) if answer.status == 200 && answer.header("peer") == id => {
+                        self.callers.insert(answer.header("serial").to_owned());
+                    }
+                    other => self.failed.push(format!("{other:?}")),
+                }
+            }
+            let ((serials, callees), (_, callers)) = (callee.certificates(), caller.certificates());
+            self.callees.extend(serials);
+            if enough(self, (callers, callees)) {
+                return;
+            }
+            assert!(Instant::now() < end, "it takes too long: {callers} and {callees} roots, {self:?}");
+        }
+    }
+}
+
 #[test]
 fn proxies_talk_on_while_identities_and_authorities_change() {
     let Some([caller_program, callee_program]) = envoys() else { return };
     let server = server("example.org");
     let caller_id = entry(&server, "/caller", &caller_program, &["-x509SVIDTTL", "12"]);
     let callee_id = entry(&server, "/callee", &callee_program, &["-x509SVIDTTL", "12"]);
-    let agent = agent(&server);
+    let mut agent = agent(&server);
     let socket = agent.socket();
     let callee = Envoy::callee(&callee_program, &secrets(&socket, "GRPC", "ROOTCA", &caller_id));
     let caller = Envoy::caller(&caller_program, &secrets(&socket, "DELTA_GRPC", "ROOTCA", &callee_id), callee.port);
     wait_for_status(&caller, 200);
 
+    let mut seen = Seen::default();
     server.command(&["localauthority", "x509", "prepare"]).ok();
-    let mut prepared = true;
-    let (mut callers, mut callees, mut failed, mut requests) = (BTreeSet::new(), BTreeSet::new(), Vec::new(), 0);
-    let end = Instant::now() + DEADLINE;
-    while callers.len() <= ROTATIONS || callees.len() <= ROTATIONS || prepared {
-        assert!(Instant::now() < end, "after {requests} requests: {callers:?} and {callees:?}");
-        requests += 1;
-        match caller.get() {
-            Ok(answer) if answer.status == 200 && answer.header("peer") == caller_id => {
-                callers.insert(answer.header("serial").to_owned());
-            }
-            other => failed.push(format!("{other:?}")),
-        }
-        if requests % 20 == 0 {
-            let ((serials, at_callee), (_, at_caller)) = (callee.certificates(), caller.certificates());
-            callees.extend(serials);
-            if prepared && at_callee == 2 && at_caller == 2 {
-                // Both trust the next authority: from now on it signs.
-                let id = authority(&server, "prepared");
-                server.command(&["localauthority", "x509", "activate", "-authorityID", &id]).ok();
-                (callers.clear(), callees.clear());
-                prepared = false;
-            }
-        }
-    }
-    assert!(failed.is_empty(), "{} of {requests} requests failed: {:?}", failed.len(), failed.first());
+    seen.talk(&caller, &callee, &caller_id, |_, roots| roots == (2, 2));
+    // Both trust the next authority: from now on it signs.
+    let id = authority(&server, "prepared");
+    server.command(&["localauthority", "x509", "activate", "-authorityID", &id]).ok();
+    seen.talk(&caller, &callee, &caller_id, |seen, _| seen.callers.len() > ROTATIONS && seen.callees.len() > ROTATIONS);
+    // Their streams break and begin again.
+    agent.process.terminate();
+    agent.restart();
+    seen.talk(&caller, &callee, &caller_id, |seen, _| seen.callers.len() > ROTATIONS && seen.callees.len() > ROTATIONS);
+    assert!(seen.failed.is_empty(), "{} of {} requests failed: {:?}", seen.failed.len(), seen.requests, seen.failed[0]);
     for proxy in [&caller, &callee] {
         assert_eq!(proxy.counted(".update_rejected"), 0, "a secret that Envoy could not use");
     }

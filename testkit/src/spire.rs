@@ -42,7 +42,7 @@ impl Flavor {
 pub struct ServerOptions {
     /// The trust domain's name.
     pub trust_domain: String,
-    /// `disk` or `memory`.
+    /// `disk` or `memory`, or a whole block.
     pub key_manager: &'static str,
     /// What the `sql` data store's `plugin_data` says; a SQLite file of the server's own by default.
     pub datastore: Option<String>,
@@ -108,6 +108,14 @@ fn other_clock(ahead_seconds: i64) -> [(&'static str, PathBuf); 3] {
     [("LD_PRELOAD", library), ("FAKETIME", ahead.into()), ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into())]
 }
 
+/// The block of a key manager: by name, or as it is.
+fn key_manager(name_or_block: &str, data: &str) -> String {
+    if name_or_block.contains('{') {
+        return name_or_block.to_owned();
+    }
+    format!("KeyManager \"{name_or_block}\" {{ plugin_data {{ {data} }} }}")
+}
+
 /// A running server with its data in a folder of its own.
 pub struct Server {
     /// The process.
@@ -148,7 +156,7 @@ impl Server {
 }}
 plugins {{
     DataStore "sql" {{ plugin_data {{ {datastore} }} }}
-    KeyManager "{km}" {{ plugin_data {{ {keys} }} }}
+    {km}
     NodeAttestor "join_token" {{ plugin_data {{}} }}
     {plugins}
 }}
@@ -158,7 +166,7 @@ plugins {{
                 data = data.display(),
                 more = options.server,
                 datastore = options.datastore.clone().unwrap_or_else(|| sqlite(&data.join("datastore.sqlite3"))),
-                km = options.key_manager,
+                km = key_manager(options.key_manager, &keys),
                 plugins = options.plugins,
             ),
         );
@@ -261,7 +269,7 @@ plugins {{
 /// How an agent differs from the usual one.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
-    /// `disk` or `memory`.
+    /// `disk` or `memory`, or a whole block.
     pub key_manager: &'static str,
     /// More lines for the `agent { }` block.
     pub agent: String,
@@ -269,6 +277,8 @@ pub struct AgentOptions {
     pub node_attestor: String,
     /// More lines for the `experimental { }` block.
     pub experimental: String,
+    /// How it knows the server at first, where not by its bundle in a file.
+    pub bootstrap: Option<String>,
     /// How often it asks the server.
     pub sync_interval: &'static str,
     /// What the unix attestor's `plugin_data` says.
@@ -285,6 +295,7 @@ impl Default for AgentOptions {
             key_manager: "disk",
             agent: String::new(),
             experimental: String::new(),
+            bootstrap: None,
             sync_interval: "1s",
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
             unix: String::new(),
@@ -322,7 +333,7 @@ impl Agent {
     server_address = "127.0.0.1"
     server_port = "{port}"
     socket_path = "{socket}"
-    trust_bundle_path = "{bundle}"
+    {bootstrap}
     trust_domain = "{td}"
     experimental {{
         sync_interval = "{interval}"
@@ -332,20 +343,22 @@ impl Agent {
 }}
 plugins {{
     {attestor}
-    KeyManager "{km}" {{ plugin_data {{ {directory} }} }}
+    {km}
     WorkloadAttestor "unix" {{ plugin_data {{ {unix} }} }}
 }}
 "#,
                 data = data.display(),
                 port = options.server_port.unwrap_or(server.port),
                 socket = dir.path().join("public/api.sock").display(),
-                bundle = server.bundle_file().display(),
+                bootstrap = options.bootstrap.clone().unwrap_or_else(|| {
+                    format!("trust_bundle_path = \"{}\"", server.bundle_file().display())
+                }),
                 td = server.trust_domain,
                 interval = options.sync_interval,
                 experimental = options.experimental,
                 more = options.agent,
                 attestor = options.node_attestor,
-                km = options.key_manager,
+                km = key_manager(options.key_manager, &directory),
                 unix = options.unix,
             ),
         );
@@ -383,6 +396,12 @@ plugins {{
         command
     }
 
+    /// Starts the next one on the same data while this one runs, and waits until this one has ended; its exit code.
+    pub fn upgrade(&mut self) -> i32 {
+        let next = Self::launch(&self.binary, &self.config, &self.dir, None);
+        std::mem::replace(&mut self.process, next).wait()
+    }
+
     /// Starts it again as the other's, on the same data, after it has ended.
     pub fn restart_as(&mut self, flavor: Flavor) {
         let _ = std::fs::remove_file(self.dir.sub("bin").join("spire-agent"));
@@ -409,6 +428,19 @@ plugins {{
     /// Runs one of its commands against it.
     pub fn command(&self, args: &[&str]) -> Output {
         Output::of(process::command(&self.binary).args(args).arg("-socketPath").arg(self.socket()))
+    }
+
+    /// Runs a command of either flavor's binary as it is, with these variables.
+    pub fn run_by(&self, flavor: Flavor, args: &[&str], variables: &[(&str, &str)]) -> Output {
+        let binary = flavor.binary(&self.dir, "spire-agent");
+        Output::of(process::command(&binary).args(args).envs(variables.iter().copied()))
+    }
+
+    /// Starts a command of either flavor's binary that does not end by itself.
+    pub fn start_by(&self, flavor: Flavor, args: &[&str]) -> Process {
+        let binary = flavor.binary(&self.dir, "spire-agent");
+        let log = self.dir.path().join(format!("{flavor:?}-command.log"));
+        Process::start("command", log, process::command(&binary).args(args))
     }
 
     /// Runs a command of the other flavor's binary against this agent.

@@ -9,6 +9,7 @@ mod clients;
 mod delegated;
 mod docker;
 mod documents;
+mod external;
 mod faults;
 mod forced_rotation;
 mod envoy;

@@ -41,7 +41,7 @@ pub enum CatalogError {
     #[error(transparent)]
     External(#[from] ExternalError),
     /// What cannot be external yet.
-    #[error("failed to load plugin {name:?}: external plugins of type {kind:?} are not supported yet")]
+    #[error("failed to load plugin {name:?}: external plugins of type {kind:?} are not supported here yet")]
     NotExternal {
         /// The kind.
         kind: String,
@@ -104,6 +104,9 @@ impl CatalogError {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("plugin types are {}", KINDS.join(", ")),
             }),
+            Self::NotExternal { kind, .. } if kind == "KeyManager" => {
+                Some("TLS needs the agent's key in memory: use KeyManager \"disk\" or \"memory\"".into())
+            }
             Self::Count { kind, got: 0, .. } => Some(format!("add a {kind} to the plugins section")),
             Self::Count { kind, .. } => {
                 Some(format!("remove the others, or disable them with enabled = false: {kind}"))
@@ -241,6 +244,7 @@ pub async fn build_agent_plugins(
     for config in configs.iter().filter(|c| c.enabled) {
         let name = || config.name.clone();
         match config.kind.as_str() {
+            "KeyManager" if config.command.is_some() => return Err(none_yet(config)),
             "KeyManager" => key_managers.push((name(), make(&AGENT_KEY_MANAGERS, config, &around).await?)),
             "NodeAttestor" => node_attestors.push((name(), make(&AGENT_NODE_ATTESTORS, config, &around).await?)),
             "WorkloadAttestor" => workload_attestors.push(make(&WORKLOAD_ATTESTORS, config, &around).await?),
@@ -300,7 +304,7 @@ pub fn check_agent_plugins<'a>(
 ) -> Vec<(Option<&'a PluginConfig>, CatalogError)> {
     let enabled = || configs.iter().filter(|c| c.enabled);
     let check = |config: &PluginConfig| match config.kind.as_str() {
-        "KeyManager" if config.command.is_some() => check(&AGENT_KEY_MANAGERS, config, context),
+        "KeyManager" if config.command.is_some() => Err(none_yet(config)),
         "KeyManager" => find(&AGENT_KEY_MANAGERS, config).and_then(|_| load(config)).map(drop),
         "NodeAttestor" => check(&AGENT_NODE_ATTESTORS, config, context),
         "WorkloadAttestor" => check(&WORKLOAD_ATTESTORS, config, context),
@@ -505,6 +509,17 @@ mod tests {
         let external =
             PluginConfig { command: Some(PathBuf::from("/bin/x")), ..plugin("NodeAttestor", "join_token", "") };
         assert!(refusal(&with(external)).contains("cannot be overridden by an external plugin"));
+        let external = |kind: &str| PluginConfig { command: Some(PathBuf::from("/bin/x")), ..plugin(kind, "x", "") };
+        let text = refusal(&with(external("Notifier")));
+        assert!(text.contains("external plugins of type \"Notifier\" are not supported here yet"), "{text}");
+        let text = refusal(&with(external("UpstreamAuthority")));
+        assert!(
+            text.starts_with("failed to load plugin \"x\": failed to launch plugin: /bin/x: no such file"),
+            "{text}"
+        );
+        let error =
+            agent_plugins(&[external("KeyManager"), agent().remove(1), agent().remove(2)], None).err().expect("no");
+        assert!(error.hint().is_some_and(|hint| hint.contains("key in memory")), "{error}");
         assert!(refusal(&with(plugin("DataStore", "other", ""))).contains("only the built-in \"sql\" plugin"));
         assert!(
             refusal(&server()[1..]).contains("\"DataStore\" constraint not satisfied: expected exactly 1 but got 0")

@@ -61,9 +61,17 @@ fn is_not_trusted(found: &BTreeSet<String>, programs: &Programs) {
     }
 }
 
-/// Whether bubblewrap is there and may make user namespaces for anybody; a command that runs it as nobody.
+/// Whether we can be nobody, and nobody can make a user namespace.
+fn anybody_makes_namespaces() -> bool {
+    let mut command = Command::new("unshare");
+    command.uid(65_534).gid(65_534).args(["--user", "--map-root-user", "--mount", "true"]);
+    let can = command.status().is_ok_and(|status| status.success());
+    there("root, and user namespaces for everybody", can)
+}
+
+/// A command that runs bubblewrap as nobody, where it is there.
 fn bwrap(arguments: &[&str]) -> Option<Command> {
-    if !there("root", rustix::process::geteuid().is_root()) || !has("bwrap") {
+    if !anybody_makes_namespaces() || !has("bwrap") {
         return None;
     }
     let mut command = Command::new("bwrap");
@@ -162,6 +170,31 @@ async fn impostor_by_a_path_in_a_mount_namespace_of_its_own() {
     let sandbox = Sleeper::of(&mut command);
     let found = values(&unix(ALL), &sandbox.descendant("evil").peer()).await;
     is_not_trusted(&found, &programs);
+}
+
+#[tokio::test]
+async fn impostor_by_an_overlay_on_the_trusted_folder() {
+    if !anybody_makes_namespaces() {
+        return;
+    }
+    let (programs, upper) = (Programs::new(), Programs::new());
+    std::fs::rename(upper.path("evil"), upper.path("trusted")).expect("renames");
+    let script = "mount -t overlay overlay -o lowerdir=\"$0:$1\" \"$1\" && exec \"$1/$2\" 600";
+    std::fs::copy("/bin/sleep", programs.path("other")).expect("copies");
+    for (program, hash) in [("trusted", upper.hash("trusted")), ("other", programs.hash("other"))] {
+        let mut command = Command::new("unshare");
+        command.uid(65_534).gid(65_534).args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+        command.arg(upper.0.path()).arg(programs.0.path()).arg(program);
+        let sandbox = Sleeper::of(&mut command);
+        let path = programs.path(program);
+        eventually("it runs the program on the overlay", || {
+            (std::fs::read_link(format!("/proc/{}/exe", sandbox.pid())).ok()? == path).then_some(())
+        });
+        let found = values(&unix(ALL), &sandbox.peer()).await;
+        assert_eq!(with("sha256:", &found), [hash]);
+        // Not even the genuine program has its path there: it is not the host's file, whatever its content.
+        assert_eq!(with("path:", &found).len(), 0, "{found:?}");
+    }
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ pub(crate) fn check(config: &PluginConfig) -> Result<(), String> {
     if config.checksum.is_empty() {
         return File::open(&program).map(drop).map_err(|e| failed(&e));
     }
-    let is_hex = config.checksum.len() % 2 == 0 && config.checksum.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_hex = config.checksum.len().is_multiple_of(2) && config.checksum.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_hex {
         return Err("checksum is not a valid hex string".into());
     }

@@ -16,11 +16,14 @@ use finial_config::AgentSettings;
 use finial_core::ErrorKind;
 use finial_net::handover::{Channel, HandoverListener, SOCKETS_MAX, from_service_manager};
 use finial_net::unix::Listening;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::net::TcpListener;
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "handover";
@@ -42,6 +45,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) struct Sockets {
     given: Mutex<HashMap<PathBuf, OwnedFd>>,
     listening: Mutex<Vec<Listening>>,
+    /// Copies, with their names.
+    tcp: Mutex<Vec<(PathBuf, OwnedFd)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,6 +54,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Sockets {
+    /// With sockets of another one.
+    pub(crate) fn given(sockets: impl IntoIterator<Item = (PathBuf, OwnedFd)>) -> Self {
+        Self { given: Mutex::new(sockets.into_iter().collect()), ..Self::default() }
+    }
+
     /// The socket that was given to this process for `path`, once.
     pub(crate) fn take(&self, path: &Path) -> Option<OwnedFd> {
         lock(&self.given).remove(path)
@@ -59,17 +69,39 @@ impl Sockets {
         lock(&self.listening).extend(listening);
     }
 
+    /// A TCP listener on `address`: the one that was given to this process, or a new one.
+    pub(crate) fn tcp(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        // No path of a unix socket: those are absolute.
+        let name = PathBuf::from(format!("tcp:{address}"));
+        let given = self.take(&name).map(std::net::TcpListener::from);
+        let listener = match given.filter(|l| l.local_addr().is_ok_and(|local| local == address)) {
+            Some(listener) => {
+                listener.set_nonblocking(true)?;
+                TcpListener::from_std(listener)?
+            }
+            None => finial_net::tls::bind(address)?,
+        };
+        lock(&self.tcp).push((name, listener.as_fd().try_clone_to_owned()?));
+        Ok(listener)
+    }
+
     /// Lets go of all: from now on nobody can connect.
     pub(crate) fn close(&self) {
         lock(&self.listening).clear();
+        lock(&self.tcp).clear();
     }
 
     fn leave_files(&self, leave: bool) {
         lock(&self.listening).iter().for_each(|l| l.leave_file(leave));
     }
 
-    fn paths(&self) -> Vec<PathBuf> {
-        lock(&self.listening).iter().map(|l| l.path().to_owned()).collect()
+    /// Copies of all, with their names.
+    pub(crate) fn copies(&self) -> io::Result<(Vec<PathBuf>, Vec<OwnedFd>)> {
+        let (unix, tcp) = (lock(&self.listening), lock(&self.tcp));
+        let unix = unix.iter().map(|l| (l.path().to_owned(), l.socket()));
+        let tcp = tcp.iter().map(|(name, socket)| (name.clone(), socket.as_fd()));
+        let copies = unix.chain(tcp).take(SOCKETS_MAX).map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?)));
+        Ok(copies.collect::<io::Result<Vec<_>>>()?.into_iter().unzip())
     }
 }
 
@@ -97,8 +129,8 @@ pub(crate) async fn ask(settings: &AgentSettings) -> Inherited {
     match tokio::time::timeout(ANSWER_TIMEOUT, ask_old(&settings.data_dir.join(SOCKET_NAME))).await {
         Ok(Ok(Some((old, sockets)))) => {
             tracing::info!(subsystem_name = SUBSYSTEM, sockets = sockets.len(), "Taking over from the agent that runs");
-            lock(&inherited.sockets.given).extend(sockets);
-            Inherited { old: Some(old), ..inherited }
+            let managed = std::mem::take(&mut *lock(&inherited.sockets.given));
+            Inherited { sockets: Sockets::given(managed.into_iter().chain(sockets)), old: Some(old), ..inherited }
         }
         Ok(Ok(None)) => inherited,
         Ok(Err(error)) => {
@@ -112,10 +144,10 @@ pub(crate) async fn ask(settings: &AgentSettings) -> Inherited {
     }
 }
 
-async fn ask_old(path: &Path) -> std::io::Result<Option<(Channel, HashMap<PathBuf, OwnedFd>)>> {
+async fn ask_old(path: &Path) -> io::Result<Option<(Channel, HashMap<PathBuf, OwnedFd>)>> {
     let Some(old) = Channel::connect(path).await? else { return Ok(None) };
     old.send(PLEASE, &[]).await?;
-    let refused = || std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "it hung up");
+    let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "it hung up");
     let (paths, files) = old.receive().await?.ok_or_else(refused)?;
     let paths: Vec<PathBuf> = serde_json::from_slice(&paths)?;
     Ok(Some((old, paths.into_iter().zip(files).collect())))
@@ -197,7 +229,7 @@ async fn hand_over(
     status: &AgentStatus,
     new: &Channel,
 ) -> Result<(), AgentError> {
-    let failed = |e: std::io::Error| AgentError::internal(e.to_string()).because(e);
+    let failed = |e: io::Error| AgentError::internal(e.to_string()).because(e);
     let silent = |_| AgentError::new(ErrorKind::Timeout, "it took too long");
     let hung_up = || AgentError::internal("it hung up");
     let (word, _) = tokio::time::timeout(ANSWER_TIMEOUT, new.receive())
@@ -212,15 +244,9 @@ async fn hand_over(
     // The SVID that both present stays the same until it is clear whose it is.
     let _renewal = tokio::time::timeout(ANSWER_TIMEOUT, context.renewal.lock()).await.map_err(silent)?;
     sealed::write_last(context, cache, status).await;
-    let paths = context.inherited.sockets.paths();
-    let message = serde_json::to_vec(&paths).map_err(|e| AgentError::internal(e.to_string()))?;
-    let copies: std::io::Result<Vec<OwnedFd>> = lock(&context.inherited.sockets.listening)
-        .iter()
-        .take(SOCKETS_MAX)
-        .map(|l| l.socket().try_clone_to_owned())
-        .collect();
-    let copies = copies.map_err(failed)?;
-    let files: Vec<_> = copies.iter().map(rustix::fd::AsFd::as_fd).collect();
+    let (names, copies) = context.inherited.sockets.copies().map_err(failed)?;
+    let message = serde_json::to_vec(&names).map_err(|e| AgentError::internal(e.to_string()))?;
+    let files: Vec<_> = copies.iter().map(OwnedFd::as_fd).collect();
     new.send(&message, &files).await.map_err(failed)?;
     let (word, _) = tokio::time::timeout(READY_TIMEOUT, new.receive())
         .await

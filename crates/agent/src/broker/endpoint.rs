@@ -62,7 +62,7 @@ pub(crate) fn start(
         let listen = |e: std::io::Error| {
             AgentError::internal(format!("failed to listen on broker address \"{address}\": {e}")).because(e)
         };
-        let listener = tls::bind(address).map_err(listen)?;
+        let listener = context.inherited.sockets.tcp(address).map_err(listen)?;
         let spawner = context.spawner.clone();
         let incoming = tls::TlsIncoming::new(listener, config, Limits::default(), spawner).map_err(listen)?;
         tracing::info!(subsystem_name = SUBSYSTEM, network = "tcp", address = %incoming.local_addr(), "Starting SPIFFE Broker Endpoint");

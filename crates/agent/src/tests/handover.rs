@@ -116,3 +116,19 @@ async fn where_it_is_off_a_second_agent_is_refused() {
     assert!(!agent.has_ended() && agent.socket.exists());
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn tcp_sockets_are_handed_over_by_their_addresses() {
+    let sockets = crate::handover::Sockets::default();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listener = sockets.tcp(address).unwrap();
+    assert_eq!(listener.local_addr().unwrap(), address);
+    assert!(sockets.tcp(address).is_err(), "it was not given to this process");
+    let (names, copies) = sockets.copies().unwrap();
+    let next = crate::handover::Sockets::given(names.into_iter().zip(copies));
+    let taken = next.tcp(address).unwrap();
+    let _client = tokio::net::TcpStream::connect(address).await.unwrap();
+    drop(listener);
+    sockets.close();
+    within(taken.accept()).await.unwrap();
+}

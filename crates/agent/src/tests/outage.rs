@@ -201,3 +201,33 @@ async fn tokens_in_use_are_renewed_ahead_so_that_an_outage_is_not_seen() {
     assert_eq!(token(&agent).await.unwrap(), second);
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn health_says_that_the_agent_serves_without_its_server() {
+    let mut world = world().await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    served_before(&world).await;
+    world.settings.health.listener_enabled = true;
+    (world.settings.health.bind_address, world.settings.health.bind_port) = ("127.0.0.1".into(), port);
+    world.server.state().away = true;
+    let agent = world.started().await;
+    let ready = || async {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut http = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        http.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.ok()?;
+        let mut text = String::new();
+        http.read_to_string(&mut text).await.ok()?;
+        Some(text)
+    };
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    let text = loop {
+        match ready().await {
+            Some(text) if text.contains("degraded") => break text,
+            last => assert!(tokio::time::Instant::now() < end, "{last:?}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    assert!(text.starts_with("HTTP/1.1 200"), "served is served: {text}");
+    assert!(text.contains("last_sync_success"), "{text}");
+    agent.stop().await;
+}

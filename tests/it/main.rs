@@ -1,10 +1,12 @@
 //! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
 
+mod agent_commands;
 mod answers;
 mod answers_trust;
 mod audit;
-mod bulk;
+mod bootstrap;
 mod broker;
+mod bulk;
 mod clients;
 mod delegated;
 mod docker;

@@ -1,7 +1,9 @@
 //! `agent-data.json`: the agent's own SVID and bundle between runs, in SPIRE's form.
 
+use crate::attest::Attempts;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use finial_core::UnixSeconds;
 use finial_crypto::pem;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -9,11 +11,17 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// The file's name below the data directory.
 const FILE_NAME: &str = "agent-data.json";
 /// Go's zero time.
 const NEVER: &str = "0001-01-01T00:00:00Z";
+/// What a first contact is for, in SPIRE's numbers.
+const UNSPECIFIED: i64 = 0;
+const FIRST: i64 = 1;
+const AGAIN: i64 = 2;
 /// No agent writes a larger file. Bytes.
 const BYTES_MAX: u64 = 16 << 20;
 
@@ -62,13 +70,14 @@ pub(crate) struct AgentData {
     pub(crate) reattestable: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Bootstrap {
     uses: i64,
     start_time: String,
     attempts: i64,
 }
 
+#[derive(Clone, PartialEq, Eq)]
 struct State {
     data: AgentData,
     bootstrap: Bootstrap,
@@ -132,24 +141,56 @@ impl Storage {
         self.change(|data| data.bundle = roots.to_vec())
     }
 
+    /// Notes one more attempt at a first contact, which began at `now` if there was none before.
+    pub(crate) fn attempt(&self, now: UnixSeconds) -> Result<Attempts, StorageError> {
+        let began = OffsetDateTime::from_unix_timestamp(now).ok().and_then(|t| t.format(&Rfc3339).ok());
+        let mut attempts = Attempts { again: false, since: never(), count: 0 };
+        self.change_all(|state| {
+            let bootstrap = &mut state.bootstrap;
+            bootstrap.attempts += 1;
+            if bootstrap.uses == UNSPECIFIED {
+                bootstrap.uses = FIRST;
+            }
+            if bootstrap.start_time == NEVER {
+                bootstrap.start_time = began.unwrap_or_else(never);
+            }
+            let again = bootstrap.uses == AGAIN;
+            attempts = Attempts { again, since: bootstrap.start_time.clone(), count: bootstrap.attempts };
+        })?;
+        Ok(attempts)
+    }
+
+    /// The first contact has been made: the next one would be another.
+    pub(crate) fn bootstrapped(&self) -> Result<(), StorageError> {
+        self.change_all(|state| {
+            if state.bootstrap.attempts > 0 {
+                state.bootstrap = Bootstrap { uses: AGAIN, start_time: never(), attempts: 0 };
+            }
+        })
+    }
+
     fn change(&self, edit: impl FnOnce(&mut AgentData)) -> Result<(), StorageError> {
-        let mut state = self.state();
-        let mut data = state.data.clone();
-        edit(&mut data);
-        if data == state.data && self.path.exists() {
+        self.change_all(|state| edit(&mut state.data))
+    }
+
+    fn change_all(&self, edit: impl FnOnce(&mut State)) -> Result<(), StorageError> {
+        let mut held = self.state();
+        let mut state = held.clone();
+        edit(&mut state);
+        if state == *held && self.path.exists() {
             return Ok(());
         }
         let document = Document {
-            svid: encode(&data.svid),
-            bundle: encode(&data.bundle),
-            reattestable: data.reattestable,
+            svid: encode(&state.data.svid),
+            bundle: encode(&state.data.bundle),
+            reattestable: state.data.reattestable,
             bootstrap_use: state.bootstrap.uses,
             bootstrap_start_time: state.bootstrap.start_time.clone(),
             connection_attempts: state.bootstrap.attempts,
         };
         let text = serde_json::to_vec(&document).map_err(|cause| self.write_error(cause.into()))?;
         replace(&self.path, |mut file| file.write_all(&text)).map_err(|cause| self.write_error(cause))?;
-        state.data = data;
+        *held = state;
         Ok(())
     }
 
@@ -264,6 +305,17 @@ mod tests {
         Storage::open(dir.path()).unwrap().store_svid(&[], true).unwrap();
         let after = std::fs::read_to_string(&path).unwrap();
         assert_eq!(after, text.replace("\"reattestable\":false", "\"reattestable\":true"));
+    }
+
+    #[test]
+    fn attempts_are_counted_until_one_succeeds() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = || Storage::open(dir.path()).unwrap();
+        let attempts = |again, since: &str, count| Attempts { again, since: since.to_owned(), count };
+        assert_eq!(storage().attempt(0).unwrap(), attempts(false, "1970-01-01T00:00:00Z", 1));
+        assert_eq!(storage().attempt(60).unwrap(), attempts(false, "1970-01-01T00:00:00Z", 2));
+        storage().bootstrapped().unwrap();
+        assert_eq!(storage().attempt(60).unwrap(), attempts(true, "1970-01-01T00:01:00Z", 1));
     }
 
     #[test]

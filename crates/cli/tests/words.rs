@@ -108,9 +108,9 @@ fn an_agent_that_could_not_start_is_not_called_valid() {
     };
     let (exit, stdout, stderr) = config("unix", "");
     assert_eq!((exit, stdout.as_str(), stderr.as_str()), (0, "SPIRE agent configuration file is valid.\n", ""));
-    let (exit, stdout, stderr) = config("docker", "");
+    let (exit, stdout, stderr) = config("container", "");
     assert_eq!((exit, stdout.as_str()), (1, ""));
-    let start = "SPIRE agent configuration file is invalid: no built-in plugin \"docker\" for type \"WorkloadAttestor\" (there is unix; ";
+    let start = "SPIRE agent configuration file is invalid: no built-in plugin \"container\" for type \"WorkloadAttestor\" (there ";
     assert!(stderr.starts_with(start), "{stderr}");
     assert!(stderr.contains(&format!("\n  at {}:12:", file.display())), "{stderr}");
     for experimental in ["disable_workload_api = true", "sds { default_svid_name = \"mine\" }"] {
@@ -141,7 +141,7 @@ fn validate_tells_what_run_refuses_or_passes_over() {
     let agent = |telemetry: &str| {
         format!(
             "agent {{\n  data_dir = \"/none\"\n  server_address = \"localhost\"\n  server_port = 8081\n  \
-             trust_domain = \"example.org\"\n  trust_bundle_url = \"https://example.org/b\"\n}}\n\
+             trust_domain = \"example.org\"\n  profiling_enabled = true\n  insecure_bootstrap = true\n}}\n\
              telemetry {{\n  {telemetry}\n}}\n{plugins}  WorkloadAttestor \"unix\" {{}}\n}}\n"
         )
     };
@@ -149,12 +149,12 @@ fn validate_tells_what_run_refuses_or_passes_over() {
     let filter = "AllowedPrefixes = [\"a\"]\n  InMem {}";
     for (program, refused, warned, names) in [
         ("spire-server", server(tls), server(filter), ["profiling_enabled", "4"]),
-        ("spire-agent", agent(tls), agent(filter), ["trust_bundle_url", "6"]),
+        ("spire-agent", agent(tls), agent(filter), ["profiling_enabled", "6"]),
     ] {
         let (exit, stdout, stderr) = validate(program, refused.clone());
         assert_eq!((exit, stdout.as_str()), (1, ""), "{stderr}");
         assert!(stderr.contains("telemetry Prometheus tls is not supported yet"), "{stderr}");
-        assert!(stderr.contains(&at(if program == "spire-server" { "9" } else { "11" })), "{stderr}");
+        assert!(stderr.contains(&at(if program == "spire-server" { "9" } else { "12" })), "{stderr}");
 
         // with other things wrong, the trust domain among them, it is told all the same
         let broken =

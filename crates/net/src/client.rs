@@ -37,6 +37,11 @@ pub fn tls_channel(address: &str, config: Arc<rustls::ClientConfig>) -> Channel 
         .connect_with_connector_lazy(connector)
 }
 
+/// A channel without TLS to an IP address and port of this machine.
+pub fn tcp_channel(address: &str) -> Channel {
+    endpoint(&format!("http://{address}")).connect_lazy()
+}
+
 /// A channel over TLS to a unix socket.
 pub fn uds_tls_channel(path: impl Into<PathBuf>, config: Arc<rustls::ClientConfig>) -> Channel {
     let connector = UnixTlsConnector { path: path.into(), tls: TlsConnector::from(config) };

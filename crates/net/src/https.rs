@@ -14,10 +14,11 @@ use rustls_pki_types::ServerName;
 use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 /// So many redirects are followed, as Go's client does.
@@ -113,6 +114,23 @@ pub async fn get(url: &str, tls: Arc<rustls::ClientConfig>, limits: FetchLimits)
     tokio::time::timeout(limits.time, fetch).await.unwrap_or(Err(FetchError::Timeout(limits.time.as_secs())))
 }
 
+/// Fetches `url` (`http://…`) by HTTP through a unix socket. Redirects are not followed: who serves there is next door.
+pub async fn get_unix(socket: &Path, url: &str, limits: FetchLimits) -> Result<Fetched, FetchError> {
+    let fetch = async {
+        let bad = || FetchError::Url(url.to_owned());
+        let uri: Uri = url.parse().map_err(|_| bad())?;
+        let host = uri.authority().ok_or_else(bad)?.as_str().to_owned();
+        let failed =
+            |e: io::Error| FetchError::Http(format!("dial unix {}: connect: {}", socket.display(), errno_text(&e)));
+        let stream = UnixStream::connect(socket).await.map_err(failed)?;
+        match exchange(stream, request(&uri, &host)?, limits.body).await? {
+            Step::Done(fetched) => Ok(fetched),
+            Step::Redirected(to) => Err(FetchError::Http(format!("redirected to {to}"))),
+        }
+    };
+    tokio::time::timeout(limits.time, fetch).await.unwrap_or(Err(FetchError::Timeout(limits.time.as_secs())))
+}
+
 enum Step {
     Done(Fetched),
     Redirected(String),
@@ -147,15 +165,20 @@ async fn get_once(uri: &Uri, tls: Arc<rustls::ClientConfig>, body_max: usize) ->
     let name = ServerName::try_from(host.clone()).map_err(|_| bad())?;
     let tcp = connect(&host, authority.port_u16().unwrap_or(443)).await?;
     let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(tls_error)?;
+    let request = request(uri, authority.as_str())?;
+    exchange(stream, request, body_max).await
+}
+
+fn request(uri: &Uri, host: &str) -> Result<Request<Empty<Bytes>>, FetchError> {
+    let bad = |_| FetchError::Url(uri.to_string());
     let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let request = Request::builder()
+    Request::builder()
         .method(Method::GET)
         .uri(path)
-        .header(HOST, HeaderValue::from_str(authority.as_str()).map_err(|_| bad())?)
+        .header(HOST, HeaderValue::from_str(host).map_err(bad)?)
         .header(USER_AGENT, concat!("finial/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
-        .map_err(|e| FetchError::Http(e.to_string()))?;
-    exchange(stream, request, body_max).await
+        .map_err(|e| FetchError::Http(e.to_string()))
 }
 
 /// One request and its answer on a connection of their own.

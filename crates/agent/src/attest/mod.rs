@@ -2,6 +2,8 @@
 
 mod bootstrap;
 
+pub(crate) use bootstrap::Attempts;
+
 use crate::Context;
 use crate::error::{AgentError, ServerError, Verdict};
 use crate::svid::{AgentKey, AgentSvid};
@@ -143,11 +145,7 @@ pub(crate) async fn attest(context: &Context) -> Result<Option<Attested>, AgentE
 async fn attempt(context: &Context) -> Result<Attested, AttestError> {
     let settings = &context.settings;
     let kept = context.storage.load();
-    let roots = if kept.bundle.is_empty() {
-        bootstrap::roots(&settings.bootstrap, settings.trust_bundle_format, &settings.trust_domain)?
-    } else {
-        Some(kept.bundle.clone())
-    };
+    let roots = if kept.bundle.is_empty() { bootstrap::roots(context).await? } else { Some(kept.bundle.clone()) };
     match &roots {
         None => tracing::info!(subsystem_name = SUBSYSTEM, "Bundle is not found"),
         Some(_) => {
@@ -166,6 +164,7 @@ async fn attempt(context: &Context) -> Result<Attested, AttestError> {
     let channel = bootstrap_channel(context, roots.as_deref())?;
     let svid = prove(context, &channel, key).await?;
     let bundle = fetch_bundle(&channel).await?;
+    context.storage.bootstrapped().map_err(AgentError::from)?;
     tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, reattestable = svid.reattestable, "Node attestation was successful");
     Ok(Attested { svid, bundle, kept: false })
 }

@@ -116,6 +116,14 @@ struct Svid {
 }
 
 impl Svid {
+    /// As `api watch` shows it: without the hint, and other trust domains by their bare names.
+    fn as_watched(&mut self) {
+        self.hint.clear();
+        let federated = std::mem::take(&mut self.federated).into_iter();
+        let bare = |id: String| id.strip_prefix("spiffe://").map_or(id.clone(), str::to_owned);
+        self.federated = federated.map(|(id, bundle)| (bare(id), bundle)).collect();
+    }
+
     fn verify(&self) -> anyhow::Result<()> {
         SpiffeId::parse(&self.id)?;
         let failed = || format!("{:?} SVID failed verification against bundle", self.id);
@@ -332,7 +340,10 @@ async fn watch(cx: Context) -> anyhow::Result<()> {
                     Ok(Some(response)) => {
                         failures = 0;
                         match read_x509(&response) {
-                            Ok(svids) => print_x509(&cx, &svids, since.elapsed()),
+                            Ok(mut svids) => {
+                                svids.iter_mut().for_each(Svid::as_watched);
+                                print_x509(&cx, &svids, since.elapsed());
+                            }
                             Err(error) => cx.eprintln(format!("{error:#}")),
                         }
                         since = Instant::now();

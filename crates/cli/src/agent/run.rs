@@ -6,7 +6,7 @@ use crate::goflag::FlagSet;
 use crate::launch::{self, LeftOut};
 use finial_agent::Agent;
 use finial_config::{
-    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, Bootstrap, ConfigError, Loaded, PluginConfig, Problem,
+    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, PluginConfig, Problem,
     Readable, load_agent,
 };
 use finial_core::{SystemClock, TrustDomain};
@@ -115,7 +115,6 @@ fn validate(cx: Context) -> anyhow::Result<()> {
     launch::log_now(&error.log, &error.notices);
     if let Some(Readable::Agent(loaded)) = &error.readable {
         launch::warn_of_left_out(&cx, file, loaded, &left_out(&loaded.settings));
-        warn_of_bootstrap(&cx, loaded);
         // SPIRE's agent calls these valid, and stops when it is started
         error.problems.extend(unsupported(&loaded.settings).map(|(path, message)| loaded.problem(path, message, "")));
         if let Some(plugins) = &error.plugins {
@@ -128,18 +127,6 @@ fn validate(cx: Context) -> anyhow::Result<()> {
     }
     cx.eprintln(format!("SPIRE agent configuration file is invalid: {error}"));
     Err(Exit(1).into())
-}
-
-/// Where the first bundle is to come from, if an agent that has to attest could not get it there yet.
-fn warn_of_bootstrap(cx: &Context, loaded: &Loaded<AgentSettings>) {
-    let key = match &loaded.settings.bootstrap {
-        Bootstrap::Url { .. } => "trust_bundle_url",
-        Bootstrap::WorkloadApi(_) => "trust_bundle_spiffe_workload_api",
-        _ => return,
-    };
-    let message = format!("{key} is not supported yet: an agent that has no SVID yet does not attest");
-    let problem = loaded.problem(&["agent", key], message, "use trust_bundle_path");
-    cx.eprintln(format!("warning: {}", problem.text(config_path(cx))));
 }
 
 fn plugin_problems(plugins: &[PluginConfig], trust_domain: &TrustDomain) -> Vec<Problem> {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use tonic::Code;
 
 /// `call(stream)` asks for X.509-SVIDs; `answered(name)` waits for an SVID of that name, or tells that the connection ended.
-const HTTP2: &str = r#"
+pub(super) const HTTP2: &str = r#"
 import socket, struct, os, sys, time
 def frame(kind, flags, stream, body): return struct.pack('>I', len(body))[1:] + bytes([kind, flags]) + struct.pack('>I', stream) + body
 def lit(name, value): return b'\x00' + bytes([len(name)]) + name + bytes([len(value)]) + value

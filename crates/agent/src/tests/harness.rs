@@ -53,6 +53,8 @@ impl KeyManager for Keys {
 pub(super) struct TestAttestor {
     pub(super) asked: AtomicUsize,
     pub(super) fail: Mutex<bool>,
+    /// Each time: until there is a permit.
+    pub(super) slow: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
     /// Once: makes this file, and answers when the process has become another program.
     pub(super) meanwhile: Mutex<Option<PathBuf>>,
 }
@@ -67,6 +69,10 @@ impl WorkloadAttestor for TestAttestor {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if *self.fail.lock().unwrap() {
             return Err(PluginError::internal("broken"));
+        }
+        let slow = self.slow.lock().unwrap().clone();
+        if let Some(slow) = slow {
+            slow.acquire().await.unwrap().forget();
         }
         let look = || rustix::fs::readlinkat(peer.proc_dir, "exe", Vec::new());
         let exe = look().map_err(|e| PluginError::internal(e.to_string()))?;
@@ -153,8 +159,12 @@ impl World {
         settings.join_token = Some(Secret::new(TOKEN.to_owned()));
         settings.sync_interval = Duration::from_millis(50);
         settings.admin_socket_path = Some(dir.path().join("admin/api.sock"));
-        let attestor =
-            Arc::new(TestAttestor { asked: AtomicUsize::new(0), fail: Mutex::new(false), meanwhile: Mutex::default() });
+        let attestor = Arc::new(TestAttestor {
+            asked: AtomicUsize::new(0),
+            fail: Mutex::new(false),
+            slow: Mutex::default(),
+            meanwhile: Mutex::default(),
+        });
         let (keys, puzzle, clock) = (Arc::default(), false, Arc::new(SystemClock));
         Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, stores: Vec::new(), clock }
     }

@@ -1,5 +1,6 @@
 //! The whole agent, with real sockets and real processes, under a server that does what the test says.
 
+mod abuse;
 mod broker;
 mod callers;
 mod delegated;
@@ -10,6 +11,7 @@ mod harness;
 mod identity;
 mod lifecycle;
 mod outage;
+mod pid_reuse;
 mod pushed;
 mod sds;
 mod sds_delta;
@@ -18,3 +20,4 @@ mod svid_store;
 mod tokens;
 mod waiting;
 mod wit;
+mod wrong_server;

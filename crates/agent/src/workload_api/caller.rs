@@ -66,13 +66,20 @@ struct Attested {
 pub(crate) struct Caller {
     pub(crate) peer: PeerInfo,
     attested: Mutex<Option<Attested>>,
+    /// Held while it is attested: many calls at once are no reason to attest it many times.
+    attesting: tokio::sync::Mutex<()>,
     /// The process is gone: the connection is to be closed.
     gone: AtomicBool,
 }
 
 impl Caller {
     fn new(peer: PeerInfo) -> Self {
-        Self { peer, attested: Mutex::new(None), gone: AtomicBool::new(false) }
+        Self {
+            peer,
+            attested: Mutex::new(None),
+            attesting: tokio::sync::Mutex::default(),
+            gone: AtomicBool::new(false),
+        }
     }
 
     /// A process in whose name another one calls.
@@ -128,6 +135,10 @@ impl Attestation {
     /// What the caller may see.
     pub(crate) async fn view(&self, caller: &Caller) -> Result<Arc<View>, Status> {
         caller.check_alive()?;
+        if let Some(view) = caller.remembered() {
+            return Ok(view);
+        }
+        let _attesting = caller.attesting.lock().await;
         if let Some(view) = caller.remembered() {
             return Ok(view);
         }

@@ -14,6 +14,7 @@ import (
 	svidstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/svidstore/v1"
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -41,6 +42,16 @@ func (p *workloadAttestor) Attest(ctx context.Context, req *workloadattestorv1.A
 		values = append(values, "label:"+key+":"+value)
 	}
 	return &workloadattestorv1.AttestResponse{SelectorValues: values}, nil
+}
+
+// AttestReference repeats what it was asked, for a kind of its own.
+func (p *workloadAttestor) AttestReference(ctx context.Context, req *workloadattestorv1.AttestReferenceRequest) (*workloadattestorv1.AttestReferenceResponse, error) {
+	if req.Reference.GetTypeUrl() != "type.googleapis.com/test.Name" {
+		return nil, status.Error(codes.Unimplemented, "not my kind")
+	}
+	headers, _ := metadata.FromIncomingContext(ctx)
+	broker := strings.Join(headers.Get("spire-agent-broker-caller-id"), ",")
+	return &workloadattestorv1.AttestReferenceResponse{SelectorValues: []string{"name:" + string(req.Reference.Value), "broker:" + broker}}, nil
 }
 
 // svidStore writes what it is given into files named by the metadata.

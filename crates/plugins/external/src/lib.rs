@@ -39,7 +39,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
-use tonic::{Status, Streaming};
+use tonic::{IntoRequest, Status, Streaming};
 
 /// A plugin that died is started again after this, at first and at most.
 const RESTART_AFTER: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
@@ -219,7 +219,12 @@ impl Plugin {
     }
 
     /// One call of a method of its service.
-    pub(crate) async fn call<Q, A>(&self, method: &str, question: Q, deadline: Duration) -> Result<A, PluginError>
+    pub(crate) async fn call<Q, A>(
+        &self,
+        method: &str,
+        question: impl IntoRequest<Q>,
+        deadline: Duration,
+    ) -> Result<A, PluginError>
     where
         Q: Message + 'static,
         A: Message + Default + 'static,

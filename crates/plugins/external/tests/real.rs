@@ -10,7 +10,8 @@ use finial_core::{Bundle, ErrorKind, KeyType, Secret, SpiffeId, TrustDomain, Uni
 use finial_crypto::SignatureAlgorithm;
 use finial_plugin::conformance::{self, NodeAttestorFixture, UpstreamAuthorityFixture};
 use finial_plugin::{
-    AttestVerdict, KeyManager, Peer, PluginError, ServerHost, ServerIdentity, StoredSvid, SvidStore, WorkloadAttestor,
+    AttestVerdict, KeyManager, Peer, PluginError, Reference, ServerHost, ServerIdentity, StoredSvid, SvidStore,
+    WorkloadAttestor,
 };
 use finial_plugins_external::{
     ExternalAgentNodeAttestor, ExternalKeyManager, ExternalServerNodeAttestor, ExternalSvidStore,
@@ -50,6 +51,12 @@ async fn a_workload_attestor_attests_is_configured_and_measures() {
     assert_eq!(found[0][..13].to_owned(), "greeter:comm:");
     let rest = ["domain:example.org", "greeting:hé \"llo\"", "label:a:1", "label:b:2"];
     assert_eq!(found[1..], rest.map(|value| format!("greeter:{value}")));
+    let broker = SpiffeId::parse("spiffe://example.org/broker").unwrap();
+    let refer = |type_url| Reference { type_url, value: b"web", broker: &broker };
+    assert!(attestor.attest_reference(&refer("type.googleapis.com/test.Other")).await.unwrap().is_none());
+    let found = attestor.attest_reference(&refer("type.googleapis.com/test.Name")).await.unwrap().unwrap();
+    let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["greeter:name:web", "greeter:broker:spiffe://example.org/broker"]);
     let rendered = metrics.render();
     assert!(rendered.contains("test_plugin_attested"), "{rendered}");
     assert_eq!(pids("mark-attests").len(), 1);

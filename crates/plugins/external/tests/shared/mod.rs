@@ -45,7 +45,7 @@ pub(crate) fn config(kind: &str, name: &str, command: &Path, args: &[&str], data
 }
 
 /// The plugin of every kind, if it was built.
-#[allow(dead_code)]
+#[allow(dead_code, clippy::print_stderr)]
 pub(crate) fn real_plugin() -> Option<PathBuf> {
     let cache = std::env::var_os("FINIAL_CACHE").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/finial"));

@@ -63,8 +63,7 @@ impl ServerOptions {
     fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         let mut all = self.environment.clone();
         if let Some(file) = &self.web_roots {
-            // Go reads the directory as well.
-            all.extend([("SSL_CERT_FILE", file.clone()), ("SSL_CERT_DIR", "/nonexistent".into())]);
+            all.extend(web_roots(file));
         }
         if self.clock_ahead_seconds != 0 {
             all.extend(other_clock(self.clock_ahead_seconds));
@@ -266,6 +265,11 @@ plugins {{
     }
 }
 
+/// Only these roots are trusted for the web; Go reads the directory as well.
+fn web_roots(file: &Path) -> Vec<(&'static str, PathBuf)> {
+    vec![("SSL_CERT_FILE", file.to_owned()), ("SSL_CERT_DIR", "/nonexistent".into())]
+}
+
 /// How an agent differs from the usual one.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -279,6 +283,8 @@ pub struct AgentOptions {
     pub experimental: String,
     /// How it knows the server at first, where not by its bundle in a file.
     pub bootstrap: Option<String>,
+    /// A PEM file of the roots that it trusts for the web; those of the machine by default.
+    pub web_roots: Option<PathBuf>,
     /// How often it asks the server.
     pub sync_interval: &'static str,
     /// What the unix attestor's `plugin_data` says.
@@ -296,6 +302,7 @@ impl Default for AgentOptions {
             agent: String::new(),
             experimental: String::new(),
             bootstrap: None,
+            web_roots: None,
             sync_interval: "1s",
             node_attestor: "NodeAttestor \"join_token\" { plugin_data {} }".into(),
             unix: String::new(),
@@ -313,6 +320,7 @@ pub struct Agent {
     pub dir: Workdir,
     binary: PathBuf,
     config: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Agent {
@@ -350,9 +358,10 @@ plugins {{
                 data = data.display(),
                 port = options.server_port.unwrap_or(server.port),
                 socket = dir.path().join("public/api.sock").display(),
-                bootstrap = options.bootstrap.clone().unwrap_or_else(|| {
-                    format!("trust_bundle_path = \"{}\"", server.bundle_file().display())
-                }),
+                bootstrap = options
+                    .bootstrap
+                    .clone()
+                    .unwrap_or_else(|| { format!("trust_bundle_path = \"{}\"", server.bundle_file().display()) }),
                 td = server.trust_domain,
                 interval = options.sync_interval,
                 experimental = options.experimental,
@@ -364,8 +373,9 @@ plugins {{
         );
         let binary = flavor.binary(&dir, "spire-agent");
         let token = options.join.then(|| server.join_token());
-        let process = Self::launch(&binary, &config, &dir, token.as_deref());
-        Self { process, dir, binary, config }
+        let environment = options.web_roots.as_deref().map(web_roots).unwrap_or_default();
+        let process = Self::launch(&binary, &config, &dir, &environment, token.as_deref());
+        Self { process, dir, binary, config, environment }
     }
 
     /// Starts one and waits until it gives this user an X.509-SVID (there must be an entry).
@@ -375,9 +385,15 @@ plugins {{
         agent
     }
 
-    fn launch(binary: &Path, config: &Path, dir: &Workdir, token: Option<&str>) -> Process {
+    fn launch(
+        binary: &Path,
+        config: &Path,
+        dir: &Workdir,
+        environment: &[(&'static str, PathBuf)],
+        token: Option<&str>,
+    ) -> Process {
         let mut command = process::command(binary);
-        command.arg("run").arg("-config").arg(config);
+        command.arg("run").arg("-config").arg(config).envs(environment.iter().cloned());
         if let Some(token) = token {
             command.arg("-joinToken").arg(token);
         }
@@ -386,7 +402,7 @@ plugins {{
 
     /// Starts it again on the same data after it has ended.
     pub fn restart(&mut self) {
-        self.process = Self::launch(&self.binary, &self.config, &self.dir, None);
+        self.process = Self::launch(&self.binary, &self.config, &self.dir, &self.environment, None);
     }
 
     /// The command that starts it again on the same data.
@@ -398,7 +414,7 @@ plugins {{
 
     /// Starts the next one on the same data while this one runs, and waits until this one has ended; its exit code.
     pub fn upgrade(&mut self) -> i32 {
-        let next = Self::launch(&self.binary, &self.config, &self.dir, None);
+        let next = Self::launch(&self.binary, &self.config, &self.dir, &self.environment, None);
         std::mem::replace(&mut self.process, next).wait()
     }
 

@@ -373,7 +373,7 @@ fn downstream_servers() {
 }
 
 /// A certificate of the web for this machine, and the root that verifies it: key, certificate and root files.
-fn web_certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
+pub(crate) fn web_certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
     let file = |name: &str| dir.join(name);
     let openssl = |args: &[&str]| {
         let out = Command::new("openssl").args(args).current_dir(dir).output().expect("openssl");
@@ -389,7 +389,7 @@ fn web_certificate(dir: &Path) -> (PathBuf, PathBuf, PathBuf) {
 }
 
 /// A server of another trust domain that serves its bundle.
-fn endpoint(flavor: Flavor, trust_domain: &str, profile: &str) -> (Server, u16) {
+pub(crate) fn endpoint(flavor: Flavor, trust_domain: &str, profile: &str) -> (Server, u16) {
     let port = free_port();
     let server = format!(
         "federation {{ bundle_endpoint {{ address = \"127.0.0.1\" port = {port} refresh_hint = \"7m\" {profile} }} }}"

@@ -1,11 +1,12 @@
 //! How an agent knows its server at first, without a file: SPIRE's agent and ours, with the same helpers.
 
+use crate::answers_trust::{endpoint, web_certificate};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::mpsc;
 use testkit::Flavor::{Finial, Spire};
-use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir};
+use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir, eventually};
 
 fn server() -> Server {
     let server = Server::start(Finial, &ServerOptions::default());
@@ -109,6 +110,32 @@ fn a_helper_that_has_no_bundle_yet() {
     });
     assert_eq!(asked[0], asked[1]);
     assert!(asked[0][1].contains("spire-connection-attempts=2"), "{:?}", asked[0]);
+}
+
+#[test]
+fn an_endpoint_of_the_web() {
+    let files = Workdir::new();
+    let (key, certificate, root) = web_certificate(files.path());
+    let profile = format!(
+        "profile \"https_web\" {{ serving_cert_file {{ cert_file_path = \"{}\" key_file_path = \"{}\" }} }}",
+        certificate.display(),
+        key.display()
+    );
+    let (server, port) = endpoint(Finial, "web.org", &profile);
+    server.entry("/workload", &[]);
+    let bootstrap = format!("trust_bundle_url = \"https://localhost:{port}/\"\n trust_bundle_format = \"spiffe\"");
+    for flavor in [Spire, Finial] {
+        let options = AgentOptions { bootstrap: Some(bootstrap.clone()), ..Default::default() };
+        let stranger = Agent::start(flavor, &server, &options);
+        eventually("the endpoint is not trusted", || {
+            let log = stranger.process.log();
+            let said = log.contains(&format!("unable to fetch trust bundle URL https://localhost:{port}/: "));
+            if said { Ok(()) } else { Err(log) }
+        });
+        drop(stranger);
+        let options = AgentOptions { web_roots: Some(root.clone()), ..options };
+        Agent::serving(flavor, &server, &options);
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@ use crate::goflag::FlagSet;
 use crate::launch::{self, LeftOut};
 use finial_agent::Agent;
 use finial_config::{
-    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, PluginConfig, Problem,
-    Readable, load_agent,
+    AGENT_CONFIG_DEFAULT, AgentOverrides, AgentSettings, ConfigError, Loaded, PluginConfig, Problem, Readable,
+    load_agent,
 };
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
@@ -189,9 +189,7 @@ fn unsupported(settings: &AgentSettings) -> impl Iterator<Item = (&'static [&'st
 /// What else is configured and has no effect yet.
 fn left_out(settings: &AgentSettings) -> Vec<LeftOut> {
     let mut all = launch::telemetry_left_out(&settings.telemetry);
-    let own = [
-        (LeftOut("profiling_enabled", &["agent", "profiling_enabled"]), settings.profiling.enabled),
-    ];
+    let own = [(LeftOut("profiling_enabled", &["agent", "profiling_enabled"]), settings.profiling.enabled)];
     all.extend(own.into_iter().filter_map(|(left_out, configured)| configured.then_some(left_out)));
     all
 }

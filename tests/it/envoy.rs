@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use testkit::envoy::{Envoy, Secrets, envoys};
-use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, eventually};
+use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdir, eventually};
 
 /// Only ends broken runs.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -172,4 +173,30 @@ fn proxies_of_two_trust_domains_talk_from_the_moment_they_federate() {
     }
     wait_for_status(&own, 503);
     assert_eq!(own.get().expect("an answer").status, 503, "its own roots do not vouch for the other domain");
+}
+
+/// Lines moved to the right.
+fn indented(text: &str, by: usize) -> String {
+    text.lines().map(|line| format!("{:by$}{line}\n", "")).collect()
+}
+
+#[test]
+fn envoy_takes_the_guides_configuration() {
+    let Some([program, _]) = envoys() else { return };
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guides/envoy.md");
+    let guide = std::fs::read_to_string(guide).expect("the guide");
+    let yaml = guide.split("```").find_map(|part| part.strip_prefix("yaml\n")).expect("a configuration");
+    let (clusters, context) = yaml.split_once("# in a transport socket").expect("two parts");
+    let (_, clusters) = clusters.split_once("clusters:\n").expect("a cluster");
+    let (_, context) = context.split_once('\n').expect("a context");
+    let config = format!(
+        "node: {{id: a, cluster: b}}\nstatic_resources:\n  clusters:\n{}  - name: x\n    load_assignment: {{cluster_name: x}}\n    \
+         transport_socket:\n      name: envoy.transport_sockets.tls\n      typed_config:\n        \"@type\": \
+         type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\n{}",
+        indented(clusters, 2),
+        indented(context, 8)
+    );
+    let dir = Workdir::new();
+    let file = dir.write("envoy.yaml", &config);
+    Output::of(Command::new(program).args(["--mode", "validate", "-c"]).arg(file)).ok();
 }

@@ -107,3 +107,27 @@ impl core::DataSource {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_comes_out_as_it_went_in_and_is_not_printed() {
+        let certificate = tls::TlsCertificate {
+            certificate_chain: None,
+            private_key: Some(core::DataSource::inline(Bytes::from_static(b"sesame"))),
+        };
+        let r#type = Some(tls::secret::Type::TlsCertificate(certificate));
+        let secret = tls::Secret { name: "default".into(), r#type };
+        let any = Any::secret(&secret);
+        assert_eq!(any.type_url, "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret");
+        assert_eq!(any.open::<tls::Secret>().as_ref(), Some(&secret));
+        assert_eq!(any.open::<tls::CertificateValidationContext>(), None);
+        let answer = discovery::DiscoveryResponse { resources: vec![any], ..Default::default() };
+        let bytes = format!("{:?}", b"sesame".as_slice());
+        for text in [format!("{secret:?}"), format!("{answer:?}")] {
+            assert!(!text.contains("sesame") && !text.contains(&bytes), "{text}");
+        }
+    }
+}

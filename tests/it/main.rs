@@ -12,6 +12,7 @@ mod clients;
 mod delegated;
 mod docker;
 mod documents;
+mod explain;
 mod external;
 mod faults;
 mod forced_rotation;

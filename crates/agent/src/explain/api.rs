@@ -64,7 +64,6 @@ impl ExplainApi {
             reports,
             explanation: &explanation,
             identities: &identities,
-            entry_count: snapshot.records.len(),
             waits: self.waits,
             away: away.as_deref(),
         };
@@ -76,7 +75,7 @@ impl ExplainApi {
             hints: findings.hints(),
             agent_id: Some(id_to_proto(&agent_id)),
             attestors: reports.iter().map(|report| attestor(report, &public)).collect(),
-            entry_count: i64::try_from(snapshot.records.len()).unwrap_or(i64::MAX),
+            entry_count: i64::try_from(explanation.all).unwrap_or(i64::MAX),
             nearest: explanation.nearest.iter().map(|one| near(one, reports, &public)).collect(),
             identities,
             last_sync: self.status.last_sync(),

@@ -15,12 +15,16 @@ use std::cmp::Reverse;
 
 /// Entries that came near, in one explanation.
 const NEAREST_MAX: usize = 5;
+/// Selectors of this kind name an agent, for which the server made the entry; no attestor of workloads states them.
+const NAMES_AN_AGENT: &str = "spiffe_id";
 /// Selectors that the process has instead of a missing one.
 const FOUND_MAX: usize = 5;
 
 /// What entries are to a process.
 #[derive(Debug)]
 pub(crate) struct Explanation<'a> {
+    /// How many there are for workloads.
+    pub(crate) all: usize,
     /// Those that fit: all their selectors are among the process's.
     pub(crate) fitting: Vec<&'a Record>,
     /// Some of the others: those that lack the fewest selectors, then those of which the most are there.
@@ -49,7 +53,8 @@ pub(crate) struct Missing<'a> {
 pub(crate) fn explain<'a>(selectors: &'a SelectorSet, records: &'a [Record]) -> Explanation<'a> {
     let mut fitting = Vec::new();
     let mut ranked = Vec::new();
-    for record in records {
+    let of_workload = |record: &&Record| record.entry.selectors.iter().all(|s| s.kind != NAMES_AN_AGENT);
+    for record in records.iter().filter(of_workload) {
         let wanted = &record.entry.selectors;
         let missing = || wanted.iter().filter(|s| !selectors.contains(s));
         match missing().count() {
@@ -62,6 +67,7 @@ pub(crate) fn explain<'a>(selectors: &'a SelectorSet, records: &'a [Record]) -> 
             }
         }
     }
+    let all = fitting.len() + ranked.len();
     ranked.sort_unstable_by_key(|(rank, _)| *rank);
     let near = |record: &'a Record| {
         let wanted = record.entry.selectors.iter().filter(|s| !selectors.contains(s));
@@ -69,7 +75,7 @@ pub(crate) fn explain<'a>(selectors: &'a SelectorSet, records: &'a [Record]) -> 
         Near { record, present: record.entry.selectors.len() - missing.len(), missing }
     };
     let nearest = ranked.into_iter().take(NEAREST_MAX).map(|(_, record)| near(record)).collect();
-    Explanation { fitting, nearest }
+    Explanation { all, fitting, nearest }
 }
 
 /// Selectors of the same attestor about the same thing.

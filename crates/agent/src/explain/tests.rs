@@ -25,10 +25,12 @@ fn the_fewest_missing_come_first_and_among_them_those_with_the_most_there() {
         ("c", &["unix:uid:1000", "docker:label:app:api"]),
         ("d", &["unix:uid:7", "k8s:ns:default", "unix:path:/x"]),
         ("e", &["unix:uid:1000", "unix:path:/bin/web"]),
+        ("f", &["spiffe_id:spiffe://td/spire/agent/x"]),
     ]);
     let explanation = explain(&process, &records);
     assert_eq!(explanation.fitting.iter().map(|r| r.entry.id.as_str()).collect::<Vec<_>>(), ["e"]);
     assert_eq!(near_ids(&explanation), ["c", "b", "a", "d"]);
+    assert_eq!(explanation.all, 5, "the last one is an agent's");
     let nearest = &explanation.nearest[0];
     assert_eq!(nearest.present, 1);
     assert_eq!(nearest.missing[0].wanted.to_string(), "docker:label:app:api");

@@ -18,7 +18,6 @@ pub(super) struct Findings<'a> {
     pub(super) reports: &'a [Report],
     pub(super) explanation: &'a Explanation<'a>,
     pub(super) identities: &'a [Identity],
-    pub(super) entry_count: usize,
     /// How long a workload waits for its entry.
     pub(super) waits: Option<Duration>,
     pub(super) away: Option<&'a str>,
@@ -92,7 +91,7 @@ impl Findings<'_> {
         let named = self.selectors.iter().filter(|s| is_worth_naming(s)).take(NAMED_MAX);
         let selectors: Vec<String> = named.map(|s| format!(" -selector '{s}'")).collect();
         let trust_domain = self.agent_id.trust_domain_name();
-        let known = match self.entry_count {
+        let known = match self.explanation.all {
             0 => "this agent has no entries at all; an entry's parent must be this agent or an alias of it".to_owned(),
             n => format!(
                 "this agent has {}; an entry whose parent is another agent is not among them",

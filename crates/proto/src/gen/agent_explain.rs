@@ -19,7 +19,7 @@ pub struct ExplainProcessResponse {
     /// In the order of the configuration.
     #[prost(message, repeated, tag = "5")]
     pub attestors: ::prost::alloc::vec::Vec<Attestor>,
-    /// How many entries the agent has.
+    /// How many entries the agent has for workloads.
     #[prost(int64, tag = "6")]
     pub entry_count: i64,
     /// The entries that fit.

@@ -1,12 +1,13 @@
 //! A node that outlives its server: the agent is killed and upgraded while no server answers, and workloads see nothing of it.
 
+use finial_core::{Clock, SystemClock};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use testkit::{
     Agent, AgentOptions, Flavor, Output, Process, Proxy, Server, ServerOptions, Weather, Workdir, eventually,
 };
@@ -47,12 +48,13 @@ impl Rig {
     /// Waits until what the agent has now is on disk.
     fn wait_kept(&self) {
         // What was changed is written after it was gathered for a moment.
-        let since = SystemTime::now() + Duration::from_millis(250);
-        self.agent.command(&["api", "fetch", "jwt", "-audience", &format!("{since:?}")]).ok();
+        let since_ms = SystemClock.now_ms() + 250;
+        self.agent.command(&["api", "fetch", "jwt", "-audience", &since_ms.to_string()]).ok();
         eventually("the cache is written", || {
             let written =
                 std::fs::metadata(self.cache()).and_then(|meta| meta.modified()).map_err(|e| e.to_string())?;
-            if written > since { Ok(()) } else { Err(format!("written {written:?}")) }
+            let written_ms = written.duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?.as_millis();
+            if written_ms > since_ms as u128 { Ok(()) } else { Err(format!("written at {written_ms}")) }
         });
     }
 

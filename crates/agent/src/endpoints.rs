@@ -223,7 +223,7 @@ fn start_admin(
     let Shared { cache, attestation, jwt, .. } = shared;
     let waits = context.settings.wait_for_entry.map(|wait| wait.longest);
     let explain = ExplainApi::new(cache.clone(), attestation.clone(), status.clone(), context.clock.clone(), waits);
-    let debug = DebugApi::new(cache.clone(), status, context.clock.clone(), started);
+    let debug = DebugApi::new(cache.clone(), status, context.clock.clone(), started, context.metrics.clone());
     let delegates = &context.settings.authorized_delegates;
     let delegated = DelegatedApi::new(delegates, cache.clone(), attestation.clone(), jwt.clone());
     let delegated = DelegatedIdentityServer::new(delegated).max_decoding_message_size(REQUEST_BYTES_MAX);
@@ -232,8 +232,10 @@ fn start_admin(
         .add_service(ExplainServer::new(explain).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(delegated);
     if let Some(log) = log {
-        router =
-            router.add_service(LoggerServer::new(LoggerApi::new(log)).max_decoding_message_size(REQUEST_BYTES_MAX));
+        router = router.add_service(
+            LoggerServer::new(LoggerApi::new(log, context.metrics.clone()))
+                .max_decoding_message_size(REQUEST_BYTES_MAX),
+        );
     }
     tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Starting Admin APIs");
     let incoming = incoming.map(|connection| connection.map(CallerConnection::new));

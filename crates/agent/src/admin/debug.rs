@@ -2,12 +2,14 @@
 
 use crate::cache::Cache;
 use crate::status::AgentStatus;
+use crate::workload_api::{ApiNames, Calls};
 use finial_core::Clock;
 use finial_crypto::{Certificate, verify_x509_svid};
 use finial_proto::agent::debug::debug_server::Debug;
 use finial_proto::agent::debug::get_info_response::Cert;
 use finial_proto::agent::debug::{GetInfoRequest, GetInfoResponse};
 use finial_proto::convert::id_to_proto;
+use finial_runtime::Metrics;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -26,11 +28,29 @@ pub(crate) struct DebugApi {
     clock: Arc<dyn Clock>,
     started: Instant,
     answer: Mutex<Option<(Instant, GetInfoResponse)>>,
+    calls: Calls,
 }
 
 impl DebugApi {
-    pub(crate) fn new(cache: Arc<Cache>, status: Arc<AgentStatus>, clock: Arc<dyn Clock>, started: Instant) -> Self {
-        Self { cache, status, clock, started, answer: Mutex::new(None) }
+    pub(crate) fn new(
+        cache: Arc<Cache>,
+        status: Arc<AgentStatus>,
+        clock: Arc<dyn Clock>,
+        started: Instant,
+        metrics: Metrics,
+    ) -> Self {
+        let calls = Calls::new(metrics, ApiNames::DEBUG);
+        Self { cache, status, clock, started, answer: Mutex::new(None), calls }
+    }
+
+    fn kept_or_new(&self) -> Result<GetInfoResponse, Status> {
+        let kept = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, answer)) = kept.filter(|(at, _)| at.elapsed() < ANSWER_KEPT) {
+            return Ok(answer);
+        }
+        let answer = self.info()?;
+        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), answer.clone()));
+        Ok(answer)
     }
 
     #[allow(deprecated)] // older tools read `svids_count`
@@ -82,12 +102,9 @@ fn cert(certificate: &Certificate) -> Cert {
 #[tonic::async_trait]
 impl Debug for DebugApi {
     async fn get_info(&self, _: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
-        let kept = self.answer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, answer)) = kept.filter(|(at, _)| at.elapsed() < ANSWER_KEPT) {
-            return Ok(Response::new(answer));
-        }
-        let answer = self.info()?;
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), answer.clone()));
-        Ok(Response::new(answer))
+        let mut call = self.calls.begin("rpc.debug.get_info", false);
+        let answer = self.kept_or_new();
+        call.finish_with(&answer);
+        answer.map(Response::new)
     }
 }

@@ -18,6 +18,8 @@ use tonic::{Code, Status};
 /// As log lines say it.
 const SUBSYSTEM: &str = "manager";
 
+/// How many are kept, unless configured.
+const KEPT: usize = 1000;
 /// After a failure the server is left alone for this time. Milliseconds.
 const RETRY_MS: i64 = 5_000;
 
@@ -91,7 +93,17 @@ impl WitFetcher {
     ) -> Self {
         let (rotation, jitter) = rotation;
         let (state, call) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { link, clock, rotation, jitter, key_type, spawner, limit: limit.max(1), state, call }
+        Self {
+            link,
+            clock,
+            rotation,
+            jitter,
+            key_type,
+            spawner,
+            limit: if limit == 0 { KEPT } else { limit },
+            state,
+            call,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

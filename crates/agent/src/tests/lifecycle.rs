@@ -2,6 +2,7 @@
 
 use super::harness::{StandsStill, World, next, until, within};
 use finial_proto::agent::debug::{GetInfoRequest, debug_client::DebugClient};
+use finial_proto::agent::delegatedidentity::delegated_identity_client::DelegatedIdentityClient;
 use finial_proto::types::permission_denied_details::Reason;
 
 fn data(world: &World) -> String {
@@ -176,6 +177,11 @@ async fn metrics_have_spires_names() {
     world.settings.telemetry.hostname_label = Some(false);
     let agent = world.started().await;
     agent.x509_once().await.unwrap();
+    let admin = finial_net::client::uds_channel(world.settings.admin_socket_path.clone().unwrap());
+    DebugClient::new(admin.clone()).get_info(GetInfoRequest {}).await.unwrap();
+    let mut delegated = DelegatedIdentityClient::new(admin);
+    let delegated = delegated.subscribe_to_x509svi_ds(tonic::Request::new(Default::default())).await;
+    assert_eq!(delegated.unwrap_err().code(), tonic::Code::PermissionDenied);
     let fetch = async {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut http = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -195,6 +201,11 @@ async fn metrics_have_spires_names() {
         "spire_agent_sync_bundles_total 1",
         "spire_agent_manager_sync_fetch_entries_updates{status=\"OK\"}",
         "spire_agent_workload_api_workload_attestation",
+        "spire_agent_debug_api_connection 1",
+        "spire_agent_rpc_debug_get_info{status=\"OK\"} 1",
+        "spire_agent_delegated_identity_api_connection 1",
+        "spire_agent_delegated_identity_api_connections 0",
+        "spire_agent_rpc_delegated_identity_subscribe_to_x509_svids{status=\"PermissionDenied\"} 1",
     ] {
         assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not in\n{text}");
     }

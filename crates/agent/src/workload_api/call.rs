@@ -24,6 +24,8 @@ pub(crate) struct ApiNames {
 impl ApiNames {
     pub(crate) const WORKLOAD: Self = Self { begun: "workload_api.connection", open: "workload_api.connections" };
     pub(crate) const SDS: Self = Self { begun: "sds_api.connection", open: "sds_api.connections" };
+    pub(crate) const DEBUG: Self = Self { begun: "debug_api.connection", open: "debug_api.connections" };
+    pub(crate) const LOGGER: Self = Self { begun: "logger_api.connection", open: "logger_api.connections" };
     pub(crate) const BROKER: Self = Self { begun: "broker_api.connection", open: "broker_api.connections" };
     pub(crate) const DELEGATED: Self =
         Self { begun: "delegated_identity_api.connection", open: "delegated_identity_api.connections" };
@@ -113,5 +115,32 @@ mod tests {
         has("spire_agent_rpc_workload_api_fetch_x509svid{status=\"Canceled\"} 1");
         has("spire_agent_workload_api_connection 2");
         has("spire_agent_workload_api_connections 0");
+    }
+
+    #[test]
+    fn keys_are_those_that_spire_makes_of_the_methods() {
+        let sources = [include_str!("../delegated.rs"), include_str!("../broker/mod.rs"), include_str!("wit.rs")];
+        let sources = [sources.concat(), include_str!("mod.rs").into(), include_str!("../admin/debug.rs").into()];
+        let all = sources.concat() + include_str!("../admin/logger.rs");
+        const DELEGATED: &str = "/spire.api.agent.delegatedidentity.v1.DelegatedIdentity";
+        for (service, method) in [
+            (DELEGATED, "SubscribeToX509SVIDs"),
+            (DELEGATED, "SubscribeToX509Bundles"),
+            (DELEGATED, "FetchJWTSVIDs"),
+            (DELEGATED, "SubscribeToJWTBundles"),
+            ("/spiffe.broker.API", "SubscribeToX509SVID"),
+            ("/spiffe.broker.API", "SubscribeToX509Bundles"),
+            ("/spiffe.broker.API", "FetchJWTSVID"),
+            ("/spiffe.broker.API", "SubscribeToJWTBundles"),
+            ("/SpiffeWorkloadAPI", "FetchWITSVID"),
+            ("/SpiffeWorkloadAPI", "FetchWITBundles"),
+            ("/spire.agent.debug.v1.Debug", "GetInfo"),
+            ("/spire.api.agent.logger.v1.Logger", "GetLogger"),
+            ("/spire.api.agent.logger.v1.Logger", "SetLogLevel"),
+            ("/spire.api.agent.logger.v1.Logger", "ResetLogLevel"),
+        ] {
+            let key = finial_runtime::telemetry::rpc_key(&format!("{service}/{method}"));
+            assert!(all.contains(&format!("\"{key}\"")), "{key} is counted nowhere");
+        }
     }
 }

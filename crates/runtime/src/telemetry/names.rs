@@ -31,6 +31,7 @@ pub fn rpc_key(full_method: &str) -> String {
         "grpc.health.v1.Health" => "Health",
         "spire.api.server.logger.v1.Logger" | "spire.api.agent.logger.v1.Logger" => "Logger",
         "spire.api.agent.delegatedidentity.v1.DelegatedIdentity" => "DelegatedIdentity",
+        "spire.agent.debug.v1.Debug" => "Debug",
         other => other.strip_prefix("spire.api.server.").unwrap_or(other),
     };
     let mut key = "rpc".to_owned();

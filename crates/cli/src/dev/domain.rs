@@ -156,7 +156,8 @@ impl<'a> Domain<'a> {
             // The hash would be the same for all workloads here, as they are one program under several names.
             self.plugin("WorkloadAttestor", "unix", "discover_workload_path = true\nworkload_size_limit = -1")?,
         ];
-        let plugins = finial_catalog::build_agent_plugins(&settings.plugins, token, &self.context(), self.spawner).await;
+        let plugins =
+            finial_catalog::build_agent_plugins(&settings.plugins, token, &self.context(), self.spawner).await;
         let plugins = plugins.map_err(|e| self.trouble("the agent does not start", e))?;
         let agent = finial_agent::Agent {
             settings,

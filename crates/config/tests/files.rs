@@ -497,3 +497,32 @@ fn reads_the_files_it_is_pointed_at() {
         println!("{path}: {result:#?}");
     }
 }
+
+/// Keys of ours, which SPIRE ignores.
+#[test]
+fn what_an_agent_keeps_for_an_outage() {
+    use finial_config::{HOST_KEY_DEFAULT, OfflineCache};
+    let with = |experimental: &str| {
+        agent(&format!(
+            r#"agent {{ trust_domain = "example.org" server_address = "s" server_port = 1 insecure_bootstrap = true
+                experimental {{ {experimental} }} }}
+            plugins {{ KeyManager "disk" {{}} NodeAttestor "join_token" {{}} WorkloadAttestor "unix" {{}} }}"#
+        ))
+    };
+    let usual = with("").unwrap().settings;
+    assert_eq!((usual.offline_cache, usual.handover), (OfflineCache::Auto, true));
+    assert_eq!(usual.offline_cache_host_key_path, Path::new(HOST_KEY_DEFAULT));
+    for (text, expected) in [
+        ("auto", OfflineCache::Auto),
+        ("host_key", OfflineCache::HostKey),
+        ("keyring", OfflineCache::Keyring),
+        ("off", OfflineCache::Off),
+    ] {
+        let text = format!("offline_cache = \"{text}\" offline_cache_host_key_path = \"/key\" handover = false");
+        let settings = with(&text).unwrap().settings;
+        assert_eq!((settings.offline_cache, settings.handover), (expected, false));
+        assert_eq!(settings.offline_cache_host_key_path, Path::new("/key"));
+    }
+    let told = problems(&with("offline_cache = \"tpm\"").unwrap_err());
+    assert!(told.len() == 1 && told[0].contains("experimental.offline_cache \"tpm\" is unknown"), "{told:?}");
+}

@@ -117,3 +117,21 @@ fn the_guide_to_a_missing_identity_holds() {
     let nowhere = explain("1", Path::new("/nonexistent"), &[]);
     assert!(nowhere.code == 1 && nowhere.stderr.contains("`admin_socket_path`"), "{nowhere:?}");
 }
+
+#[test]
+fn a_workload_that_is_quicker_than_its_entry_waits_for_it_where_the_agent_says_so() {
+    let server = Server::start(Flavor::Finial, &ServerOptions::default());
+    let experimental = "wait_for_entry = \"1m\"".to_owned();
+    let agent = Agent::start(Flavor::Finial, &server, &AgentOptions { experimental, ..Default::default() });
+    eventually("the agent listens", || agent.socket().exists().then_some(()).ok_or_else(|| "no socket".to_owned()));
+    let socket = agent.socket();
+    let socket = socket.to_str().expect("a path in text");
+    let mut waiting = agent.start_by(Flavor::Finial, &["api", "fetch", "-timeout", "1m", "-socketPath", socket]);
+    eventually("it waits", || match agent.process.log().contains("The workload waits for an entry") {
+        true => Ok(()),
+        false => Err(agent.process.log()),
+    });
+    let id = server.entry("/late", &[]);
+    assert_eq!(waiting.wait(), 0, "{}", waiting.log());
+    assert!(waiting.log().contains(&id), "{}", waiting.log());
+}

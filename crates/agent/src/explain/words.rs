@@ -55,9 +55,8 @@ impl Findings<'_> {
         if let Some(away) = self.away {
             hints.push(format!("the agent goes on with what it knows, as its server cannot be asked ({away}): entries made meanwhile are not known"));
         }
-        let hidden = |(identity, record): &(&Identity, &&Record)| {
-            identity.state() == State::Hidden && !record.entry.store_svid
-        };
+        let hidden =
+            |(identity, record): &(&Identity, &&Record)| identity.state() == State::Hidden && !record.entry.store_svid;
         for (identity, _) in self.identities.iter().zip(&self.explanation.fitting).filter(hidden) {
             let id = &identity.entry_id;
             hints.push(format!(

@@ -195,6 +195,18 @@ fn validate_and_run_refuse_a_plugin_of_another_checksum() {
     let log = agent.process.log();
     assert!(log.contains("failed to load plugin") && log.contains("checksums did not match"), "{log}");
     assert!(pids("mark-checksum").is_empty());
+
+    // What the plugin itself refuses, it says when it is asked.
+    let dir = Workdir::new();
+    let plugins = [
+        "KeyManager \"memory\" { plugin_data {} }\n NodeAttestor \"join_token\" { plugin_data {} }\n".to_owned(),
+        block(&plugin, "WorkloadAttestor", "greeter", "workloadattestor", "mark-validate", "refuse = \"not today\""),
+    ];
+    let core = "data_dir = \"/nonexistent\"\n server_address = \"x\"\n server_port = 1\n insecure_bootstrap = true\n trust_domain = \"td\"";
+    let file = dir.write("agent.conf", &format!("agent {{ {core} }}\nplugins {{ {} }}\n", plugins.concat()));
+    let out = agent.run_by(Flavor::Finial, &["validate", "-config", &file.display().to_string()], &[]);
+    assert!(out.code != 0 && out.stderr.contains("not today"), "{out:?}");
+    assert!(pids("mark-validate").is_empty());
 }
 
 #[test]

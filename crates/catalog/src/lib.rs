@@ -337,11 +337,15 @@ async fn make<T>(kind: &Kind<T>, config: &PluginConfig, around: &Surroundings) -
     Ok(plugin)
 }
 
-/// Without starting what is external.
+/// Makes nothing. What is external is started, asked and ended, as SPIRE's server does.
 fn check<T>(kind: &Kind<T>, config: &PluginConfig, context: &PluginContext) -> Result<(), CatalogError> {
     if is_external(config)? {
-        config.load_text().map_err(|source| CatalogError::Data { name: config.name.clone(), source })?;
-        return Ok(finial_plugins_external::check(config)?);
+        let notes = finial_plugins_external::validate(config, kind.service, context)?;
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let source = PluginError::invalid(notes.join("; "));
+        return Err(CatalogError::Configure { name: config.name.clone(), source });
     }
     construct(kind, config, context).map(drop)
 }

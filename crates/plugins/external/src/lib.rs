@@ -31,7 +31,7 @@ use finial_config::{PluginConfig, PluginDataError};
 use finial_core::ErrorKind;
 use finial_plugin::{HostServices, PluginContext, PluginError};
 use finial_proto::convert::kind_of;
-use finial_runtime::{Backoff, Shutdown, Spawner};
+use finial_runtime::{Backoff, Shutdown, Spawner, Supervisor};
 use futures::Stream;
 use prost::Message;
 use running::Running;
@@ -153,27 +153,32 @@ impl Shared {
     }
 }
 
-/// What can be said of a plugin's program and checksum without starting it.
-///
-/// # Errors
-/// The program is not there, or not the one whose checksum is configured.
-pub fn check(config: &PluginConfig) -> Result<(), ExternalError> {
-    process::check(config).map_err(|reason| ExternalError::Load { name: config.name.clone(), reason })
-}
-
-/// Starts a plugin, has it judge its configuration, and ends it: what it has to say against it.
+/// Starts a plugin, has it judge its configuration, and ends it: what it has to say against it. For programs that run
+/// nothing else: it blocks, on a runtime of its own.
 ///
 /// # Errors
 /// It does not start, or has not the right service.
-pub async fn validate(
+pub fn validate(
     config: &PluginConfig,
     service: Service,
-    around: &Surroundings,
+    context: &PluginContext,
 ) -> Result<Vec<String>, ExternalError> {
-    let running = Running::start(config, service, around).await?;
-    let notes = running.validate(config, around).await;
-    running.end().await;
-    notes
+    let failed = |reason: String| ExternalError::Load { name: config.name.clone(), reason };
+    let judge = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|e| failed(e.to_string()))?.block_on(async {
+            let supervisor = Supervisor::default();
+            let (context, host, spawner) = (context.clone(), Arc::default(), supervisor.spawner());
+            let around = Surroundings { context, host, spawner };
+            let running = Running::start(config, service, &around).await?;
+            let notes = running.validate(config, &around).await;
+            running.end().await;
+            notes
+        })
+    };
+    // On a thread of its own, as the caller's may have a runtime.
+    let judged = std::thread::scope(|scope| scope.spawn(judge).join());
+    judged.unwrap_or_else(|_| Err(failed("the check panicked; the log has the place".into())))
 }
 
 impl Plugin {

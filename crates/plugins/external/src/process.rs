@@ -40,7 +40,7 @@ fn program(config: &PluginConfig) -> Result<PathBuf, String> {
 }
 
 /// Refuses a program that is not there, or not the one whose checksum is configured.
-pub(crate) fn check(config: &PluginConfig) -> Result<(), String> {
+fn check(config: &PluginConfig) -> Result<(), String> {
     let program = program(config)?;
     let failed = |e: &std::io::Error| format!("failed to launch plugin: {}: {}", program.display(), errno_text(e));
     if config.checksum.is_empty() {

@@ -145,7 +145,7 @@ async fn floods_wrong_kinds_and_refused_configurations() {
     let error = refused(&config_of_kind(&plugin, "KeyManager", "svidstore"), Service::SvidStore).await;
     assert!(error.contains("exit status: 1") && error.contains("plugin"), "{error}");
 
-    let notes = finial_plugins_external::validate(&wrong, Service::WorkloadAttestor, &program.around).await.unwrap();
+    let notes = finial_plugins_external::validate(&wrong, Service::WorkloadAttestor, &program.around.context).unwrap();
     assert_eq!(notes, ["not today"]);
     program.end().await;
 }

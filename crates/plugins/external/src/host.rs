@@ -1,6 +1,7 @@
 //! What plugins may ask of us: metrics and, of a server, agents and its own identity.
 
-use finial_core::Clock;
+use bytes::Bytes;
+use finial_core::{Clock, Secret};
 use finial_net::Limits;
 use finial_net::unix::bind;
 use finial_plugin::{HostServices, PluginError, ServerHost};
@@ -21,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 /// What is behind the services.
 #[derive(Clone)]
@@ -152,10 +154,15 @@ impl IdentityProvider for Host {
         };
         let identity = X509Identity {
             cert_chain: identity.cert_chain.iter().map(|der| der.to_vec().into()).collect(),
-            private_key: identity.private_key.expose().clone().into(),
+            private_key: wiped(&identity.private_key),
         };
         Ok(Response::new(FetchX509IdentityResponse { identity: Some(identity), bundle: Some(bundle) }))
     }
+}
+
+/// A key for a message, wiped with it.
+pub(crate) fn wiped(key: &Secret<Vec<u8>>) -> Bytes {
+    Bytes::from_owner(Zeroizing::new(key.expose().clone()))
 }
 
 /// As plugins carry it.

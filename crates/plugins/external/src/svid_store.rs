@@ -1,6 +1,7 @@
 //! SVID stores.
 
 use crate::Plugin;
+use crate::host::wiped;
 use async_trait::async_trait;
 use finial_plugin::{PluginError, StoredSvid, SvidStore};
 use finial_proto::plugin::svid_store::{
@@ -25,7 +26,7 @@ impl SvidStore for ExternalSvidStore {
             svid: Some(X509svid {
                 spiffe_id: svid.spiffe_id.as_str().to_owned(),
                 cert_chain: svid.cert_chain.iter().map(|der| der.to_vec().into()).collect(),
-                private_key: svid.private_key.expose().clone().into(),
+                private_key: wiped(&svid.private_key),
                 bundle: svid.bundle.iter().map(|der| der.to_vec().into()).collect(),
                 expires_at: svid.expires_at,
             }),

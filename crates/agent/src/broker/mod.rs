@@ -48,7 +48,7 @@ impl BrokerApi {
     fn new(brokers: &[BrokerUser], cache: Arc<Cache>, attestation: Arc<Attestation>, jwt: Arc<JwtFetcher>) -> Self {
         let brokers = brokers.iter().map(|b| (b.id.clone(), b.allowed_reference_types.clone())).collect();
         let calls = Calls::new(attestation.metrics.clone(), ApiNames::BROKER);
-        Self(Arc::new(Inner { brokers, cache, resolver: Resolver(attestation), jwt, calls }))
+        Self(Arc::new(Inner { brokers, cache, resolver: Resolver::new(attestation), jwt, calls }))
     }
 
     fn begin(&self, key: &'static str) -> Option<Call> {

@@ -10,24 +10,33 @@ use futures::stream::FuturesUnordered;
 use prost::Message;
 use prost_types::Any;
 use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "workload_attestor";
+/// Processes that are watched for brokers at a time.
+const PROCESSES_MAX: usize = 4_096;
 /// A process.
 const PID_REFERENCE: &str = "type.googleapis.com/spiffe.broker.WorkloadPIDReference";
 
 /// A workload that was found.
 pub(super) struct Resolved {
     pub(super) selectors: SelectorSet,
-    process: Option<Caller>,
+    process: Option<Held>,
+}
+
+/// A process that is watched; each costs file descriptors.
+struct Held {
+    caller: Caller,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Resolved {
     /// Nothing may be said for a process that has ended.
     pub(super) fn check_alive(&self) -> Result<(), Status> {
         match &self.process {
-            Some(process) if !process.peer.handle.is_alive() => Err(not_found(process.peer.pid)),
+            Some(Held { caller, .. }) if !caller.peer.handle.is_alive() => Err(not_found(caller.peer.pid)),
             _ => Ok(()),
         }
     }
@@ -46,20 +55,36 @@ enum Said {
 }
 
 /// Asks all attestors.
-pub(super) struct Resolver(pub(super) Arc<Attestation>);
+pub(super) struct Resolver {
+    attestation: Arc<Attestation>,
+    places: Arc<Semaphore>,
+}
 
 impl Resolver {
+    pub(super) fn new(attestation: Arc<Attestation>) -> Self {
+        Self { attestation, places: Arc::new(Semaphore::new(PROCESSES_MAX)) }
+    }
+
+    /// The process that is meant, held, if one is.
+    fn process(&self, reference: &Any) -> Result<Option<Held>, Status> {
+        let Some(pid) = pid_of(reference)? else { return Ok(None) };
+        let place = self.places.clone().try_acquire_owned();
+        let _place = place.map_err(|_| Status::resource_exhausted("too many processes are watched for brokers"))?;
+        let caller = Caller::of_pid(pid).map_err(|_| not_found(pid))?;
+        Ok(Some(Held { caller, _place }))
+    }
+
     pub(super) async fn resolve(&self, reference: &Any, broker: &SpiffeId) -> Result<Resolved, Status> {
-        let process = process(reference)?;
+        let process = self.process(reference)?;
         let asked = Reference { type_url: &reference.type_url, value: &reference.value, broker };
         let ask = |attestor: &Arc<dyn WorkloadAttestor>| {
-            let (attestor, process) = (attestor.clone(), process.as_ref());
+            let (attestor, process) = (attestor.clone(), process.as_ref().map(|held| &held.caller));
             async move {
                 let said = tokio::time::timeout(ATTESTOR_TIMEOUT, say(attestor.as_ref(), &asked, process)).await;
                 (attestor, said.unwrap_or_else(|_| Said::Failed(PluginError::internal("it took too long"))))
             }
         };
-        let mut answers: FuturesUnordered<_> = self.0.attestors.iter().map(ask).collect();
+        let mut answers: FuturesUnordered<_> = self.attestation.attestors.iter().map(ask).collect();
         let (mut selectors, mut understood, mut failed) = (Vec::new(), false, Vec::new());
         while let Some((attestor, said)) = answers.next().await {
             match said {
@@ -81,7 +106,7 @@ impl Resolver {
         let resolved = Resolved { selectors: SelectorSet::new(selectors), process };
         resolved.check_alive()?;
         match failed.first() {
-            _ if understood || self.0.attestors.is_empty() => Ok(resolved),
+            _ if understood || self.attestation.attestors.is_empty() => Ok(resolved),
             Some((code, _)) => {
                 let texts: Vec<&str> = failed.iter().map(|(_, text)| text.as_str()).collect();
                 Err(Status::new(*code, texts.join("\n")))
@@ -106,8 +131,8 @@ async fn say(attestor: &dyn WorkloadAttestor, reference: &Reference<'_>, process
     }
 }
 
-/// The process that is meant, held, if one is.
-fn process(reference: &Any) -> Result<Option<Caller>, Status> {
+/// The number of the process that is meant, if one is.
+fn pid_of(reference: &Any) -> Result<Option<i32>, Status> {
     if reference.type_url != PID_REFERENCE {
         return Ok(None);
     }
@@ -117,5 +142,5 @@ fn process(reference: &Any) -> Result<Option<Caller>, Status> {
     if pid <= 0 {
         return Err(invalid());
     }
-    Caller::of_pid(pid).map(Some).map_err(|_| not_found(pid))
+    Ok(Some(pid))
 }

@@ -18,6 +18,8 @@ use tonic::{Code, Status};
 /// As log lines say it.
 const SUBSYSTEM: &str = "manager";
 
+/// SVIDs in one request: the server counts each against its limit.
+const BATCH: usize = 100;
 /// How many are kept, unless configured.
 const KEPT: usize = 1000;
 /// After a failure the server is left alone for this time. Milliseconds.
@@ -162,24 +164,21 @@ impl WitFetcher {
         if let Some((status, _)) = failed.filter(|(_, until_ms)| self.clock.now_ms() < *until_ms) {
             return Err(status);
         }
-        let issued = self.issue(due, tainted).await;
-        let mut state = self.state();
-        state.failed = None;
-        match issued {
-            Ok(svids) => {
-                for (id, svid) in svids {
-                    let used = state.uses;
-                    state.svids.insert(id, (Arc::new(svid), used));
-                }
-                forget_unused(&mut state.svids, self.limit);
-                Ok(())
-            }
-            Err(status) => {
+        for some in due.chunks(BATCH) {
+            let issued = self.issue(some, tainted).await;
+            let mut state = self.state();
+            let svids = issued.inspect_err(|status| {
                 tracing::error!(subsystem_name = SUBSYSTEM, error = %status.message(), "Failed to fetch WIT-SVIDs");
                 state.failed = Some((status.clone(), self.clock.now_ms().saturating_add(RETRY_MS)));
-                Err(status)
+            })?;
+            state.failed = None;
+            for (id, svid) in svids {
+                let used = state.uses;
+                state.svids.insert(id, (Arc::new(svid), used));
             }
         }
+        forget_unused(&mut self.state().svids, self.limit);
+        Ok(())
     }
 
     async fn issue(&self, due: &[Arc<WorkloadEntry>], tainted: &[String]) -> Result<Vec<(EntryId, WitSvid)>, Status> {

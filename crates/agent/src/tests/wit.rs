@@ -155,3 +155,15 @@ async fn a_server_that_is_away_is_felt_only_by_who_has_none_yet() {
     assert_eq!((none.code(), none.message()), (Code::Unimplemented, "WIT functionality is disabled"));
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn many_are_asked_for_in_pieces() {
+    let world = world().await;
+    for n in 0..150 {
+        world.entry(&format!("e{n}"), &format!("/{n}"), &["test:any"]);
+    }
+    let agent = world.started().await;
+    let answer = next(&mut stream(&agent, "").await.unwrap()).await.unwrap();
+    assert_eq!((answer.svids.len(), world.server.calls("BatchNewWITSVID")), (150, 2));
+    agent.stop().await;
+}

@@ -96,6 +96,9 @@ pub(crate) async fn start(
         .env("PLUGIN_UNIX_SOCKET_DIR", folder)
         .env_remove("PLUGIN_CLIENT_CERT")
         .env_remove("PLUGIN_MULTIPLEX_GRPC")
+        // Sockets that a supervisor gave us are not for plugins.
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -486,7 +486,13 @@ impl Svid for FakeServer {
         let now = SystemClock.now();
         let mut results = Vec::new();
         for params in request.into_inner().params {
-            let entry = self.state().entries.get(&params.entry_id).cloned().unwrap();
+            let entry = self.state().entries.get(&params.entry_id).cloned();
+            let Some(entry) = entry else {
+                // Deleted since the agent heard of it.
+                let status = types::Status { code: 5, message: "entry not found or not authorized".into() };
+                results.push(batch_new_witsvid_response::Result { status: Some(status), svid: None });
+                continue;
+            };
             let sub = &crate::entry::spiffe_id(entry.spiffe_id.as_ref().unwrap()).unwrap();
             let key = &finial_crypto::PublicKey::from_spki(&params.public_key).unwrap();
             let key_algorithm = finial_crypto::wit_key_algorithm(key, &params.signing_algorithm).unwrap();

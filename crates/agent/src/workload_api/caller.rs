@@ -1,6 +1,7 @@
 //! Who calls: the process behind a connection, what was attested of it, and for how long that holds.
 //! The decision is `docs/adr/0002-attestation-per-connection.md`.
 
+use super::patience::Patient;
 use crate::cache::{Cache, View};
 use finial_core::{Selector, SelectorSet};
 use finial_net::unix::{PeerError, PeerInfo, UnixConnection};
@@ -219,14 +220,14 @@ impl Attestation {
 
 /// A connection of a workload. Requests on it carry an `Arc<Caller>` extension. It ends when the process has gone.
 pub(crate) struct CallerConnection {
-    inner: UnixConnection,
+    inner: Patient<UnixConnection>,
     caller: Arc<Caller>,
 }
 
 impl CallerConnection {
     pub(crate) fn new(inner: UnixConnection) -> Self {
         let caller = Arc::new(Caller::new(inner.peer().clone()));
-        Self { inner, caller }
+        Self { inner: Patient::new(inner), caller }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod call;
 mod caller;
+mod patience;
 mod stream;
 mod waiting;
 mod wit;

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ const ENTRIES_MAX: usize = 100_000;
 /// How often a record is read that cannot be understood.
 const LOOKS_MAX: usize = 100;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+/// How long they may take to be found and read; `roots` may lie on a file system that does not answer.
+const RECORDS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How exactly the start of a process and the change of a file are known.
 const EXACT_TO_SECONDS: UnixSeconds = 2;
 /// In which the kernel counts for its users, on every machine that Rust runs on.
@@ -111,11 +113,12 @@ impl Gvisor {
     async fn prove(&self, claim: Claim, peer: &Peer<'_>) -> Result<Vec<String>, String> {
         let status = process::status(peer.proc_dir).map_err(|e| format!("failed to get process: {e}"))?;
         let owner = Owner::of(&status).map_err(|e| e.to_string())?.uid;
-        let root = self.root_of(&claim)?;
         let read = {
-            let claim = claim.clone();
-            tokio::task::spawn_blocking(move || read_state(&root, &claim.container, owner)).await
+            let (claim, roots) = (claim.clone(), self.config.roots.clone());
+            tokio::task::spawn_blocking(move || read_state(&root_of(&claim.root, &roots)?, &claim.container, owner))
         };
+        let read =
+            tokio::time::timeout(RECORDS_TIMEOUT, read).await.map_err(|_| "runsc's records cannot be read in time")?;
         let (state, changed) = read.map_err(|e| e.to_string())??;
         let sandbox = state.sandbox.as_ref().ok_or("the container has no sandbox")?;
         let recorded = if claim.is_sandbox { sandbox.pid } else { state.gofer_pid };
@@ -137,19 +140,6 @@ impl Gvisor {
             values.extend(annotations.map(|(key, value)| format!("annotation:{key}:{value}")));
         }
         Ok(values)
-    }
-
-    /// The folder with the records, if it is one that we were told to believe.
-    fn root_of(&self, claim: &Claim) -> Result<PathBuf, String> {
-        let unknown = || {
-            let root = claim.root.display();
-            format!(
-                "its records are in {root}, which is in none of the folders that the attestor's key \"roots\" names"
-            )
-        };
-        let root = claim.root.canonicalize().map_err(|_| unknown())?;
-        let known = self.config.roots.iter().filter_map(|known| known.canonicalize().ok());
-        if known.into_iter().any(|known| root.starts_with(known)) { Ok(root) } else { Err(unknown()) }
     }
 
     async fn is_runsc(&self, folder: BorrowedFd<'_>) -> bool {
@@ -180,15 +170,39 @@ fn start_ticks(stat: &[u8]) -> Option<i64> {
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// The folder with the records, if it is one that we were told to believe. It is named by who calls, so nobody looks at what
+/// is elsewhere: a look may hang.
+fn root_of(claimed: &Path, known: &[PathBuf]) -> Result<PathBuf, String> {
+    let unknown = || {
+        let root = claimed.display();
+        format!("its records are in {root}, which is in none of the folders that the attestor's key \"roots\" names")
+    };
+    let real: Vec<PathBuf> = known.iter().filter_map(|known| known.canonicalize().ok()).collect();
+    let within = |path: &Path| known.iter().chain(&real).any(|known| path.starts_with(known));
+    // Docker's is there, by its other name.
+    let other_name = claimed.strip_prefix("/var/run").map(|rest| Path::new("/run").join(rest));
+    let is_plain = !claimed.components().any(|part| part == Component::ParentDir);
+    if !is_plain || !(within(claimed) || other_name.is_ok_and(|path| within(&path))) {
+        return Err(unknown());
+    }
+    let root = claimed.canonicalize().map_err(|_| unknown())?;
+    if real.iter().any(|known| root.starts_with(known)) { Ok(root) } else { Err(unknown()) }
+}
+
+/// Whether a process with this command line says that it is runsc's; with which part of it.
+fn is_sandbox(command: &[u8]) -> Option<bool> {
+    match command.split(|b| *b == 0).next()? {
+        b"runsc-gofer" => Some(false),
+        b"runsc-sandbox" => Some(true),
+        _ => None,
+    }
+}
+
 /// What the process says it is; `None` when it does not say that it is runsc's.
 fn claim(folder: BorrowedFd<'_>) -> Option<Claim> {
     let command = process::read(folder, "cmdline", COMMAND_BYTES_MAX, |_| false).ok()?;
-    let command = std::str::from_utf8(&command).ok()?;
-    let is_sandbox = match command.split('\0').next()? {
-        "runsc-gofer" => false,
-        "runsc-sandbox" => true,
-        _ => return None,
-    };
+    let is_sandbox = is_sandbox(&command)?;
+    let command = String::from_utf8_lossy(&command);
     let arguments = || command.trim_end_matches('\0').split('\0').skip(1);
     let root = arguments().find_map(|a| a.strip_prefix("--root=").or_else(|| a.strip_prefix("-root=")));
     let container = arguments().last().unwrap_or_default().to_owned();
@@ -270,7 +284,9 @@ impl WorkloadAttestor for Fenced {
 
     async fn attest(&self, peer: &Peer<'_>) -> Result<Vec<Selector>, PluginError> {
         // By the claim alone: a gofer's is runsc's, and who makes it without being one only loses his own selectors.
-        if claim(peer.proc_dir).is_some() { Ok(Vec::new()) } else { self.0.attest(peer).await }
+        let command = process::read(peer.proc_dir, "cmdline", COMMAND_BYTES_MAX, |read| read.contains(&0));
+        let command = command.map_err(|e| PluginError::internal(format!("failed to get process: {e}")))?;
+        if is_sandbox(&command).is_some() { Ok(Vec::new()) } else { self.0.attest(peer).await }
     }
 
     async fn attest_reference(&self, reference: &Reference<'_>) -> Result<Option<Vec<Selector>>, PluginError> {

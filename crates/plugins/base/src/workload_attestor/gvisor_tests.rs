@@ -141,6 +141,27 @@ async fn impostor_who_brings_records_of_his_own() {
     }
 }
 
+/// The folder is chosen by the caller, and to look at one on a dead file system takes for ever.
+#[tokio::test]
+async fn folders_elsewhere_are_not_even_looked_at() {
+    let world = World::new();
+    let link = world.elsewhere.path().join("link");
+    std::os::unix::fs::symlink(world.root.path(), &link).expect("links");
+    let process = gofer(&[format!("--root={}", link.display()), "c1".into()]);
+    world.record("c1", process.pid(), 1);
+    assert!(refusal(&world.attestor(), &process).await.contains("\"roots\" names"), "the link was followed");
+    let (run, known) = (PathBuf::from("/run"), world.root.path().to_owned());
+    assert_eq!(
+        root_of(Path::new("/var/run"), std::slice::from_ref(&run)),
+        Path::new("/var/run").canonicalize().map_err(|e| e.to_string())
+    );
+    assert!(root_of(Path::new("/run/../run"), &[run]).is_err());
+    // Whoever configures the link may also be called by what is behind it, and the other way round.
+    for claimed in [&known, &link] {
+        assert_eq!(root_of(claimed, std::slice::from_ref(&link)), Ok(known.canonicalize().expect("is there")));
+    }
+}
+
 #[tokio::test]
 async fn impostor_of_another_user_with_the_right_number() {
     if !there("root", rustix::process::geteuid().is_root()) {
@@ -311,6 +332,30 @@ async fn a_gofer_is_not_the_root_user_that_it_runs_as() {
         }
         assert_eq!(kinds, of_gofer);
     }
+}
+
+#[tokio::test]
+async fn whatever_else_a_gofer_is_called_with_it_is_fenced() {
+    use std::os::unix::ffi::OsStrExt;
+    let world = World::new();
+    let of = |argument: &[u8]| {
+        let mut command = Command::new("/bin/sh");
+        command.arg0("runsc-gofer").args(["-c", "kill -STOP $$"]).arg(std::ffi::OsStr::from_bytes(argument));
+        let process = Sleeper::of(command.args(world.claim("c1")));
+        eventually("it has its name", || claim(process.peer().proc_dir));
+        process
+    };
+    let fenced = fence(vec![Arc::new(Fixed("unix")), Arc::new(world.attestor())]);
+    // Not text, and a letter that the limit cuts through, wherever that is.
+    let letters = "é".repeat(COMMAND_BYTES_MAX / 2 + 9);
+    for argument in [b"\xff".as_slice(), letters.as_bytes(), format!("a{letters}").as_bytes()] {
+        let process = of(argument);
+        let unix = fenced.first().expect("is there");
+        assert_eq!(unix.attest(&process.peer()).await.expect("attests"), []);
+    }
+    let odd = of(b"\xff");
+    world.record("c1", odd.pid(), 1);
+    assert_eq!(values(&world.attestor(), &odd.peer()).await.len(), 4, "and still is who it is");
 }
 
 proptest::proptest! {

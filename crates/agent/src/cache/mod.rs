@@ -213,7 +213,9 @@ fn apply(old: &Snapshot, change: Change) -> Snapshot {
         None => old.records.to_vec(),
         Some(entries) => {
             let keep = |entry: Arc<WorkloadEntry>| match old.record(&entry.id) {
-                Some(record) => Record { entry, ..record.clone() },
+                Some(record) => {
+                    Record { svid: record.svid.clone().filter(|s| s.is_for(&entry)), entry, ..record.clone() }
+                }
                 None => Record::new(entry),
             };
             let records: Vec<Record> = entries.into_values().map(keep).collect();
@@ -227,6 +229,7 @@ fn apply(old: &Snapshot, change: Change) -> Snapshot {
     for (id, svid) in svids {
         if let Ok(at) = records.binary_search_by(|r| r.entry.id.cmp(&id))
             && let Some(record) = records.get_mut(at)
+            && svid.is_for(&record.entry)
         {
             record.svid = Some(svid);
         }

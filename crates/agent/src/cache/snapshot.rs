@@ -26,6 +26,14 @@ pub(crate) struct WorkloadSvid {
     pub(crate) signed_by: Vec<Box<[u8]>>,
 }
 
+impl WorkloadSvid {
+    /// Whether it has the entry's ID. An entry that was given another one may be for other workloads, too, and those must
+    /// not get the key of the ID before.
+    pub(crate) fn is_for(&self, entry: &WorkloadEntry) -> bool {
+        self.id == entry.spiffe_id
+    }
+}
+
 impl std::fmt::Debug for WorkloadSvid {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "WorkloadSvid({}, until {})", self.id, self.not_after)

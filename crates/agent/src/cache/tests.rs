@@ -154,17 +154,29 @@ fn closing_ends_present_and_future_views() {
 }
 
 #[test]
-fn an_entry_made_anew_keeps_serving_its_old_svid_until_there_is_another() {
+fn an_entry_with_another_id_gives_nobody_the_key_of_the_one_before() {
     let (cache, mut writer) = empty();
-    let one = entry("a", "spiffe://td/old", &["unix:uid:1"]);
+    let old = entry("a", "spiffe://td/old", &["unix:uid:1"]);
     writer.publish(Change {
-        entries: entries(std::slice::from_ref(&one)),
-        svids: issued(&[&one], 1),
+        entries: entries(std::slice::from_ref(&old)),
+        svids: issued(&[&old], 1),
         ..Change::default()
     });
-    let renamed = WorkloadEntry { revision_number: 1, ..entry("a", "spiffe://td/new", &["unix:uid:1"]) };
-    writer.publish(Change { entries: entries(&[renamed]), ..Change::default() });
-    // The answer names what the certificate says, not what it will say.
-    let answer = cache.view(&one.selectors).now().x509_svids().decode().unwrap();
-    assert_eq!(answer.svids[0].spiffe_id, "spiffe://td/old");
+    // As long as it has the same ID, the SVID serves until there is another.
+    let edited = WorkloadEntry { revision_number: 1, ..entry("a", "spiffe://td/old", &["unix:uid:2"]) };
+    writer.publish(Change { entries: entries(std::slice::from_ref(&edited)), ..Change::default() });
+    let state = cache.view(&selectors(&["unix:uid:2"])).now();
+    assert_eq!(state.x509_svids().decode().unwrap().svids[0].spiffe_id, "spiffe://td/old");
+
+    let new = WorkloadEntry { revision_number: 2, ..entry("a", "spiffe://td/new", &["unix:uid:3"]) };
+    writer.publish(Change { entries: entries(std::slice::from_ref(&new)), ..Change::default() });
+    let view = cache.view(&selectors(&["unix:uid:3"]));
+    let state = view.now();
+    assert!(!state.has_identity() && state.incomplete, "it is missing, and so asked for at once");
+    assert!(state.records().iter().all(|r| r.svid.is_none()), "nor has anyone it who looks at the records");
+    // One that was asked for before the change comes too late.
+    writer.publish(Change { svids: issued(&[&old], 2), ..Change::default() });
+    assert!(!view.now().has_identity());
+    writer.publish(Change { svids: issued(&[&new], 3), ..Change::default() });
+    assert_eq!(view.now().x509_svids().decode().unwrap().svids[0].spiffe_id, "spiffe://td/new");
 }

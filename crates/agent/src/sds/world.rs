@@ -112,8 +112,8 @@ impl Protocol for World {
         let secrets = Secrets { state, settings: &self.settings, roots: self.roots };
         let resources = match secrets.asked(&asked.names) {
             Ok(resources) => resources,
-            // It may be the one whose SVID is being fetched: that state comes soon.
-            Err(status) if self.due && state.incomplete && status.code() == Code::InvalidArgument => return Ok(None),
+            // It may be the one whose SVID is being fetched: that state comes soon. The entry may have been given another ID.
+            Err(status) if state.incomplete && status.code() == Code::InvalidArgument => return Ok(None),
             Err(status) => return Err(status),
         };
         let told: Vec<_> = resources.iter().map(|r| (r.name.clone(), r.version.clone())).collect();

@@ -259,7 +259,8 @@ impl Restored {
         let entry = WorkloadEntry::try_from(kept.entry.take()?).ok()?;
         let id = entry.id.clone();
         self.used.push((id.clone(), kept.last_used_ms));
-        self.entries.insert(id.clone(), Arc::new(entry));
+        let entry = Arc::new(entry);
+        self.entries.insert(id.clone(), entry.clone());
         let Some(svid) = &mut kept.svid else { return Some(()) };
         if svid.not_after <= now {
             self.ended += 1;
@@ -275,7 +276,9 @@ impl Restored {
             created_at: svid.created_at,
             signed_by: std::mem::take(&mut svid.signed_by).into_iter().map(Into::into).collect(),
         };
-        self.svids.push((id, Arc::new(svid)));
+        if svid.is_for(&entry) {
+            self.svids.push((id, Arc::new(svid)));
+        }
         Some(())
     }
 

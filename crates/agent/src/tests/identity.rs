@@ -91,6 +91,19 @@ async fn the_security_header_must_be_there_once_and_say_true() {
 }
 
 #[tokio::test]
+async fn an_open_stream_waits_for_the_svid_of_an_entry_that_was_given_another_id() {
+    let world = World::new().await;
+    world.entry("e1", "/old", &["test:any"]);
+    let agent = world.started().await;
+    let mut svids = agent.x509().await.unwrap();
+    assert_eq!(next(&mut svids).await.unwrap().svids[0].spiffe_id, "spiffe://td/old");
+    world.entry("e1", "/new", &["test:any"]);
+    world.server.state().entries.get_mut("e1").unwrap().revision_number += 1;
+    assert_eq!(next(&mut svids).await.unwrap().svids[0].spiffe_id, "spiffe://td/new");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn open_streams_see_new_entries_bundles_and_the_loss_of_identity() {
     let world = World::new().await;
     world.entry("e1", "/web", &["test:any"]);

@@ -149,6 +149,19 @@ async fn fetch(agent: &Running, names: &[&str], node: Option<Node>) -> String {
 const EVERYTHING: &str = "spiffe://td = td 1; spiffe://other = other 1; spiffe://td/one = spiffe://td/one; spiffe://td/two = spiffe://td/two";
 
 #[tokio::test]
+async fn a_stream_outlives_that_an_entry_is_given_another_id() {
+    let world = World::new().await;
+    world.entry("e1", "/old", &["test:any"]);
+    let agent = world.started().await;
+    let mut proxy = Proxy::asking(&agent, &["default"]).await;
+    assert_eq!(words(&proxy.next().await.unwrap().resources[0]), "default = spiffe://td/old");
+    world.entry("e1", "/new", &["test:any"]);
+    world.server.state().entries.get_mut("e1").unwrap().revision_number += 1;
+    assert_eq!(words(&proxy.next().await.unwrap().resources[0]), "default = spiffe://td/new");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn names_stand_for_identities_and_bundles() {
     let world = world().await;
     let agent = world.started().await;

@@ -67,6 +67,8 @@ impl<T: 'static> Stream for AnswerStream<T> {
                     this.last = Some(answer.clone());
                     return Poll::Ready(Some(Ok(answer)));
                 }
+                // An SVID that is being issued may be the one, as for an entry that was given another ID.
+                Err(_) if state.incomplete => {}
                 Err(status) => {
                     this.ended = true;
                     this.call.finish(status.code());

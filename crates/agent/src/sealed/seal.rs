@@ -173,7 +173,8 @@ pub(super) fn open(
     let key = file_key(secret, salt)?;
     let associated = associated(&header, bound);
     let mut at = HEADER_BYTES as u64;
-    let mut frame = Zeroizing::new(Vec::new());
+    // As the Sealer's: never grown.
+    let mut frame = Zeroizing::new(Vec::with_capacity(FRAME_BYTES_MAX + TAG_BYTES));
     let mut length = next_length(&mut from)?.ok_or(OpenError::CutOff)?;
     for number in 0.. {
         let wrong = || if number == 0 { OpenError::Foreign } else { OpenError::Damaged(at) };

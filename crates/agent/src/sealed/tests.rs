@@ -138,6 +138,23 @@ fn what_has_ended_is_not_served() {
     assert_eq!(later.entries.len(), 3, "the entries are what they were");
 }
 
+/// As one is kept that was made when the entry had another ID.
+#[test]
+fn an_svid_of_another_id_than_its_entrys_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = SealedCache::at(&settings(dir.path()), "m1".into());
+    let mut contents = contents(2);
+    let mut snapshot = (*contents.snapshot).clone();
+    let mut records = snapshot.records.to_vec();
+    records[0].svid = records[1].svid.clone();
+    snapshot.records = records.into();
+    contents.snapshot = Arc::new(snapshot);
+    cache.save(&agent(), &contents, false).unwrap();
+    let restored = cache.load(&agent(), NOW).unwrap();
+    let served: Vec<_> = restored.svids.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!((restored.entries.len(), served), (2, vec!["e00001"]));
+}
+
 #[test]
 fn a_copy_is_useless_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
@@ -288,6 +305,20 @@ fn frames_cannot_be_left_out_swapped_or_taken_from_another_file() {
     mixed[2] = part(&other, 2);
     mixed.push(last);
     assert!(opened(&build(&mixed)).is_err(), "another file has another key");
+}
+
+/// A buffer that grows leaves keys behind.
+#[test]
+fn what_was_opened_is_in_one_place_only() {
+    let file = sealed(&[66_000, 70_000, 200_000, ITEM_BYTES_MAX].map(|length| vec![1; length]));
+    let (mut places, mut held) = (std::collections::BTreeSet::new(), Vec::new());
+    seal::open(file.as_slice(), &key(), &binding(), |item| {
+        places.insert(item.as_ptr().addr());
+        held.push(item.to_vec()); // so that none can grow where it is
+        true
+    })
+    .unwrap();
+    assert_eq!((held.len(), places.len()), (4, 1));
 }
 
 #[test]

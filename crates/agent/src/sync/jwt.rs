@@ -41,10 +41,26 @@ impl JwtFetcher {
         entry: &WorkloadEntry,
         audience: &[String],
     ) -> Result<Arc<CachedJwt>, Arc<str>> {
-        if entry.jwt_svid_include_jti {
+        let svid = if entry.jwt_svid_include_jti {
             // Each token is to be one of its own.
-            return self.issue(entry, audience, RPC_TIMEOUT).await.map(|(svid, _)| svid);
+            self.issue(entry, audience, RPC_TIMEOUT).await.map(|(svid, _)| svid)
+        } else {
+            self.cached_or_renewed(entry, audience).await
+        }?;
+        // The server knows of a change of the entry that we do not, be it ours or that of one who asked before: the ID it has
+        // now may be for other workloads.
+        if svid.id != entry.spiffe_id {
+            let error = format!(
+                "the server issued it for {}, as entry {} was changed a moment ago; try again",
+                svid.id, entry.id
+            );
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, spiffe_id = %entry.spiffe_id, "JWT-SVID is for another SPIFFE ID");
+            return Err(error.into());
         }
+        Ok(svid)
+    }
+
+    async fn cached_or_renewed(self: &Arc<Self>, entry: &WorkloadEntry, audience: &[String]) -> FlightResult {
         let key = JwtKey::new(&entry.spiffe_id, audience);
         let now_ms = self.clock.now_ms();
         let alive = |svid: &CachedJwt| now_ms < svid.expires_at.saturating_mul(1000);

@@ -4,6 +4,8 @@ use super::fake::{wire_bundle, wire_entry};
 use super::harness::{World, secure, until};
 use finial_core::{KeyType, SpiffeId};
 use finial_crypto::{JwtAuthoritySigner, JwtSvidClaims, PrivateKey};
+use finial_proto::types::Entry;
+use finial_proto::types::entry::AdditionalAttributes;
 use finial_proto::workload::*;
 use std::sync::Arc;
 use tonic::Code;
@@ -42,6 +44,35 @@ async fn tokens_are_fetched_once_and_validate() {
     let wrong = client.validate_jwtsvid(validate("c", &one.svids[0].svid)).await.unwrap_err();
     assert_eq!(wrong.code(), Code::InvalidArgument);
     assert!(wrong.message().starts_with("expected audience in [\"c\"]"), "{}", wrong.message());
+    agent.stop().await;
+}
+
+/// The agent hears later that the entry was given another ID, which may be for other workloads.
+#[tokio::test]
+async fn a_token_of_an_id_that_the_entry_did_not_have_is_given_to_nobody() {
+    let mut world = World::new().await;
+    world.settings.sync_interval = std::time::Duration::from_secs(3600);
+    for (id, include_jti) in [("e1", false), ("e2", true)] {
+        let attributes = Some(AdditionalAttributes { jwt_svid_include_jti: include_jti, ..Default::default() });
+        world.server.state().entries.insert(
+            id.into(),
+            Entry { additional_attributes: attributes, ..wire_entry(id, &format!("/{id}"), &["test:any"]) },
+        );
+    }
+    let agent = world.started().await;
+    for id in ["e1", "e2"] {
+        let asked = format!("spiffe://td/{id}");
+        assert!(agent.client().fetch_jwtsvid(ask(&["a"], &asked)).await.is_ok());
+        let other = wire_entry(id, "/other", &["test:any"]);
+        world.server.state().entries.get_mut(id).unwrap().spiffe_id = other.spiffe_id;
+        // Two at once, of whom one joins the call of the other.
+        let (mut one, mut two) = (agent.client(), agent.client());
+        let (one, two) = tokio::join!(one.fetch_jwtsvid(ask(&["b"], &asked)), two.fetch_jwtsvid(ask(&["b"], &asked)));
+        for error in [one.unwrap_err(), two.unwrap_err()] {
+            assert_eq!(error.code(), Code::Unavailable);
+            assert!(error.message().contains("the server issued it for spiffe://td/other"), "{}", error.message());
+        }
+    }
     agent.stop().await;
 }
 

@@ -296,6 +296,7 @@ impl Syncer {
             return Ok(());
         }
         tracing::warn!(subsystem_name = SUBSYSTEM, "Trust Bundle and Server don't agree, rebootstrapping");
+        self.context.sealed.forget();
         self.context.storage.store(&[], false, &[])?;
         Err(AgentError::internal("shutting down for rebootstrapping"))
     }

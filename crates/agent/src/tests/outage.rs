@@ -21,17 +21,21 @@ fn write_key(world: &World, byte: u8) {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
 }
 
+pub(super) fn keep_sealed(world: &mut World) {
+    write_key(world, 1);
+    world.settings.offline_cache = OfflineCache::HostKey;
+    world.settings.offline_cache_host_key_path = world.dir.path().join("host.key");
+}
+
 /// A world whose agent can keep its cache, with an entry.
 async fn world() -> World {
     let mut world = World::new().await;
-    write_key(&world, 1);
-    world.settings.offline_cache = OfflineCache::HostKey;
-    world.settings.offline_cache_host_key_path = world.dir.path().join("host.key");
+    keep_sealed(&mut world);
     world.entry("e1", "/web", &["test:any"]);
     world
 }
 
-fn file(world: &World) -> PathBuf {
+pub(super) fn file(world: &World) -> PathBuf {
     world.settings.data_dir.join("agent-cache.sealed")
 }
 

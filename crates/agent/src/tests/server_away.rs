@@ -71,11 +71,14 @@ async fn an_agent_that_may_bootstrap_again_waits_and_then_drops_its_bundle() {
     let mut world = World::new().await;
     world.settings.rebootstrap_mode = finial_config::RebootstrapMode::Auto;
     world.settings.rebootstrap_delay = std::time::Duration::from_secs(600);
+    super::outage::keep_sealed(&mut world);
     world.puzzle = true;
     world.server.state().reattestable = true;
     let clock = Arc::new(ManualClock::at(SystemClock.now()));
     world.clock = clock.clone();
     let agent = world.started().await;
+    let sealed = super::outage::file(&world);
+    until("there is something to keep", || sealed.exists()).await;
     let address = world.server.address();
     world.stop_server.trigger();
     world.server.state().away = true;
@@ -95,6 +98,7 @@ async fn an_agent_that_may_bootstrap_again_waits_and_then_drops_its_bundle() {
     assert_eq!(agent.failure().await.to_string(), "shutting down for rebootstrapping");
     let kept = std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap();
     assert!(kept.contains("\"svid\":null,\"bundle\":null"), "{kept}");
+    assert!(!sealed.exists(), "nor is anything else kept of the trust domain that it left");
 }
 
 #[tokio::test]

@@ -129,7 +129,10 @@ impl Protocol for Delta {
         if !request.type_url.is_empty() {
             self.type_url = request.type_url;
         }
-        check_names(self.names.iter().chain(&request.resource_names_subscribe))?;
+        // What it gave up is known until the next answer, and that may be far: there is none while the first state is awaited.
+        let given_up = self.known.iter().filter(|(_, known)| matches!(known, Known::Version(v) if v.is_empty()));
+        let names = self.names.iter().chain(given_up.map(|(name, _)| name));
+        check_names(names.chain(&request.resource_names_subscribe))?;
         if !self.begun {
             // One that begins without a name wants everything, as long as it says no other.
             self.wildcard = request.resource_names_subscribe.is_empty();

@@ -98,6 +98,21 @@ fn texts(names: &[&str]) -> Vec<String> {
     names.iter().map(|n| (*n).to_owned()).collect()
 }
 
+#[test]
+fn names_that_were_given_up_count_until_the_next_answer() {
+    let mut stream = Delta::new(Arc::new(SdsSettings::default()), 1);
+    let names = |from: usize| (from..from + 600).map(|n| format!("spiffe://none/{n}")).collect::<Vec<_>>();
+    let subscribe = |names| DeltaDiscoveryRequest { resource_names_subscribe: names, ..Default::default() };
+    let unsubscribe = |names| DeltaDiscoveryRequest { resource_names_unsubscribe: names, ..Default::default() };
+    stream.receive(subscribe(vec!["*".to_owned()])).unwrap();
+    stream.receive(subscribe(names(0))).unwrap();
+    stream.receive(unsubscribe(names(0))).unwrap();
+    let error = stream.receive(subscribe(names(600))).unwrap_err();
+    assert!(error.message().starts_with("too many resource names"), "{}", error.message());
+    stream.answer(&state([Some(0), None]), true).unwrap().unwrap();
+    stream.receive(subscribe(names(600))).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

@@ -18,7 +18,7 @@ use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
 use finial_config::AgentSettings;
 use finial_crypto::tls::TlsIdentity;
 use finial_net::Limits;
-use finial_net::unix::{self, UnixIncoming};
+use finial_net::unix::{self, BindError, UnixIncoming};
 use finial_proto::agent::debug::debug_server::DebugServer;
 use finial_proto::agent::delegatedidentity::delegated_identity_server::DelegatedIdentityServer;
 use finial_proto::agent::explain::explain_server::ExplainServer;
@@ -131,6 +131,7 @@ pub(crate) fn start(
     if let Some(settings) = &context.settings.broker {
         servers.extend(broker::start(context, &shared, &identity, settings)?);
     }
+    context.inherited.sockets.close_unused();
     Ok(Servers(servers))
 }
 
@@ -139,12 +140,15 @@ pub(crate) fn bind(context: &Context, path: &Path, mode: u32, dir_mode: u32) -> 
     let all = Limits::default();
     let limits = Limits { connections_per_peer: all.connections / 2, ..all };
     let sockets = &context.inherited.sockets;
-    let adopted = sockets.take(path).map(|socket| unix::adopt(socket, path, limits));
-    let adopted = adopted.transpose().unwrap_or_else(|error| {
-        tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Opening the socket anew");
-        None
-    });
-    let bound = adopted.map_or_else(|| unix::bind(path, mode, dir_mode, limits), Ok);
+    let bound = match sockets.take(path).map(|socket| unix::adopt(socket, path, mode, limits)) {
+        Some(Ok(adopted)) => Ok(adopted),
+        Some(Err(error @ BindError::TooOpen { .. })) => Err(error),
+        Some(Err(error)) => {
+            tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Opening the socket anew");
+            unix::bind(path, mode, dir_mode, limits)
+        }
+        None => unix::bind(path, mode, dir_mode, limits),
+    };
     let mut bound = bound.map_err(|e| AgentError::internal(format!("create UDS listener: {e}")).because(e))?;
     sockets.add(bound.listening());
     Ok(bound)

@@ -64,6 +64,17 @@ impl Sockets {
         lock(&self.given).remove(path)
     }
 
+    /// Lets go of those that were given and that no API has taken: nobody would accept who connects.
+    pub(crate) fn close_unused(&self) {
+        for (path, _socket) in lock(&self.given).drain() {
+            tracing::warn!(
+                subsystem_name = SUBSYSTEM,
+                address = %path.display(),
+                "A socket was passed that is nothing's in the configuration; it is closed"
+            );
+        }
+    }
+
     /// Remembers a socket that listens.
     pub(crate) fn add(&self, listening: Option<Listening>) {
         lock(&self.listening).extend(listening);
@@ -257,4 +268,24 @@ async fn hand_over(
         return Err(AgentError::internal("it says something strange"));
     }
     new.send(YOURS, &[]).await.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn a_socket_that_nothing_takes_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["taken.sock", "left.sock"].map(|name| dir.path().join(name));
+        let bound = |path: &PathBuf| (path.clone(), OwnedFd::from(UnixListener::bind(path).unwrap()));
+        let sockets = Sockets::given(paths.iter().map(bound));
+        let [taken, left] = &paths;
+        let _socket = sockets.take(taken).unwrap();
+        sockets.close_unused();
+        assert!(UnixStream::connect(taken).is_ok());
+        assert_eq!(UnixStream::connect(left).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(sockets.take(left).is_none());
+    }
 }

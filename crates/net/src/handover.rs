@@ -10,6 +10,7 @@ use rustix::net::{
 };
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
@@ -20,6 +21,8 @@ pub const SOCKETS_MAX: usize = 16;
 const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// The first one that systemd passes.
 const LISTEN_FDS_START: i32 = 3;
+/// More than any unit has.
+const PASSED_MAX: i32 = 1024;
 
 /// Where the next process asks for the sockets. Only this user can.
 pub struct HandoverListener {
@@ -148,19 +151,39 @@ fn receive_once(from: BorrowedFd<'_>, to: &mut [u8], files: &mut Vec<OwnedFd>) -
     Ok(received.bytes)
 }
 
+/// Keeps the sockets that systemd passed to this process from the programs that it starts. To be called before it starts any.
+pub fn keep_from_children() {
+    close_on_exec(passed());
+}
+
+/// The files that were passed to this process.
+fn passed() -> Range<i32> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
+    let ours = number("LISTEN_PID").and_then(rustix::process::Pid::from_raw) == Some(rustix::process::getpid());
+    let count = number("LISTEN_FDS").filter(|_| ours).unwrap_or(0);
+    LISTEN_FDS_START..LISTEN_FDS_START + count.clamp(0, PASSED_MAX)
+}
+
+#[allow(unsafe_code)]
+fn close_on_exec(files: Range<i32>) {
+    for fd in files {
+        // SAFETY: the flag changes nothing for whoever owns the file in this process; if nobody does, the call fails.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
+    }
+}
+
 /// The listening unix sockets that systemd (or who else speaks its protocol) passed to this process, by their paths. To be
 /// asked once, before the process opens files that it passes on.
 #[allow(unsafe_code)]
 pub fn from_service_manager() -> Vec<(PathBuf, OwnedFd)> {
     use std::os::fd::FromRawFd;
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
-    let ours = number("LISTEN_PID").and_then(rustix::process::Pid::from_raw) == Some(rustix::process::getpid());
-    let count = number("LISTEN_FDS").filter(|n| ours && (1..=SOCKETS_MAX as i32).contains(n)).unwrap_or(0);
+    let passed = passed();
+    close_on_exec(passed.clone());
     let mut sockets = Vec::new();
-    for fd in LISTEN_FDS_START..LISTEN_FDS_START + count {
+    for fd in passed {
         // SAFETY: the protocol says that these are open and that this process is their owner; we are asked once.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let _ = rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC);
         if let Ok(path) = listens_on(fd.as_fd()) {
             sockets.push((path, fd));
         }
@@ -206,6 +229,24 @@ mod tests {
         drop(old);
         new.gone().await;
         assert!(new.receive().await.unwrap().is_none());
+    }
+
+    #[test]
+    fn what_was_passed_is_not_for_children() {
+        use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+        use std::os::fd::AsRawFd;
+        let dir = tempfile::tempdir().unwrap();
+        let socket = std::os::unix::net::UnixListener::bind(dir.path().join("api.sock")).unwrap();
+        fcntl_setfd(&socket, FdFlags::empty()).unwrap(); // as systemd passes it
+        let number = socket.as_raw_fd();
+        let inherited = || {
+            let mut child = std::process::Command::new("test");
+            child.arg("-S").arg(format!("/proc/self/fd/{number}")).status().unwrap().success()
+        };
+        assert!(inherited());
+        close_on_exec(number..number + 1);
+        assert!(!inherited());
+        assert_eq!(fcntl_getfd(&socket).unwrap(), FdFlags::CLOEXEC);
     }
 
     #[tokio::test]

@@ -31,6 +31,19 @@ pub enum BindError {
     /// Something else is there, and it is not ours to remove.
     #[error("{0} exists and is not a socket; remove it, or choose another path")]
     NotASocket(PathBuf),
+    /// Others may connect there than are meant to.
+    #[error(
+        "the socket {path} that was passed to this process has mode {found:04o}, which lets more users in than {most:04o}; \
+        correct it, in a .socket unit of systemd's with SocketMode={most:04o}"
+    )]
+    TooOpen {
+        /// The socket.
+        path: PathBuf,
+        /// Its mode.
+        found: u32,
+        /// What it may be at most.
+        most: u32,
+    },
     /// A call failed.
     #[error("cannot {what} {path}: {}", finial_runtime::errno_text(error))]
     Io {
@@ -51,18 +64,23 @@ pub fn bind(path: &Path, mode: u32, dir_mode: u32, limits: Limits) -> Result<Uni
     UnixIncoming::new(listener, file, limits.within_files(FILES_PER_CONNECTION))
 }
 
-/// Goes on with a socket that another process opened on `path`. Its file is left where it is at the end, until
-/// [`Listening::leave_file`] says otherwise.
+/// Goes on with a socket that another process opened on `path`, with permissions `mode` at most. Its file is left where
+/// it is at the end, until [`Listening::leave_file`] says otherwise.
 ///
 /// # Errors
-/// When `socket` does not listen on `path`, or the file there is gone.
-pub fn adopt(socket: OwnedFd, path: &Path, limits: Limits) -> Result<UnixIncoming, BindError> {
+/// When `socket` does not listen on `path`, the file there is gone, or it lets more users in. (It is too late to shut them
+/// out then: they may have connected already.)
+pub fn adopt(socket: OwnedFd, path: &Path, mode: u32, limits: Limits) -> Result<UnixIncoming, BindError> {
     let failed = |error: io::Error| BindError::Io { what: "take over", path: path.to_owned(), error };
     if crate::handover::listens_on(socket.as_fd()).map_err(|e| failed(e.into()))? != path {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it listens elsewhere")));
     }
     let file = SocketFile::of(path).map_err(failed)?;
     file.leave.store(true, Ordering::SeqCst);
+    let found = fs::symlink_metadata(path).map_err(failed)?.permissions().mode() & 0o777;
+    if found & !mode != 0 {
+        return Err(BindError::TooOpen { path: path.to_owned(), found, most: mode });
+    }
     let listener = std::os::unix::net::UnixListener::from(socket);
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = UnixListener::from_std(listener).map_err(failed)?;

@@ -227,11 +227,11 @@ async fn a_socket_that_is_taken_over_keeps_its_file_until_it_is_the_new_ones() {
     let hand = old.listening().unwrap();
     assert!(old.listening().is_none() && hand.path() == path);
     let copy = || hand.socket().try_clone_to_owned().unwrap();
-    assert!(unix::adopt(copy(), &other, Limits::default()).is_err(), "it listens elsewhere");
+    assert!(unix::adopt(copy(), &other, 0o777, Limits::default()).is_err(), "it listens elsewhere");
     // A new one that does not get far leaves all as it was.
-    drop(unix::adopt(copy(), &path, Limits::default()).unwrap());
+    drop(unix::adopt(copy(), &path, 0o777, Limits::default()).unwrap());
     assert!(path.exists());
-    let mut new = unix::adopt(copy(), &path, Limits::default()).unwrap();
+    let mut new = unix::adopt(copy(), &path, 0o777, Limits::default()).unwrap();
     hand.leave_file(true);
     drop(old);
     let _client = UnixStream::connect(&path).unwrap();
@@ -239,5 +239,17 @@ async fn a_socket_that_is_taken_over_keeps_its_file_until_it_is_the_new_ones() {
     new.listening().unwrap().leave_file(false);
     drop(new);
     assert!(!path.exists());
-    assert!(unix::adopt(copy(), &path, Limits::default()).is_err(), "nobody could connect to it");
+    assert!(unix::adopt(copy(), &path, 0o777, Limits::default()).is_err(), "nobody could connect to it");
+}
+
+#[tokio::test]
+async fn a_socket_of_anothers_that_lets_more_users_in_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let mut old = unix::bind(&path, 0o666, 0o700, Limits::default()).unwrap();
+    let hand = old.listening().unwrap();
+    let adopt = |mode| unix::adopt(hand.socket().try_clone_to_owned().unwrap(), &path, mode, Limits::default());
+    let refused = adopt(0o770).err().unwrap().to_string();
+    assert!(refused.contains("has mode 0666") && refused.contains("SocketMode=0770"), "{refused}");
+    assert!(adopt(0o777).is_ok());
 }

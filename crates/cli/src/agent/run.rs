@@ -141,6 +141,8 @@ fn plugin_problems(plugins: &[PluginConfig], trust_domain: &TrustDomain) -> Vec<
 }
 
 fn run(cx: Context) -> anyhow::Result<()> {
+    // Before plugins are started, which could answer workloads in our place.
+    finial_net::handover::keep_from_children();
     let Loaded { settings, notices, .. } = load(&cx).map_err(|error| launch::refuse_config(&cx, &error))?;
     if let Some(socket) = &settings.socket_path {
         make_socket_folder(socket)?;

@@ -16,6 +16,22 @@
 const CONTAINER_ID_LEN: usize = 64;
 /// The groups of hex digits of a pod's UID.
 const POD_UID_GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
+/// The UID of a static pod has so many hex digits, in one group.
+const STATIC_UID_LEN: usize = 32;
+/// The services below which a pod's cgroups may be: the kubelet's and the runtimes', or what has them built in.
+const RUNTIMES: [&str; 11] = [
+    "containerd",
+    "crio",
+    "cri-o",
+    "kubelet",
+    "k3s",
+    "k3s-agent",
+    "rke2-server",
+    "rke2-agent",
+    "k0scontroller",
+    "k0sworker",
+    "snap.microk8s.daemon-containerd",
+];
 
 /// Where a process runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,8 +60,11 @@ pub enum LocateError {
     /// Its cgroups name different pods.
     #[error("multiple pod UIDs found ({0:?}, {1:?})")]
     Pods(String, String),
-    /// A pod's cgroup below one that a user may fill with what names he likes.
-    #[error("the cgroup {0:?} names a pod below a user's own cgroups, where anyone can write such a name")]
+    /// A pod's cgroup below one that a user, or a service, may fill with what names he likes.
+    #[error(
+        "the cgroup {0:?} names a pod below a user's own cgroups, or a service's, where others than the kubelet can write \
+         such a name"
+    )]
     Delegated(String),
     /// A pod's cgroup inside a container in which the agent does not run.
     #[error(
@@ -83,7 +102,10 @@ pub fn container<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Option<
     Ok(found.map(str::to_owned))
 }
 
-/// The container and the pod of a process, or `None` when it runs in no container.
+/// The container and the pod of a process, or `None` when it runs in no container of a pod.
+///
+/// A container's ID without a pod counts only where it stands right above the agent, as another of the agent's own pod: all
+/// others are below their pod's cgroup, and anyone who may make cgroups can name one after a container.
 ///
 /// A path with a pod counts more than one without: where containers of Kubernetes run in a container of docker (kind), some
 /// hierarchies name only the outer one. In which the agent (`own`: its own cgroups) must run as well.
@@ -95,6 +117,9 @@ pub fn pod<'a>(paths: impl IntoIterator<Item = &'a str>, own: &str) -> Result<Op
     for path in paths {
         let Some((id, before)) = container_in(path) else { continue };
         let pod_uid = pod_in(path, before, own)?;
+        if pod_uid.is_none() && !is_beside_us(before) {
+            continue;
+        }
         match (&found, &pod_uid) {
             (Some(Located { pod_uid: Some(_), .. }), None) => continue,
             (None, _) | (Some(Located { pod_uid: None, .. }), Some(_)) => {}
@@ -138,29 +163,49 @@ fn container_in_segment(segment: &str) -> Option<usize> {
     None
 }
 
+/// Whether a container's name, before whose ID this stands, is in a cgroup that the agent itself is below: `/../crio-`.
+fn is_beside_us(before_container: &str) -> bool {
+    let name = before_container.trim_start_matches("/..").strip_prefix('/');
+    before_container.starts_with("/../") && name.is_some_and(|name| !name.contains('/'))
+}
+
+/// Whether others than root may make cgroups below that service: whoever it runs as, if systemd delegates them to it.
+fn is_delegated(path: &str, own: &[&str]) -> bool {
+    let Some(service) = path.rsplit('/').next().and_then(|segment| segment.strip_suffix(".service")) else {
+        return false;
+    };
+    let is_ours = || own.iter().any(|own| is_within(own, path));
+    service.starts_with("user@") || !(RUNTIMES.contains(&service) || is_ours())
+}
+
 /// The pod that the beginning of a path names, of which there may be one only: who may make cgroups below his own (a
 /// container with its cgroups writable, a user with a systemd of his own) can name them like another pod's.
 fn pod_in(path: &str, before_container: &str, own: &str) -> Result<Option<String>, LocateError> {
     let mut found: Option<String> = None;
-    let mut is_delegated = false;
+    let own_paths = paths(own).unwrap_or_default();
+    let mut others_write = false;
     let mut stranger: Option<&str> = None;
+    let mut end = 0;
     for segment in before_container.split('/') {
+        end += segment.len();
         if let Some(uid) = pod_in_segment(segment) {
             match (found, stranger) {
-                _ if is_delegated => return Err(LocateError::Delegated(path.to_owned())),
+                _ if others_write => return Err(LocateError::Delegated(path.to_owned())),
                 (Some(other), _) if other != uid => return Err(LocateError::Pods(other, uid)),
                 (None, Some(outer)) => return Err(LocateError::Inside(path.to_owned(), outer.to_owned())),
                 _ => found = Some(uid),
             }
         }
-        is_delegated |= segment.starts_with("user@") && segment.ends_with(".service");
+        others_write |= path.get(..end).is_some_and(|above| is_delegated(above, &own_paths));
+        end += 1;
         let id = container_in_segment(segment).and_then(|at| segment.get(at..at + CONTAINER_ID_LEN));
         stranger = stranger.or(id.filter(|id| !own.contains(id)));
     }
     Ok(found)
 }
 
-/// `podUID` as a word, its groups parted by dashes or (systemd) by underscores; in the form with dashes.
+/// `podUID` as a word, its groups parted by dashes or (systemd) by underscores; in the form with dashes, or without groups as
+/// static pods have it.
 fn pod_in_segment(segment: &str) -> Option<String> {
     let bytes = segment.as_bytes();
     let begins = |at: &usize| at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|b| !is_word(*b));
@@ -168,6 +213,12 @@ fn pod_in_segment(segment: &str) -> Option<String> {
 }
 
 fn uid_at(bytes: &[u8]) -> Option<String> {
+    if let Some((uid, rest)) = bytes.split_at_checked(STATIC_UID_LEN)
+        && uid.iter().all(u8::is_ascii_hexdigit)
+        && rest.first().is_none_or(|b| !is_word(*b))
+    {
+        return Some(uid.iter().copied().map(char::from).collect());
+    }
     let mut rest = bytes.iter().copied();
     let mut uid = String::with_capacity(36);
     for (index, digits) in POD_UID_GROUPS.into_iter().enumerate() {

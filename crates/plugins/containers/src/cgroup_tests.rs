@@ -4,6 +4,7 @@ use proptest::prelude::*;
 const ID: &str = "9bca8d63d5fa610783847915bcff0ecac1273e5b4bed3f6fa1b07350e0135961";
 const OTHER: &str = "93529524695bb00d91c1f6dba692ea8d3550c3b94fb2463af7bc9ec82f992d26";
 const POD: &str = "2c48913c-b29f-11e7-9350-020968147796";
+const STATIC: &str = "d41d8cd98f00b204e9800998ecf8427e";
 const POD_2: &str = "a2830d0d-b0f0-4ff0-81b5-0ee4e299cf80";
 
 /// `{ID}`, `{O}`: containers; `{P}`, `{S}`: a pod, and as systemd writes it; `{Q}`: another pod.
@@ -19,7 +20,7 @@ fn located(forms: &[&str]) -> Result<Option<Located>, LocateError> {
 
 /// The agent runs in the container that is a node of kind.
 fn own() -> String {
-    path("0::/docker/{O}/kubepods/pod{Q}/x")
+    path("0::/docker/{O}/kubepods/pod{Q}/x\n1:name=systemd:/system.slice/lab.service/agent\n")
 }
 
 fn at(id: &str, pod_uid: Option<&str>) -> Result<Option<Located>, LocateError> {
@@ -49,11 +50,23 @@ fn paths_of_real_machines() {
         // seen from inside another container
         "/../../pod{P}/{ID}",
         "/../../kubepods-burstable-pod{S}.slice/cri-containerd-{ID}.scope",
+        "/system.slice/k3s.service/kubepods-besteffort-pod{S}.slice:cri-containerd:{ID}",
+        // all of Kubernetes in a service, in which the agent is as well
+        "/system.slice/lab.service/kubepods/pod{P}/{ID}",
         // a service that runs below its container
         "/kubepods/burstable/pod{P}/{ID}/system.slice/init.scope",
     ];
     for form in with_pod {
         assert_eq!(located(&[form]), at(ID, Some(POD)), "{form}");
+    }
+    // a static pod's UID is no UUID
+    for form in ["/kubepods/besteffort/pod{U}/{ID}", "/kubepods.slice/kubepods-pod{U}.slice/crio-{ID}.scope"] {
+        let form = form.replace("{U}", STATIC);
+        assert_eq!(located(&[&form]), at(ID, Some(STATIC)), "{form}");
+    }
+    // another container of the agent's own pod
+    for form in ["/../crio-{ID}.scope", "/../{ID}", "/../../crio-{ID}.scope/container"] {
+        assert_eq!(located(&[form]), at(ID, None), "{form}");
     }
     let without_pod = [
         "/docker/{ID}",
@@ -61,13 +74,17 @@ fn paths_of_real_machines() {
         "/machine.slice/libpod-{ID}.scope",
         "/libpod_parent/libpod-{ID}",
         "/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope/container",
-        "/../crio-{ID}.scope",
         "/docker/{O}/docker/{ID}",
-        // a static pod's UID is no UUID
-        "/kubepods/besteffort/podd41d8cd98f00b204e9800998ecf8427e/{ID}",
+        // what a user names so
+        "/user.slice/user-1000.slice/user@1000.service/x/{ID}",
+        "/../../../user.slice/user-1000.slice/user@1000.service/x/{ID}",
+        "/../x/{ID}",
+        "/..x/{ID}",
+        "/system.slice/ci.service/{ID}",
+        "/kubepods/besteffort/podd41d8cd98f00b204e9800998ecf8427e0/{ID}",
     ];
     for form in without_pod {
-        assert_eq!(located(&[form]), at(ID, None), "{form}");
+        assert_eq!(located(&[form]), Ok(None), "{form}");
         assert_eq!(container([path(form).as_str()]), Ok(Some(ID.to_owned())), "{form}");
     }
 }
@@ -112,6 +129,17 @@ fn a_pod_inside_a_pod_is_refused() {
     assert_eq!(located(&[&nested]), Err(LocateError::Pods(POD.into(), POD_2.into())));
     let delegated = path("/user.slice/user-1000.slice/user@1000.service/kubepods/pod{P}/{ID}");
     assert_eq!(located(&[&delegated]), Err(LocateError::Delegated(delegated.clone())));
+    // A service that does not run as root, to which systemd delegates its cgroups; not even in the names of ours.
+    for form in [
+        "/system.slice/ci.service/kubepods/pod{P}/{ID}",
+        "/system.slice/ci.service/containerd.service/pod{P}/{ID}",
+        "/user.slice/user-1000.slice/user@1000.service/kubelet.service/pod{P}/{ID}",
+        "/lab.service/pod{P}/{ID}",
+        "/system.slice/ci@lab.service/pod{P}/{ID}",
+        "/../../system.slice/ci.service/podd41d8cd98f00b204e9800998ecf8427e/{ID}",
+    ] {
+        assert_eq!(located(&[form]), Err(LocateError::Delegated(path(form))), "{form}");
+    }
     let inside = path("/docker/{ID}/kubepods/pod{P}/{O}");
     assert_eq!(located(&[&inside]), Err(LocateError::Inside(inside.clone(), ID.into())));
     // Its own pod again is no lie.

@@ -83,6 +83,8 @@ pub(crate) enum HttpError {
 /// A client of one daemon.
 pub(crate) struct Client {
     target: Target,
+    /// Who must listen on the unix socket, if that matters.
+    owner: Option<u32>,
     idle: Mutex<Option<Connection>>,
 }
 
@@ -94,7 +96,12 @@ struct Connection {
 
 impl Client {
     pub(crate) fn new(target: Target) -> Self {
-        Self { target, idle: Mutex::default() }
+        Self { target, owner: None, idle: Mutex::default() }
+    }
+
+    /// Of a daemon that only that user may be, where the target is a unix socket: the path may lead to another's.
+    pub(crate) fn of_user(target: Target, uid: u32) -> Self {
+        Self { owner: Some(uid), ..Self::new(target) }
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -165,7 +172,14 @@ impl Client {
     async fn connect(&self) -> Result<Connection, HttpError> {
         let failed = |e: io::Error| HttpError::Connect(words(&e));
         match &self.target {
-            Target::Unix(path) => handshake(UnixStream::connect(path).await.map_err(failed)?).await,
+            Target::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(failed)?;
+                let listener = stream.peer_cred().map_err(failed)?.uid();
+                if let Some(owner) = self.owner.filter(|owner| *owner != listener) {
+                    return Err(HttpError::Connect(format!("user {listener} listens there, not user {owner}")));
+                }
+                handshake(stream).await
+            }
             Target::Tcp(address) => handshake(tcp(address).await.map_err(failed)?).await,
             Target::Tls(address, name, config) => {
                 let tcp = tcp(address).await.map_err(failed)?;

@@ -92,6 +92,12 @@ impl Engine {
         Ok(Self { client: Client::new(target), fixed_version, own_version: Mutex::default() })
     }
 
+    /// At the socket of that user, who must listen there himself.
+    pub(super) fn of_user(host: &str, uid: u32) -> Result<Self, PluginError> {
+        let engine = Self::new(host, "")?;
+        Ok(Self { client: Client::of_user(engine.client.target().clone(), uid), ..engine })
+    }
+
     /// The container of that ID, and of no other.
     pub(super) async fn container(&self, id: &str) -> Result<Container, PluginError> {
         let path = format!("/containers/{}/json", utf8_percent_encode(id, PLAIN));

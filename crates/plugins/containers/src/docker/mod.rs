@@ -13,6 +13,8 @@ use finial_plugin::{Peer, PluginContext, PluginError, WorkloadAttestor, decode, 
 use matchers::Matchers;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -21,6 +23,8 @@ const PODMAN_SOCKET: &str = "unix:///run/podman/podman.sock";
 const PODMAN_SOCKET_OF_USER: &str = "unix:///run/user/%d/podman/podman.sock";
 /// So many callers ask the daemons at the same time; the others wait.
 const ASKING_MAX: usize = 16;
+/// So many ask one user's own podman, which may be as slow as that user likes.
+const ASKING_USER_MAX: usize = 2;
 /// How long one attestation may take in all: a little less than the agent gives each attestor, so that the message that says
 /// what was slow is ours.
 const TIMEOUT: Duration = Duration::from_secs(9);
@@ -47,6 +51,23 @@ pub struct Docker {
     matchers: Option<Matchers>,
     is_verbose: bool,
     asking: Semaphore,
+    users: Users,
+}
+
+/// Who asks the users' own engines: apart from the others, and each user's apart, so that a silent one only holds up its own
+/// user's containers.
+struct Users {
+    all: Semaphore,
+    /// Only of users whose engine is being asked, or waited for.
+    each: Mutex<HashMap<u32, Arc<Semaphore>>>,
+}
+
+impl Users {
+    fn of(&self, uid: u32) -> Arc<Semaphore> {
+        let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+        each.retain(|_, places| Arc::strong_count(places) > 1);
+        each.entry(uid).or_insert_with(|| Arc::new(Semaphore::new(ASKING_USER_MAX))).clone()
+    }
 }
 
 impl Docker {
@@ -84,6 +105,7 @@ impl Docker {
             matchers,
             is_verbose: config.verbose_container_locator_logs,
             asking: Semaphore::new(ASKING_MAX),
+            users: Users { all: Semaphore::new(ASKING_MAX), each: Mutex::default() },
         })
     }
 
@@ -98,13 +120,19 @@ impl Docker {
 
     async fn ask(&self, id: &str, paths: &[&str]) -> Result<Container, PluginError> {
         let closed = |_| PluginError::internal("the attestor is shutting down");
+        let engine = match podman_of(paths) {
+            None => &self.docker,
+            Some(None) => &self.podman,
+            // That user's own podman, which answers whatever that user likes, or not.
+            Some(Some(uid)) => {
+                let places = self.users.of(uid);
+                let _place = places.acquire().await.map_err(closed)?;
+                let _permit = self.users.all.acquire().await.map_err(closed)?;
+                return Engine::of_user(&fill_in(&self.podman_of_user, uid), uid)?.container(id).await;
+            }
+        };
         let _permit = self.asking.acquire().await.map_err(closed)?;
-        match podman_of(paths) {
-            None => self.docker.container(id).await,
-            Some(None) => self.podman.container(id).await,
-            // That user's own podman, which answers whatever that user likes.
-            Some(Some(uid)) => Engine::new(&fill_in(&self.podman_of_user, uid), "")?.container(id).await,
-        }
+        engine.container(id).await
     }
 }
 

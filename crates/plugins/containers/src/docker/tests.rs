@@ -198,10 +198,22 @@ fn podman_is_found_by_its_cgroups() {
     }
 }
 
+/// The user that runs the tests, and so listens.
+fn me() -> u32 {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap())
+}
+
+fn in_podman_of(uid: u32) -> FakeProcess {
+    let path = format!("/user.slice/user-{uid}.slice/user@{uid}.service/user.slice/libpod-{ID}.scope");
+    FakeProcess::in_cgroups(&format!("0::{path}"))
+}
+
 #[tokio::test]
 async fn a_users_podman_is_asked_at_that_users_socket() {
     let folder = tempfile::tempdir().unwrap();
-    unix(&folder.path().join("1001.sock"), |request| match request.path.as_str() {
+    let (me, other) = (me(), me() + 1);
+    let socket = folder.path().join(format!("{me}.sock"));
+    unix(&socket, |request| match request.path.as_str() {
         "/_ping" => Act::Say(200, "OK".into()),
         // podman's image IDs come without their algorithm.
         path if path.starts_with("/containers/") => Act::Say(200, container(ID, 0).replace("\"sha256:", "\"")),
@@ -211,11 +223,43 @@ async fn a_users_podman_is_asked_at_that_users_socket() {
         }
     });
     let template = format!("podman_socket_path_template = \"unix://{}/%d.sock\"", folder.path().display());
-    let process = FakeProcess::in_cgroups(&format!(
-        "0::/user.slice/user-1001.slice/user@1001.service/user.slice/libpod-{ID}.scope"
-    ));
-    let found = attest(&made(&template).unwrap(), &process).await.unwrap();
+    let docker = made(&template).unwrap();
+    let found = attest(&docker, &in_podman_of(me)).await.unwrap();
     assert!(found.contains(&format!("image_config_digest:{DIGEST}")), "{found:?}");
+    // Another's socket, to which a user leads us from his own.
+    std::os::unix::fs::symlink(&socket, folder.path().join(format!("{other}.sock"))).unwrap();
+    let error = attest(&docker, &in_podman_of(other)).await.unwrap_err();
+    assert!(error.contains(&format!("user {me} listens there, not user {other}")), "{error}");
+    assert!(docker.users.each.lock().unwrap().len() <= 1, "users are forgotten");
+}
+
+#[tokio::test]
+async fn a_users_silent_podman_holds_up_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let silent = Arc::new(AtomicUsize::new(0));
+    let count = silent.clone();
+    unix(&folder.path().join(format!("{}.sock", me())), move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Act::Hang
+    });
+    let rig = rig(|_| Act::Say(200, container(ID, 0)));
+    let template = format!("podman_socket_path_template = \"unix://{}/%d.sock\"", folder.path().display());
+    let docker = Docker { docker: rig.docker.docker, ..made(&template).unwrap() };
+    let process = in_podman_of(me());
+    let hung = futures::future::join_all((0..40).map(|_| attest(&docker, &process)));
+    let (others, docker_process) = (in_podman_of(me() + 1), in_docker());
+    let next = async {
+        // Nobody listens there, which is told at once.
+        let error = attest(&docker, &others).await.unwrap_err();
+        assert!(error.contains("check if the path is correct"), "{error}");
+        attest(&docker, &docker_process).await
+    };
+    tokio::select! {
+        biased;
+        _ = hung => panic!("who asked later waited"),
+        found = next => assert!(found.is_ok(), "{found:?}"),
+    }
+    assert!(silent.load(Ordering::SeqCst) <= ASKING_USER_MAX);
 }
 
 #[test]

@@ -48,7 +48,8 @@ impl Kube {
         if !(there && binaries().join("kube").exists()) && may_skip("Kubernetes", install) {
             return None;
         }
-        let alone = File::create(std::env::temp_dir().join("finial-kube.lock")).expect("a lock file");
+        // Not where others can put a link for us to follow.
+        let alone = File::create(cache().join("kube.lock")).expect("a lock file");
         flock(&alone, FlockOperation::LockExclusive).expect("waits for other nodes to end");
         let mut kube = Self {
             kubelet: None,

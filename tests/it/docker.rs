@@ -12,7 +12,7 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use testkit::docker::{Dockerd, Podman};
-use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, eventually};
+use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir, eventually};
 
 fn options(dockerd: &Dockerd) -> AgentOptions {
     let usual = AgentOptions::default();
@@ -236,8 +236,8 @@ impl Drop for Impostor {
 #[test]
 fn nobody_passes_for_a_container() {
     let Some(dockerd) = Dockerd::start() else { return };
-    let docker = attestor(&dockerd);
-    let id = dockerd.run("w1", Path::new("/tmp/none/api.sock"), &["--label", "team=pay"]);
+    let (docker, nothing) = (attestor(&dockerd), Workdir::new());
+    let id = dockerd.run("w1", &nothing.path().join("api.sock"), &["--label", "team=pay"]);
     let inside = attest(&docker, dockerd.pid("w1")).unwrap();
     assert!(inside.contains("docker:label:team:pay"), "{inside:?}");
     // A process of the machine, and one in a cgroup of no container.
@@ -279,8 +279,8 @@ fn nobody_passes_for_a_container() {
 #[test]
 fn a_daemon_that_stops_or_restarts_is_told_and_found_again() {
     let Some(mut dockerd) = Dockerd::start() else { return };
-    let docker = attestor(&dockerd);
-    dockerd.run("w1", Path::new("/tmp/none/api.sock"), &["--label", "team=pay"]);
+    let (docker, nothing) = (attestor(&dockerd), Workdir::new());
+    dockerd.run("w1", &nothing.path().join("api.sock"), &["--label", "team=pay"]);
     let pid = dockerd.pid("w1");
     assert!(attest(&docker, pid).is_ok());
     dockerd.process().signal(rustix::process::Signal::STOP);

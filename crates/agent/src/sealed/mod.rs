@@ -17,7 +17,7 @@ pub(crate) use keep::{keep, write_last};
 use content::Contents;
 use finial_config::AgentSettings;
 use finial_core::{SpiffeId, TrustDomain, UnixSeconds};
-use key::SealingKey;
+use key::{SealingKey, Source};
 use seal::{Binding, OpenError, Sealer};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
@@ -58,6 +58,14 @@ impl SealedCache {
             tracing::warn!(subsystem_name = SUBSYSTEM, %error, "No key to seal a cache with: SVIDs are kept in memory only, and a restart needs a server");
             None
         });
+        if key.as_ref().is_some_and(|key| key.source() == Source::Keyring) {
+            tracing::info!(
+                subsystem_name = SUBSYSTEM,
+                key = Source::Keyring.name(),
+                "The sealed cache's key is in the kernel's keyring, the weaker place: what runs as the agent's user may read it, in a \
+                 container too unless seccomp forbids keyctl. A host key is better; `systemd-creds setup` makes it"
+            );
+        }
         let path = settings.data_dir.join(FILE_NAME);
         if key.is_none() && path.exists() {
             tracing::info!(subsystem_name = SUBSYSTEM, path = %path.display(), "The sealed cache of an earlier run is not used");

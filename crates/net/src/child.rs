@@ -1,9 +1,12 @@
 //! Processes of ours.
 
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, set_parent_process_death_signal};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Has the kernel kill the child when we end, whatever ends us. (Linux counts the thread that starts the child as "us", so
 /// it must be one that lives as long as the process: not one of those that run blocking work.)
@@ -19,10 +22,32 @@ pub fn dies_with_us(command: &mut Command) {
     unsafe { command.pre_exec(ask) };
 }
 
+/// Tells when a child has ended, without waiting for it: until somebody does, its number is its own.
+pub struct End(AsyncFd<OwnedFd>);
+
+impl End {
+    /// That of a child that nobody has waited for.
+    ///
+    /// # Errors
+    /// When there are no files left, or the kernel is older than 5.3.
+    #[allow(unsafe_code)]
+    pub fn of(child: Pid) -> io::Result<Self> {
+        let pidfd = pidfd_open(child, PidfdFlags::empty())?;
+        // SAFETY: it stays the same open file until it is dropped, and nobody else has it.
+        let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+        Ok(Self(watched?))
+    }
+
+    /// Returns when it has ended.
+    pub async fn reached(&self) {
+        let _ = self.0.readable().await; // fails when the runtime ends
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::{Pid, test_kill_process};
+    use rustix::process::test_kill_process;
     use std::io::Read;
     use std::process::Stdio;
 

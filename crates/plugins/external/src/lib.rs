@@ -272,13 +272,16 @@ async fn look_after(shared: Arc<Shared>, mut running: Running, config: PluginCon
     let mut backoff = Backoff::new(RESTART_AFTER.0, RESTART_AFTER.1).shape(2.0, 0.1);
     loop {
         let since = Instant::now();
-        let why = tokio::select! {
-            why = running.ended() => why,
+        let status = tokio::select! {
+            status = running.ended() => status,
             () = shutdown.cancelled() => {
                 shared.set(State::Down("we are ending".into()));
                 return running.end().await;
             }
         };
+        // Nobody calls it any more while its last words are read.
+        shared.set(State::Down(status.clone()));
+        let why = running.with_last_words(status).await;
         shared.set(State::Down(why.clone()));
         tracing::error!(
             subsystem_name = "catalog",

@@ -4,6 +4,7 @@ use crate::handshake::{self, Address};
 use crate::log::{PluginLog, lines};
 use finial_config::PluginConfig;
 use finial_crypto::hex;
+use finial_net::child::{End, dies_with_us};
 use finial_runtime::{Spawner, errno_text};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs::File;
@@ -27,7 +28,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// A running plugin. Dropping it kills it, and all that it started.
 pub(crate) struct Process {
     child: Child,
+    /// As long as its number is its own: until its leader is waited for.
     group: Option<Pid>,
+    /// That of the leader, which comes before it is waited for.
+    end: Option<End>,
     /// Reads what it writes to its standard error.
     words: Option<JoinHandle<()>>,
     pub(crate) address: Address,
@@ -105,14 +109,15 @@ pub(crate) async fn start(
         // Signals from a terminal are for us, who end it in order.
         .process_group(0)
         .kill_on_drop(true);
-    finial_net::child::dies_with_us(command.as_std_mut());
+    dies_with_us(command.as_std_mut());
     let failed =
         |e: &std::io::Error| format!("failed to launch plugin: fork/exec {}: {}", program.display(), errno_text(e));
     let mut child = command.spawn().map_err(|e| failed(&e))?;
     let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let end = group.and_then(|leader| End::of(leader).ok());
     tracing::debug!(plugin_name = config.name, plugin_type = config.kind, path = %program.display(), pid = child.id(), "Plugin started");
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    let mut process = Process { child, group, words: None, address: Address::Unix(PathBuf::new()) };
+    let mut process = Process { child, group, end, words: None, address: Address::Unix(PathBuf::new()) };
     let (Some(stdout), Some(mut stderr)) = (stdout, stderr) else {
         return Err("failed to launch plugin: no pipes".into());
     };
@@ -154,16 +159,20 @@ async fn first_line(stdout: &mut BufReader<ChildStdout>) -> Result<String, Strin
 }
 
 impl Process {
-    /// Returns when it has ended.
+    /// Returns when it has ended, and what it started was killed.
     pub(crate) async fn ended(&mut self) -> String {
-        let text = |status: ExitStatus| status.to_string();
-        let status = self.child.wait().await.map_or_else(|e| e.to_string(), text);
-        self.last_words().await;
-        status
+        if let Some(end) = &self.end {
+            end.reached().await;
+            self.kill();
+        }
+        let status = self.child.wait().await;
+        // From now on its number may be another one's.
+        self.group = None;
+        status.map_or_else(|e| e.to_string(), |status: ExitStatus| status.to_string())
     }
 
     /// Waits until all that it wrote was read, unless someone else still holds the pipe.
-    async fn last_words(&mut self) {
+    pub(crate) async fn last_words(&mut self) {
         if let Some(words) = self.words.as_mut()
             && timeout(LAST_WORDS, words).await.is_ok()
         {
@@ -182,5 +191,32 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_config::PluginConfig;
+    use finial_runtime::Supervisor;
+
+    /// Before its number can be another's. What it started would hold its standard error open.
+    #[tokio::test]
+    async fn what_it_started_is_killed_before_it_is_waited_for() {
+        let data = finial_hcl::parse("").unwrap();
+        let script = "echo '1|1|unix|/x|grpc'; sleep 1000 & exit 3";
+        let config = PluginConfig {
+            command: Some("/bin/sh".into()),
+            args: vec!["-c".into(), script.into()],
+            ..PluginConfig::inline("WorkloadAttestor", "brief", data)
+        };
+        let supervisor = Supervisor::default();
+        let log = Arc::new(PluginLog::new("brief", "WorkloadAttestor", "sh"));
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = start(&config, folder.path(), &log, &supervisor.spawner()).await.unwrap();
+        assert_eq!(process.ended().await, "exit status: 3");
+        assert!(process.group.is_none(), "its number is nobody's, or a stranger's");
+        process.last_words().await;
+        assert!(process.words.is_none(), "all that it started is gone");
     }
 }

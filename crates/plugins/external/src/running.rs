@@ -61,7 +61,10 @@ impl Running {
         let introduced = tokio::select! {
             biased;
             services = connection.initialize(&names) => services.map_err(|s| s.message().to_owned()),
-            status = process.ended() => Err(format!("it ended: {status}")),
+            status = process.ended() => {
+                process.last_words().await;
+                Err(format!("it ended: {status}"))
+            }
         };
         let services = introduced.map_err(|why| failed(format!("failed to initialize plugin: {why}")))?;
         if !services.iter().any(|s| s == service.name()) {
@@ -121,9 +124,14 @@ impl Running {
         notes.map_err(|status| self.misconfigured(&status))
     }
 
-    /// Returns when the process has ended, with how and with what it wrote last.
+    /// Returns when the process has ended, with how.
     pub(crate) async fn ended(&mut self) -> String {
-        let status = self.process.ended().await;
+        self.process.ended().await
+    }
+
+    /// How the process ended, with what it wrote last.
+    pub(crate) async fn with_last_words(&mut self, status: String) -> String {
+        self.process.last_words().await;
         let last = self.log.last();
         if last.is_empty() { status } else { format!("{status} (its last words: {last:?})") }
     }
@@ -137,6 +145,7 @@ impl Running {
             tracing::warn!(plugin_name = self.name, "plugin failed to exit gracefully");
             self.process.kill();
         }
+        self.process.last_words().await;
         self.tasks.0.trigger();
     }
 }

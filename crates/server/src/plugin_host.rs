@@ -18,8 +18,9 @@ pub(crate) struct PluginHost {
 #[async_trait]
 impl ServerHost for PluginHost {
     async fn has_agent(&self, agent_id: &str) -> Result<bool, PluginError> {
-        let id = SpiffeId::parse(agent_id).ok();
-        Ok(id.is_some_and(|id| self.nodes.can_reattest(&id).is_some()))
+        let Ok(id) = SpiffeId::parse(agent_id) else { return Ok(false) };
+        let unknown = |error| PluginError::new(ErrorKind::Unavailable, format!("unable to look up the agent: {error}"));
+        self.nodes.is_attested(&id).await.map_err(unknown)
     }
 
     async fn identity(&self) -> Result<ServerIdentity, PluginError> {

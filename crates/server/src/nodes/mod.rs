@@ -179,13 +179,38 @@ impl Nodes {
         }
     }
 
+    /// The same for what was found in the datastore, from within a turn. A ban that a failover took is made again: nobody
+    /// else remembers it. Where that fails it stays in memory.
+    async fn put_found(&self, found: &[(i64, AgentRecord)]) {
+        for (row, record) in found {
+            let id = &record.id;
+            if !self.with(id, |known| known.is_some_and(|known| Node::of(record, *row).lost_ban(known))) {
+                self.put_row(record, *row);
+                continue;
+            }
+            match self.store.ban_node(id).await {
+                Ok(banned) => {
+                    tracing::error!(spiffe_id = %id, "The datastore had lost the ban of an agent; it is banned again");
+                    self.put_row(&banned, *row);
+                }
+                Err(StoreError::NotFound) => self.forget(std::slice::from_ref(id)),
+                Err(error) => tracing::error!(
+                    spiffe_id = %id,
+                    %error,
+                    "The datastore has lost the ban of an agent, and it could not be banned again; only this server still \
+                     refuses it: ban it again"
+                ),
+            }
+        }
+    }
+
     /// Reads these agents again, whatever is known of them.
     pub(crate) async fn read_some(self: &Arc<Self>, ids: Vec<SpiffeId>) -> Result<(), StoreError> {
         let this = self.clone();
         let work = async move {
             for some in ids.chunks(READ_SOME) {
                 let found = this.store.agent_rows(some).await?;
-                found.iter().for_each(|(row, record)| this.put_row(record, *row));
+                this.put_found(&found).await;
                 let there: HashSet<&SpiffeId> = found.iter().map(|(_, record)| &record.id).collect();
                 let gone: Vec<_> = some.iter().filter(|id| !there.contains(id)).cloned().collect();
                 this.forget(&gone);
@@ -204,7 +229,7 @@ impl Nodes {
             let this = self.clone();
             let page = async move {
                 let (agents, next) = this.store.agents_after(row, PAGE).await?;
-                agents.iter().for_each(|(row, record)| this.put_row(record, *row));
+                this.put_found(&agents).await;
                 Ok((agents, next))
             };
             let (agents, next) = self.turn.take_always(page).await?;
@@ -253,6 +278,15 @@ impl Nodes {
         }
     }
 
+    /// Whether there is such an agent, banned ones included; also one that attested at another server a moment ago.
+    ///
+    /// # Errors
+    /// The datastore is away, and memory does not know the agent.
+    pub(crate) async fn is_attested(&self, id: &SpiffeId) -> Result<bool, StoreError> {
+        let is_known = || self.can_reattest(id).is_some();
+        Ok(is_known() || self.turn.link().look_again().await? && is_known())
+    }
+
     /// Whether the agent exists and is banned.
     pub fn is_banned(&self, id: &SpiffeId) -> bool {
         self.with(id, |node| node.is_some_and(Node::is_banned))
@@ -275,7 +309,7 @@ impl Nodes {
             // Another server may have banned it a moment ago.
             if this.turn.link().is_followed() {
                 let known = this.store.agent_rows(std::slice::from_ref(&record.id)).await?;
-                known.iter().for_each(|(row, known)| this.put_row(known, *row));
+                this.put_found(&known).await;
             }
             if this.is_banned(&record.id) {
                 return Ok(Attested::Banned);

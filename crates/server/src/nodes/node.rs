@@ -93,6 +93,13 @@ impl Node {
         self.serial.is_empty()
     }
 
+    /// Whether this is the agent that is known as banned: only eviction undoes a ban, and who attests after it has another
+    /// row and another serial number.
+    pub(super) fn lost_ban(&self, known: &Self) -> bool {
+        let same_row = self.row != 0 && self.row == known.row;
+        known.is_banned() && !self.is_banned() && (same_row || self.serial == known.before)
+    }
+
     /// Takes over from what was known before what the datastore does not tell.
     pub(super) fn inherit(&mut self, known: &Self) {
         if self.row == 0 {
@@ -119,14 +126,14 @@ impl Node {
     /// What was stored and is there no more although it is the same agent: a datastore that was a little behind took over.
     /// The agent may have nothing else. It is as good as if it had been given out in an outage.
     fn lost(&self, known: &Self) -> Vec<Pending> {
-        let given = |serial: &str, expires_at, own: &str| Pending {
-            serial: serial.into(),
-            expires_at,
-            follows: [&*self.serial, own].map(Box::from).into(),
-            own: Some(own.into()),
-        };
         let (mut lost, goes_back) = (Vec::new(), self.serial == known.before);
-        if self.is_banned() {
+        let given = |serial: &str, expires_at, own: &str| {
+            // The agent used another instead of what waits there: it never got that.
+            let void = Some(&self.new_serial).filter(|new| goes_back && !new.is_empty());
+            let follows = [&*self.serial, own].map(Box::from).into_iter().chain(void.cloned()).collect();
+            Pending { serial: serial.into(), expires_at, follows, own: Some(own.into()) }
+        };
+        if self.is_banned() || known.is_banned() {
             return lost;
         }
         if goes_back && self.new_serial != known.serial {

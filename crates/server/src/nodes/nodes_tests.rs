@@ -335,6 +335,62 @@ async fn what_a_failover_took_from_an_agent_is_stored_again() {
     assert_eq!(nodes.standing(id, "5", &[]), Standing::Banned);
 }
 
+/// The answer with 2 was lost, and the agent got 3 instead; the standby knows of 2 only.
+#[tokio::test]
+async fn what_a_failover_took_is_stored_in_the_place_of_what_the_agent_never_got() {
+    let scene = scene().await;
+    let Scene { store, nodes, id, .. } = &scene;
+    for serial in ["2", "3"] {
+        assert_eq!(nodes.renew(id, "1", serial.into(), 200).await.unwrap(), Renewal::Stored);
+    }
+    nodes.promote(id, "3").await.unwrap();
+    let update =
+        AgentUpdate { serial_number: Some("1".into()), new_serial_number: Some("2".into()), ..AgentUpdate::default() };
+    store.update_node(id, update).await.unwrap();
+    nodes.compare_all().await.unwrap();
+    assert_eq!(nodes.standing(id, "3", &[]), Standing::Current);
+    nodes.store_pending().await;
+    assert_eq!(stored(&scene).await, serials(("1", "3")));
+    assert_eq!(nodes.standing(id, "3", &[]), Standing::Renewed);
+}
+
+#[tokio::test]
+async fn a_ban_that_a_failover_took_is_made_again() {
+    let scene = scene().await;
+    let Scene { store, nodes, id, .. } = &scene;
+    let record = store.fetch_node(id).await.unwrap().unwrap();
+    let lose = async || {
+        let update = AgentUpdate { serial_number: Some("1".into()), ..AgentUpdate::default() };
+        store.update_node(id, update).await.unwrap();
+    };
+    // Whether the row is known, or the last serial number.
+    for nodes in [nodes, &scene.beside().await.nodes] {
+        nodes.ban(id.clone()).await.unwrap();
+        lose().await;
+        nodes.compare_all().await.unwrap();
+        assert_eq!(nodes.standing(id, "1", &[]), Standing::Banned);
+        assert_eq!(stored(&scene).await, serials(("", "")));
+        assert!(!nodes.some_wait.load(Ordering::SeqCst), "nothing is stored again");
+    }
+    // Evicted there, and attested anew.
+    store.delete_node(id).await.unwrap();
+    store.create_or_update_node(&AgentRecord { serial_number: "9".into(), ..record }).await.unwrap();
+    nodes.compare_all().await.unwrap();
+    assert_eq!(nodes.standing(id, "9", &[]), Standing::Current);
+}
+
+#[tokio::test]
+async fn an_agent_is_not_unknown_before_a_look_at_the_datastore() {
+    let Scene { turn, nodes, id, .. } = scene().await;
+    let other = TrustDomain::parse("example.org").unwrap().agent_id("test/b").unwrap();
+    assert!(!nodes.is_attested(&other).await.unwrap(), "nobody else writes");
+    turn.link().set_followed();
+    turn.link().set_away(&StoreError::Busy(1));
+    assert!(nodes.is_attested(&id).await.unwrap());
+    let unsure = nodes.is_attested(&other).await.unwrap_err();
+    assert_eq!(unsure.kind(), finial_core::ErrorKind::Unavailable);
+}
+
 #[tokio::test]
 async fn only_the_agent_that_called_is_renewed() {
     let Scene { nodes, id, .. } = scene().await;

@@ -239,9 +239,10 @@ impl Nodes {
         let first = || self.with(id, |node| node.and_then(|node| node.pending.first().cloned()));
         if first().is_some() {
             // What another server stored meanwhile.
-            match self.store.agent_rows(std::slice::from_ref(id)).await?.first() {
-                Some((row, record)) => self.put_row(record, *row),
-                None => self.forget(std::slice::from_ref(id)),
+            let found = self.store.agent_rows(std::slice::from_ref(id)).await?;
+            self.put_found(&found).await;
+            if found.is_empty() {
+                self.forget(std::slice::from_ref(id));
             }
         }
         while let Some(pending) = first() {

@@ -227,25 +227,28 @@ impl Gate {
             let message = format!("unable to look up the agent: {error}");
             Denial::Broken(Fault::new(error.kind(), message).because(error))
         })?;
-        let (reason, log) = match standing {
-            Standing::Current => return Ok(()),
-            Standing::Renewed => match self.nodes.promote(id, serial).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    let message = format!("unable to activate the new agent SVID: {error}");
-                    return Err(Denial::Broken(Fault::new(ErrorKind::Internal, message).because(error)));
-                }
-            },
-            Standing::Ahead => {
-                self.nodes.adopt(id, serial, not_after, follows).await;
-                return Ok(());
-            }
-            Standing::Unknown => (Reason::AgentNotAttested, "Agent is not attested"),
-            Standing::Banned => (Reason::AgentBanned, "Agent is banned"),
-            Standing::Superseded => (Reason::AgentNotActive, "Agent SVID is not active"),
-        };
-        Err(Denial::Refused(Some((reason, log))))
+        match standing {
+            Standing::Renewed => self.nodes.promote(id, serial).await.map_err(|error| {
+                let message = format!("unable to activate the new agent SVID: {error}");
+                Denial::Broken(Fault::new(ErrorKind::Internal, message).because(error))
+            })?,
+            Standing::Ahead => self.nodes.adopt(id, serial, not_after, follows).await,
+            _ => return verdict(standing),
+        }
+        // Both may have found out that the agent is another by now.
+        verdict(self.nodes.standing(id, serial, follows))
     }
+}
+
+/// Whether an agent of this standing is let in.
+fn verdict(standing: Standing) -> Result<(), Denial> {
+    let (reason, log) = match standing {
+        Standing::Current | Standing::Renewed | Standing::Ahead => return Ok(()),
+        Standing::Unknown => (Reason::AgentNotAttested, "Agent is not attested"),
+        Standing::Banned => (Reason::AgentBanned, "Agent is banned"),
+        Standing::Superseded => (Reason::AgentNotActive, "Agent SVID is not active"),
+    };
+    Err(Denial::Refused(Some((reason, log))))
 }
 
 /// To whom the policy allows the call. When it gives no answer, nobody may.

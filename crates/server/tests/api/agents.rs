@@ -1,6 +1,7 @@
 //! The Agent service: joining, renewing, banning, listing.
 
 use crate::harness::*;
+use finial_config::PluginConfig;
 use finial_core::KeyType;
 use finial_crypto::{Certificate, PrivateKey};
 use finial_proto::convert::permission_denied_reason;
@@ -139,6 +140,22 @@ async fn a_renewed_svid_takes_over_when_it_is_first_used() {
     let server = server.restart(|settings| settings.rate_limit.signing = false).await;
     let new = Agent::new(&server, new.identity).await;
     new.entries().get_authorized_entries(GetAuthorizedEntriesRequest::default()).await.unwrap();
+}
+
+/// The datastore knows of the ban when the first use is noted, and memory does not yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_svid_of_an_agent_that_was_banned_elsewhere_is_refused_at_once() {
+    let Some(database) = testkit::postgres() else { return };
+    let data = finial_hcl::parse(&testkit::datastore(&database, database.port())).unwrap();
+    let server = Server::with(|s| s.plugins = vec![PluginConfig::inline("DataStore", "sql", data)]).await;
+    let agent = server.agent().await;
+    let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+    let params = AgentX509svidParams { csr: csr(&key, None, &[]).await.into() };
+    let renewed = agent.agents().renew_agent(RenewAgentRequest { params: Some(params) }).await.unwrap();
+    let new = Agent::new(&server, Identity::of(renewed.into_inner().svid.unwrap(), key)).await;
+    database.sql("UPDATE attested_node_entries SET serial_number = '', new_serial_number = ''");
+    let status = new.entries().get_authorized_entries(GetAuthorizedEntriesRequest::default()).await.unwrap_err();
+    assert_eq!(permission_denied_reason(&status), Some(Reason::AgentBanned));
 }
 
 #[tokio::test]

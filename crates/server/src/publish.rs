@@ -103,7 +103,8 @@ impl Writing {
 }
 
 /// The authorities that were there, and not tainted, and are no more. Nothing when the bundle has grown since: then they
-/// may have been revoked, which takes two changes.
+/// may have been revoked, which takes two changes. One that was revoked after the change of history, while this server was
+/// cut off, is not told from one that was lost before the number there is above the one that was known here.
 fn lost(before: &Bundle, now: Option<&Bundle>) -> Bundle {
     fn missing<T: Clone, K: PartialEq>(of: &[T], now: &[T], tainted: fn(&T) -> bool, key: impl Fn(&T) -> &K) -> Vec<T> {
         let gone = |one: &&T| !tainted(one) && now.iter().all(|other| key(other) != key(one));
@@ -214,10 +215,17 @@ impl BundleFeed {
             *self.rows() = rows.into_iter().collect();
         }
         let rows = self.rows();
-        // One whose row could not be read is new, so that it comes last.
-        let row = |bundle: &PublishedBundle| rows.get(&bundle.bundle.trust_domain).copied().unwrap_or(i64::MAX);
-        let mut chosen: Vec<_> =
-            bundles.values().map(|bundle| (row(bundle), bundle)).filter(|(row, _)| *row > after).collect();
+        // Those whose rows could not be read are new, so that they come last.
+        let mut last = rows.values().copied().max().unwrap_or(0);
+        let row_of = |bundle| {
+            let known: &Arc<PublishedBundle> = bundle;
+            let row = rows.get(&known.bundle.trust_domain).copied().unwrap_or_else(|| {
+                last = last.saturating_add(1);
+                last
+            });
+            (row, known)
+        };
+        let mut chosen: Vec<_> = bundles.values().map(row_of).filter(|(row, _)| *row > after).collect();
         chosen.sort_by_key(|(row, _)| *row);
         if let Some(page) = page {
             chosen.truncate(usize::try_from(page.size).unwrap_or(usize::MAX));

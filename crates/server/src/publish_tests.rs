@@ -132,14 +132,17 @@ async fn bundles_are_listed_from_memory_by_the_rows_of_the_datastore() {
     let bad = feed.list(Some(&Page { token: "x".into(), size: 1 })).await.map(drop).unwrap_err();
     assert_eq!(bad.to_string(), "could not parse token 'x'");
     world.fail_all(false);
-    // One that is new is asked for; while nobody can be asked, it is the last.
-    world.memory.data.lock().unwrap().bundles.insert("aa.org".into(), bundle("aa.org", 1));
-    feed.refresh(&TrustDomain::parse("aa.org").unwrap()).await.unwrap();
+    // Those that are new are asked for; while nobody can be asked, they are the last.
+    for name in ["aa.org", "c.org"] {
+        world.memory.data.lock().unwrap().bundles.insert(name.into(), bundle(name, 1));
+        feed.refresh(&TrustDomain::parse(name).unwrap()).await.unwrap();
+    }
     world.fail_all(true);
-    assert_eq!(list("3", 9).await, ("aa.org".into(), i64::MAX.to_string()));
-    assert_eq!(list(&i64::MAX.to_string(), 9).await.0, "");
+    assert_eq!(list("3", 1).await, ("aa.org".into(), "4".into()));
+    assert_eq!(list("4", 1).await, ("c.org".into(), "5".into()));
+    assert_eq!(list("5", 1).await.0, "");
     world.fail_all(false);
-    assert_eq!(list("", 9).await, ("a.org aa.org b.org example.org".into(), "4".into()));
+    assert_eq!(list("", 9).await, ("a.org aa.org b.org c.org example.org".into(), "5".into()));
 }
 
 #[tokio::test]

@@ -87,9 +87,15 @@ macro_rules! each_of {
             Err(StoreError::AlreadyExists(_) | StoreError::Database(_)) => {
                 let mut results = Vec::with_capacity($items.len());
                 for $some in $items.chunks(1) {
-                    match transact!($store, |$tx| $work) {
+                    // Where no connection is to be had those that were stored before are told all the same.
+                    match async { transact!($store, |$tx| $work) }.await {
                         Ok(done) => results.extend(done),
                         Err(error) if error.leaves_doubt() => return Err(error),
+                        Err(StoreError::Busy(seconds)) => {
+                            let rest = $items.len() - results.len();
+                            results.extend((0..rest).map(|_| Err(StoreError::Busy(seconds))));
+                            break;
+                        }
                         Err(error) => results.push(Err(error)),
                     }
                 }

@@ -1,7 +1,7 @@
 //! Brings a database to the schema version of this code, or says why it must not.
 
 use crate::schema::{CODE_VERSION, MIGRATIONS, OWN, VERSION, VERSION_MIN, statements};
-use crate::sql::{Conn, Dialect, Moment, Query};
+use crate::sql::{Conn, Dialect, Moment, POSTGRES_SETUP, Query};
 use crate::store::transact;
 use crate::{Store, StoreError};
 
@@ -175,8 +175,9 @@ async fn own(store: &Store) -> Result<(), StoreError> {
 
 /// The same on PostgreSQL, where others go on writing meanwhile: outside of transactions, and by one server at a time, as
 /// two such builds would wait for each other. Nobody waits for that lock: whoever waited would be what the build waits for.
-/// If this server gives up or is killed the database finishes the index, or leaves one that is not valid, which is made
-/// anew here.
+/// The database has all the time it needs: what it leaves when it is stopped is an index that is not valid, which writers
+/// maintain all the same, and which is made anew here at the next start. If this server gives up waiting or is killed, the
+/// database goes on and finishes it.
 async fn own_beside_writers(store: &Store) -> Result<(), StoreError> {
     let (name, table, columns) = OWN;
     let mut conn = store.connection().await?;
@@ -188,6 +189,7 @@ async fn own_beside_writers(store: &Store) -> Result<(), StoreError> {
         return Ok(());
     }
     let result = async {
+        conn.control("SET statement_timeout = 0; SET lock_timeout = 0").await?;
         match own_is_valid(&mut conn).await? {
             Some(true) => return Ok(()),
             Some(false) => drop(conn.run(format!("DROP INDEX CONCURRENTLY IF EXISTS {name}")).await?),
@@ -196,10 +198,16 @@ async fn own_beside_writers(store: &Store) -> Result<(), StoreError> {
         conn.run(format!("CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {table}({columns})")).await.map(drop)
     };
     let result = result.await;
+    if result.as_ref().is_err_and(StoreError::leaves_doubt) {
+        // It may still work on that: this connection is of no more use.
+        conn.abandon("");
+        return result;
+    }
+    let reset = conn.control(POSTGRES_SETUP).await;
     if let Err(error) = conn.all(Query::once(format!("SELECT pg_advisory_unlock({OWN_LOCK})"))).await {
         tracing::debug!(%error, "the index's lock ends with its connection");
     }
-    result
+    result.and(reset)
 }
 
 /// Whether our own index can be used; `None` if there is none.

@@ -22,7 +22,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// What each connection to a server begins with: a statement whose caller is gone ends, and so does a transaction whose
 /// caller is gone, whose locks would stop everybody else.
-const POSTGRES_SETUP: &str =
+pub(crate) const POSTGRES_SETUP: &str =
     "SET statement_timeout = '30s'; SET lock_timeout = '20s'; SET idle_in_transaction_session_timeout = '60s'";
 /// The same. The second is for a table's definition, for which it would otherwise wait a day, and all others behind it.
 const MYSQL_SETUP: &str = "SET SESSION innodb_lock_wait_timeout = 20, lock_wait_timeout = 20";

@@ -9,7 +9,7 @@ mod query;
 mod row;
 mod time;
 
-pub(crate) use conn::{Conn, Connector};
+pub(crate) use conn::{Conn, Connector, POSTGRES_SETUP};
 pub(crate) use fault::Place;
 pub(crate) use pool::{ACQUIRE_MAX, Pool, Pooled};
 pub(crate) use query::{Query, Value, insert_rows, rows_query};

@@ -204,12 +204,13 @@ impl BundleFeed {
         self.bundles.load_full()
     }
 
-    /// The bundles as the datastore lists them, in its order and with its tokens.
-    pub async fn list(&self, page: Option<&Page>) -> Result<Listed<Arc<PublishedBundle>>, StoreError> {
+    /// The bundles as the datastore lists them, in its order and with its tokens; `away` if it is known not to answer.
+    pub async fn list(&self, page: Option<&Page>, away: bool) -> Result<Listed<Arc<PublishedBundle>>, StoreError> {
         let after = page.map_or(Ok(0), Page::after)?;
         let bundles = self.bundles.load_full();
         let unread = |rows: &Rows| bundles.values().any(|one| !rows.contains_key(&one.bundle.trust_domain));
-        if unread(&self.rows())
+        if !away
+            && unread(&self.rows())
             && let Ok(rows) = self.store.bundle_rows().await
         {
             *self.rows() = rows.into_iter().collect();

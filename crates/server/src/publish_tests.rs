@@ -119,17 +119,17 @@ async fn bundles_are_listed_from_memory_by_the_rows_of_the_datastore() {
     }
     feed.reload().await.unwrap();
     let list = async |token: &str, size| {
-        let listed = feed.list(Some(&Page { token: token.into(), size })).await.unwrap();
+        let listed = feed.list(Some(&Page { token: token.into(), size }), false).await.unwrap();
         let names = listed.items.iter().map(|one| one.bundle.trust_domain.to_string()).collect::<Vec<_>>();
         (names.join(" "), listed.next_page_token)
     };
     world.fail_all(true);
-    let all = feed.list(None).await.unwrap();
+    let all = feed.list(None, false).await.unwrap();
     assert_eq!((all.items.len(), all.next_page_token.as_str()), (3, ""));
     assert_eq!(list("", 2).await, ("a.org b.org".into(), "2".into()));
     assert_eq!(list("2", 2).await, ("example.org".into(), "3".into()));
     assert_eq!(list("3", 2).await, (String::new(), String::new()));
-    let bad = feed.list(Some(&Page { token: "x".into(), size: 1 })).await.map(drop).unwrap_err();
+    let bad = feed.list(Some(&Page { token: "x".into(), size: 1 }), false).await.map(drop).unwrap_err();
     assert_eq!(bad.to_string(), "could not parse token 'x'");
     world.fail_all(false);
     // Those that are new are asked for; while nobody can be asked, they are the last.
@@ -142,6 +142,9 @@ async fn bundles_are_listed_from_memory_by_the_rows_of_the_datastore() {
     assert_eq!(list("4", 1).await, ("c.org".into(), "5".into()));
     assert_eq!(list("5", 1).await.0, "");
     world.fail_all(false);
+    let away = feed.list(Some(&Page { token: "4".into(), size: 1 }), true).await.unwrap();
+    assert_eq!(away.next_page_token, "5", "nobody is asked");
+    assert_eq!(feed.rows().len(), 3);
     assert_eq!(list("", 9).await, ("a.org aa.org b.org c.org example.org".into(), "5".into()));
 }
 

@@ -213,7 +213,7 @@ impl Api {
     ) -> Result<pb::ListFederatedBundlesResponse, Status> {
         let page = page(request.page_size, &request.page_token);
         self.be_current().await;
-        let listed = self.bundles.list(page.as_ref()).await;
+        let listed = self.bundles.list(page.as_ref(), self.datastore_is_away()).await;
         let listed = listed.map_err(|e| store_failed(&permit, "failed to list bundles", &e))?;
         let foreign = listed.items.iter().map(|listed| &listed.bundle);
         let foreign = foreign.filter(|bundle| bundle.trust_domain != self.trust_domain);

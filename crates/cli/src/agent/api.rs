@@ -57,6 +57,19 @@ fn request<T>(message: T) -> Request<T> {
     request
 }
 
+/// Makes a call that only reads, and makes it again where the connection ended before it was sent, as grpc-go does by itself:
+/// the agent was just being restarted, and the next one listens.
+async fn sent<T, F>(mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<tonic::Response<T>, Status>>,
+{
+    let response = match call().await {
+        Err(status) if status.code() == tonic::Code::Cancelled => call().await,
+        response => response,
+    };
+    response.map(tonic::Response::into_inner)
+}
+
 /// Waits as long as `-timeout` allows; 0 or less: without end.
 async fn within<T>(cx: &Context, call: impl Future<Output = Result<T, Status>>) -> Result<T, RpcError> {
     let timeout = cx.flags.duration("timeout");
@@ -80,10 +93,14 @@ fn x509_flags(set: &mut FlagSet) {
 }
 
 async fn fetch_x509(cx: Context) -> anyhow::Result<()> {
-    let mut client = client(&cx)?;
+    let client = client(&cx)?;
     let start = Instant::now();
     let response = within(&cx, async {
-        let mut stream = client.fetch_x509svid(request(X509svidRequest {})).await?.into_inner();
+        let call = || {
+            let mut client = client.clone();
+            async move { client.fetch_x509svid(request(X509svidRequest {})).await }
+        };
+        let mut stream = sent(call).await?;
         stream.message().await?.ok_or_else(|| Status::unknown("EOF"))
     })
     .await?;
@@ -266,7 +283,12 @@ async fn fetch_jwt(cx: Context) -> anyhow::Result<()> {
     })?;
     let spiffe_id = cx.flags.string("spiffeID").to_owned();
     let svids = within(&cx, async {
-        client.fetch_jwtsvid(request(JwtsvidRequest { audience, spiffe_id })).await.map(tonic::Response::into_inner)
+        let call = || {
+            let (mut client, message) =
+                (client.clone(), JwtsvidRequest { audience: audience.clone(), spiffe_id: spiffe_id.clone() });
+            async move { client.fetch_jwtsvid(request(message)).await }
+        };
+        sent(call).await
     })
     .await?;
     if cx.json() {
@@ -287,7 +309,11 @@ async fn fetch_jwt(cx: Context) -> anyhow::Result<()> {
 }
 
 async fn first_jwt_bundles(client: &mut SpiffeWorkloadApiClient<Channel>) -> Result<JwtBundlesResponse, Status> {
-    let mut stream = client.fetch_jwt_bundles(request(JwtBundlesRequest {})).await?.into_inner();
+    let call = || {
+        let mut client = client.clone();
+        async move { client.fetch_jwt_bundles(request(JwtBundlesRequest {})).await }
+    };
+    let mut stream = sent(call).await?;
     stream.message().await?.ok_or_else(|| Status::unknown("EOF"))
 }
 

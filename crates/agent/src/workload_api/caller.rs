@@ -28,6 +28,8 @@ const ATTESTED_FOR: Duration = Duration::from_secs(5);
 const LOOKS_MAX: usize = 3;
 /// How long one attestor may take.
 pub(crate) const ATTESTOR_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a call waits for its turn: for an attestation that began before it came, and for one after that.
+const TURN_TIMEOUT: Duration = Duration::from_secs(2 * LOOKS_MAX as u64 * ATTESTOR_TIMEOUT.as_secs());
 
 /// What changes when a process runs another program or changes its user: looked at on each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +58,13 @@ impl Print {
     }
 }
 
+/// What came of attesting a process.
 #[derive(Clone)]
 struct Attested {
+    /// When it began.
     at: Instant,
-    print: Print,
-    view: Arc<View>,
+    print: Option<Print>,
+    view: Result<Arc<View>, Status>,
 }
 
 /// The process behind a connection.
@@ -101,11 +105,22 @@ impl Caller {
         Err(Status::unauthenticated("could not verify existence of the original caller: the process has ended"))
     }
 
+    fn attested(&self) -> Option<Attested> {
+        self.attested.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The view that still holds, if nothing changed.
     fn remembered(&self) -> Option<Arc<View>> {
-        let attested = self.attested.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let fresh = attested.at.elapsed() < ATTESTED_FOR && Print::of(&self.peer) == Some(attested.print);
-        fresh.then_some(attested.view)
+        let Attested { at, print, view } = self.attested()?;
+        let view = view.ok()?;
+        let fresh = at.elapsed() < ATTESTED_FOR && print.is_some() && Print::of(&self.peer) == print;
+        fresh.then_some(view)
+    }
+
+    /// What came of an attestation that began after a call came: the call's own would have been no other.
+    fn since(&self, came: Instant) -> Option<Result<Arc<View>, Status>> {
+        let Attested { at, print, view } = self.attested()?;
+        (at > came && (view.is_err() || Print::of(&self.peer) == print)).then_some(view)
     }
 }
 
@@ -139,17 +154,37 @@ impl Attestation {
         if let Some(view) = caller.remembered() {
             return Ok(view);
         }
-        let _attesting = caller.attesting.lock().await;
+        let came = Instant::now();
+        let Ok(_attesting) = tokio::time::timeout(TURN_TIMEOUT, caller.attesting.lock()).await else {
+            tracing::error!(
+                subsystem_name = SUBSYSTEM,
+                pid = caller.peer.pid,
+                "Too many calls wait for the workload's attestation"
+            );
+            return Err(Status::unavailable("workload attestation failed"));
+        };
+        caller.check_alive()?;
         if let Some(view) = caller.remembered() {
             return Ok(view);
         }
-        let Look { at, print, reports } = self.look(caller).await?;
-        let view = self.cache.view(&self.selectors(caller, reports)?);
-        if let Some(print) = print {
-            let attested = Attested { at, print, view: view.clone() };
-            *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+        if let Some(result) = caller.since(came) {
+            return result;
         }
-        Ok(view)
+        let attested = self.attest(caller).await;
+        let view = attested.view.clone();
+        *caller.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+        view
+    }
+
+    async fn attest(&self, caller: &Caller) -> Attested {
+        let began = Instant::now();
+        match self.look(caller).await {
+            Ok(Look { at, print, reports }) => {
+                let view = self.selectors(caller, reports).map(|selectors| self.cache.view(&selectors));
+                Attested { at, print, view }
+            }
+            Err(status) => Attested { at: began, print: None, view: Err(status) },
+        }
     }
 
     /// What each attestor says of a process now; nothing of it is believed later.
@@ -271,5 +306,56 @@ impl AsyncWrite for CallerConnection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::testing::bundle;
+    use finial_core::SystemClock;
+    use finial_plugin::PluginError;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Does not answer.
+    #[derive(Default)]
+    struct Stuck(AtomicUsize);
+
+    #[async_trait::async_trait]
+    impl WorkloadAttestor for Stuck {
+        fn name(&self) -> &str {
+            "stuck"
+        }
+
+        async fn attest(&self, _: &Peer<'_>) -> Result<Vec<Selector>, PluginError> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            std::future::pending().await
+        }
+    }
+
+    fn stuck() -> (Arc<Stuck>, Attestation, Caller) {
+        let stuck = Arc::new(Stuck::default());
+        let (cache, _) = Cache::new(bundle("td", &[]), 10, Arc::new(SystemClock));
+        let attestation = Attestation { attestors: vec![stuck.clone()], cache, metrics: Metrics::disabled() };
+        (stuck, attestation, Caller::of_pid(std::process::id() as i32).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_shared_by_those_who_waited_for_it() {
+        let (stuck, attestation, caller) = stuck();
+        let results = futures::future::join_all((0..20).map(|_| attestation.view(&caller))).await;
+        assert!(results.iter().all(|result| result.as_ref().is_err_and(|e| e.code() == tonic::Code::Unavailable)));
+        assert_eq!(stuck.0.load(Ordering::SeqCst), 2, "one that began before the others came, and one for all of them");
+        assert!(attestation.view(&caller).await.is_err());
+        assert_eq!(stuck.0.load(Ordering::SeqCst), 3, "it is not remembered for those who come later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_turn() {
+        let (stuck, attestation, caller) = stuck();
+        let _attesting = caller.attesting.lock().await;
+        let ended = tokio::time::timeout(Duration::from_secs(3600), attestation.view(&caller)).await;
+        assert_eq!(ended.expect("within an hour").err().unwrap().code(), tonic::Code::Unavailable);
+        assert_eq!(stuck.0.load(Ordering::SeqCst), 0);
     }
 }

@@ -90,7 +90,7 @@ impl Bus {
     async fn enter(stream: UnixStream) -> Result<Self, BusError> {
         let mut bus = Self { stream, serial: 0 };
         // The user's number in digits, those in hexadecimal: `0` is `30`.
-        let uid: String = rustix::process::geteuid().as_raw().to_string().bytes().map(|b| format!("{b:02x}")).collect();
+        let uid = finial_crypto::hex(rustix::process::geteuid().as_raw().to_string().as_bytes());
         bus.stream.write_all(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes()).await?;
         let answer = bus.line().await?;
         if !answer.starts_with("OK ") {
@@ -197,8 +197,11 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
     let mut parts = text.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {
-        bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend(part.get(2..)?.as_bytes());
+        let (digits, rest) = part.split_at_checked(2)?;
+        // A sign would be read as part of a number.
+        digits.bytes().all(|b| b.is_ascii_hexdigit()).then_some(())?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend(rest.as_bytes());
     }
     Some(bytes)
 }

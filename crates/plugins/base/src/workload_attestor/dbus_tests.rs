@@ -158,6 +158,7 @@ fn addresses_name_files_or_abstract_sockets() {
         "unix:path=/%",
         "unix:path=/%4",
         "unix:path=/%zz",
+        "unix:path=/%+f",
         "unix:path=%ä",
     ] {
         assert_eq!(path(other), None, "{other}");

@@ -21,6 +21,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The longest command line that is read.
 const COMMAND_BYTES_MAX: usize = 64 << 10;
@@ -33,6 +34,8 @@ const LOOKS_MAX: usize = 100;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
 /// How long they may take to be found and read; `roots` may lie on a file system that does not answer.
 const RECORDS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many of them may be read at a time.
+const READS_MAX: usize = 8;
 /// How exactly the start of a process and the change of a file are known.
 const EXACT_TO_SECONDS: UnixSeconds = 2;
 /// In which the kernel counts for its users, on every machine that Rust runs on.
@@ -60,6 +63,8 @@ pub struct Gvisor {
     config: Config,
     host: Host,
     clock: Arc<dyn Clock>,
+    /// Reads of records: on a file system that does not answer they go on after who asked has given up.
+    reads: Arc<Semaphore>,
 }
 
 /// What a process of runsc's says of itself, which anybody could.
@@ -106,20 +111,16 @@ impl Gvisor {
     /// # Errors
     /// When a value has the wrong type.
     pub fn new(data: &Value, context: &PluginContext) -> Result<Self, PluginError> {
-        Ok(Self { config: decode(data)?, host: Host::look(), clock: context.clock.clone() })
+        let (host, reads) = (Host::look(), Arc::new(Semaphore::new(READS_MAX)));
+        Ok(Self { config: decode(data)?, host, clock: context.clock.clone(), reads })
     }
 
     /// Whether runsc's own record bears the claim out; what it says then.
     async fn prove(&self, claim: Claim, peer: &Peer<'_>) -> Result<Vec<String>, String> {
         let status = process::status(peer.proc_dir).map_err(|e| format!("failed to get process: {e}"))?;
         let owner = Owner::of(&status).map_err(|e| e.to_string())?.uid;
-        let read = {
-            let (claim, roots) = (claim.clone(), self.config.roots.clone());
-            tokio::task::spawn_blocking(move || read_state(&root_of(&claim.root, &roots)?, &claim.container, owner))
-        };
-        let read =
-            tokio::time::timeout(RECORDS_TIMEOUT, read).await.map_err(|_| "runsc's records cannot be read in time")?;
-        let (state, changed) = read.map_err(|e| e.to_string())??;
+        let read = tokio::time::timeout(RECORDS_TIMEOUT, self.read(&claim, owner)).await;
+        let (state, changed) = read.map_err(|_| "runsc's records cannot be read in time")??;
         let sandbox = state.sandbox.as_ref().ok_or("the container has no sandbox")?;
         let recorded = if claim.is_sandbox { sandbox.pid } else { state.gofer_pid };
         if state.id != claim.container || recorded != peer.pid {
@@ -140,6 +141,18 @@ impl Gvisor {
             values.extend(annotations.map(|(key, value)| format!("annotation:{key}:{value}")));
         }
         Ok(values)
+    }
+
+    /// The container's record, read on a thread that may wait.
+    async fn read(&self, claim: &Claim, owner: u32) -> Result<(State, UnixSeconds), String> {
+        let permit = self.reads.clone().acquire_owned().await.map_err(|e| e.to_string())?;
+        let (claim, roots) = (claim.clone(), self.config.roots.clone());
+        let read = move || {
+            let read = root_of(&claim.root, &roots).and_then(|root| read_state(&root, &claim.container, owner));
+            drop(permit);
+            read
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|e| e.to_string())?
     }
 
     async fn is_runsc(&self, folder: BorrowedFd<'_>) -> bool {

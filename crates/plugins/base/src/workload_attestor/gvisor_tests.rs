@@ -141,6 +141,24 @@ async fn impostor_who_brings_records_of_his_own() {
     }
 }
 
+/// Who asks gives up; the thread that waits for the file system cannot.
+#[tokio::test]
+async fn a_read_that_hangs_counts_until_it_ends() {
+    let world = World::new();
+    let process = gofer(&world.claim("c1"));
+    // To open it takes until somebody writes.
+    let record = world.root.path().join("c1_sandbox:pod.state");
+    assert!(Command::new("mkfifo").arg(&record).status().expect("runs").success());
+    let attestor = world.attestor();
+    let peer = process.peer();
+    assert!(tokio::time::timeout(Duration::ZERO, attestor.attest(&peer)).await.is_err(), "it hangs");
+    assert_eq!(attestor.reads.available_permits(), READS_MAX - 1, "given up, and still there");
+    let writer = std::fs::File::options().write(true).open(&record).expect("opens");
+    std::fs::remove_file(&record).expect("is ours");
+    drop(writer);
+    eventually("the read ends", || (attestor.reads.available_permits() == READS_MAX).then_some(()));
+}
+
 /// The folder is chosen by the caller, and to look at one on a dead file system takes for ever.
 #[tokio::test]
 async fn folders_elsewhere_are_not_even_looked_at() {

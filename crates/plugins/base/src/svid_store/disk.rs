@@ -14,6 +14,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 /// What a folder's name may have.
@@ -28,6 +29,8 @@ struct Config {
 /// The `disk` SVID store.
 pub struct Disk {
     directory: PathBuf,
+    /// Held until the work is done, also when nobody waits for it any more: what is done late comes before what is asked later.
+    turn: Arc<Mutex<()>>,
 }
 
 impl Disk {
@@ -43,7 +46,7 @@ impl Disk {
         if config.directory.is_empty() {
             return Err(PluginError::invalid("directory is required"));
         }
-        Ok(Self { directory: config.directory.into() })
+        Ok(Self { directory: config.directory.into(), turn: Arc::default() })
     }
 
     async fn blocking(
@@ -55,7 +58,13 @@ impl Disk {
         let failed = |e: &dyn std::fmt::Display| {
             PluginError::internal(format!("cannot {what} below {}: {e}", self.directory.display()))
         };
-        let done = tokio::task::spawn_blocking(move || work(&directory)).await;
+        let turn = self.turn.clone().lock_owned().await;
+        let work = move || {
+            let done = work(&directory);
+            drop(turn);
+            done
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
     }
 }

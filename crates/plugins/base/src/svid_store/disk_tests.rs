@@ -72,6 +72,25 @@ async fn it_is_replaced_in_one_step_and_nothing_is_left_of_the_one_before() {
 }
 
 #[tokio::test]
+async fn a_late_write_does_not_replace_what_is_stored_after_it() {
+    let top = tempfile::tempdir().unwrap();
+    let store = store(top.path());
+    let (go, held) = std::sync::mpsc::channel();
+    let old = files(&svid(1));
+    let late = store.blocking("store an SVID", move |directory| {
+        let _ = held.recv();
+        write(directory, "db", &old)
+    });
+    assert!(tokio::time::timeout(std::time::Duration::ZERO, late).await.is_err(), "given up");
+    assert!(store.turn.try_lock().is_err(), "and still at it");
+    let (svid, db) = (svid(2), at("db"));
+    let (stored, ()) = tokio::join!(store.put(&svid, &db), async { go.send(()).unwrap() });
+    stored.unwrap();
+    assert!(fs::read_to_string(top.path().join("db/svid.key")).unwrap() == pem::encode("PRIVATE KEY", &[2; 4]));
+    assert_eq!(listed(top.path()), 2);
+}
+
+#[tokio::test]
 async fn what_names_no_folder_of_ours_is_refused() {
     let top = tempfile::tempdir().unwrap();
     let store = store(&top.path().join("svids"));

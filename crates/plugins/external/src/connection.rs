@@ -2,7 +2,7 @@
 
 use crate::handshake::Address;
 use crate::log::{PluginLog, Splitter};
-use finial_net::client::uds_channel;
+use finial_net::client::{tcp_channel, uds_channel};
 use finial_proto::plugin::{config, go, init};
 use finial_runtime::{Shutdown, Spawner};
 use futures::{Stream, StreamExt};
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{IntoRequest, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -34,14 +34,11 @@ pub(crate) struct Connection(Channel);
 
 impl Connection {
     /// Nothing is opened before the first call.
-    pub(crate) fn new(address: &Address) -> Result<Self, String> {
-        match address {
-            Address::Unix(path) => Ok(Self(uds_channel(path))),
-            Address::Tcp(at) => {
-                let endpoint = Endpoint::from_shared(format!("http://{at}")).map_err(|e| e.to_string())?;
-                Ok(Self(endpoint.connect_lazy()))
-            }
-        }
+    pub(crate) fn new(address: &Address) -> Self {
+        Self(match address {
+            Address::Unix(path) => uds_channel(path),
+            Address::Tcp(at) => tcp_channel(&at.to_string()),
+        })
     }
 
     /// One question, one answer, within `deadline`.

@@ -50,7 +50,7 @@ impl Running {
         let program = config.command.as_deref().and_then(|c| c.file_name()).unwrap_or_default().to_string_lossy();
         let log = Arc::new(PluginLog::new(&config.name, &config.kind, &program));
         let mut process = process::start(config, folder.path(), &log, &around.spawner).await.map_err(failed)?;
-        let connection = Connection::new(&process.address).map_err(failed)?;
+        let connection = Connection::new(&process.address);
         let tasks = StopOnDrop(Shutdown::new());
         let clock = around.context.clock.clone();
         let host = Host { services: around.host.clone(), clock, of_server: service.of_server() };

@@ -1,6 +1,6 @@
 //! Which workload a broker means: a process, or whatever an attestor understands.
 
-use crate::workload_api::{ATTESTOR_TIMEOUT, Attestation, Caller};
+use crate::workload_api::{ATTESTOR_TIMEOUT, Attestation, Caller, LOOKS_MAX};
 use finial_core::{Selector, SelectorSet, SpiffeId};
 use finial_plugin::{Peer, PluginError, Reference, WorkloadAttestor};
 use finial_proto::broker::WorkloadPidReference;
@@ -23,8 +23,11 @@ const PID_REFERENCE: &str = "type.googleapis.com/spiffe.broker.WorkloadPIDRefere
 /// A workload that was found.
 pub(super) struct Resolved {
     pub(super) selectors: SelectorSet,
-    process: Option<Held>,
+    process: Process,
 }
+
+/// The process that is meant, if one is.
+struct Process(Option<Held>);
 
 /// A process that is watched; each costs file descriptors.
 struct Held {
@@ -35,8 +38,18 @@ struct Held {
 impl Resolved {
     /// Nothing may be said for a process that has ended.
     pub(super) fn check_alive(&self) -> Result<(), Status> {
-        match &self.process {
-            Some(Held { caller, .. }) if !caller.peer.handle.is_alive() => Err(not_found(caller.peer.pid)),
+        self.process.check_alive()
+    }
+}
+
+impl Process {
+    fn caller(&self) -> Option<&Caller> {
+        self.0.as_ref().map(|held| &held.caller)
+    }
+
+    fn check_alive(&self) -> Result<(), Status> {
+        match self.caller() {
+            Some(caller) if !caller.peer.handle.is_alive() => Err(not_found(caller.peer.pid)),
             _ => Ok(()),
         }
     }
@@ -65,20 +78,32 @@ impl Resolver {
         Self { attestation, places: Arc::new(Semaphore::new(PROCESSES_MAX)) }
     }
 
-    /// The process that is meant, held, if one is.
-    fn process(&self, reference: &Any) -> Result<Option<Held>, Status> {
-        let Some(pid) = pid_of(reference)? else { return Ok(None) };
+    fn process(&self, reference: &Any) -> Result<Process, Status> {
+        let Some(pid) = pid_of(reference)? else { return Ok(Process(None)) };
         let place = self.places.clone().try_acquire_owned();
         let _place = place.map_err(|_| Status::resource_exhausted("too many processes are watched for brokers"))?;
         let caller = Caller::of_pid(pid).map_err(|_| not_found(pid))?;
-        Ok(Some(Held { caller, _place }))
+        Ok(Process(Some(Held { caller, _place })))
     }
 
     pub(super) async fn resolve(&self, reference: &Any, broker: &SpiffeId) -> Result<Resolved, Status> {
         let process = self.process(reference)?;
+        for _ in 0..LOOKS_MAX {
+            let print = process.caller().map(Caller::print);
+            let selectors = self.ask(reference, broker, process.caller()).await;
+            process.check_alive()?;
+            if process.caller().map(Caller::print) == print {
+                return Ok(Resolved { selectors: selectors?, process });
+            }
+            // The selectors are in part those of the program or user before.
+        }
+        Err(Status::unavailable("workload attestation failed: the process changed while it was attested"))
+    }
+
+    async fn ask(&self, reference: &Any, broker: &SpiffeId, process: Option<&Caller>) -> Result<SelectorSet, Status> {
         let asked = Reference { type_url: &reference.type_url, value: &reference.value, broker };
         let ask = |attestor: &Arc<dyn WorkloadAttestor>| {
-            let (attestor, process) = (attestor.clone(), process.as_ref().map(|held| &held.caller));
+            let attestor = attestor.clone();
             async move {
                 let said = tokio::time::timeout(ATTESTOR_TIMEOUT, say(attestor.as_ref(), &asked, process)).await;
                 (attestor, said.unwrap_or_else(|_| Said::Failed(PluginError::internal("it took too long"))))
@@ -102,11 +127,8 @@ impl Resolver {
                 }
             }
         }
-        drop(answers);
-        let resolved = Resolved { selectors: SelectorSet::new(selectors), process };
-        resolved.check_alive()?;
         match failed.first() {
-            _ if understood || self.attestation.attestors.is_empty() => Ok(resolved),
+            _ if understood || self.attestation.attestors.is_empty() => Ok(SelectorSet::new(selectors)),
             Some((code, _)) => {
                 let texts: Vec<&str> = failed.iter().map(|(_, text)| text.as_str()).collect();
                 Err(Status::new(*code, texts.join("\n")))

@@ -178,6 +178,30 @@ async fn a_process_is_served_until_it_ends() {
 }
 
 #[tokio::test]
+async fn a_process_that_changes_while_it_is_attested_is_attested_again() {
+    let world = world().await;
+    for (id, shell) in [("e1", "dash"), ("e2", "bash"), ("e3", "busybox")] {
+        world.entry(id, "/shell", &[&format!("test:exe:{shell}")]);
+    }
+    world.entry("e4", "/sleep", &["test:exe:sleep"]);
+    let agent = world.started().await;
+    let mut client = client(&world, world.server.ca(), "spiffe://td/pids");
+    let signal = world.dir.path().join("signal");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "while [ ! -e \"$0\" ]; do :; done; exec sleep 1000"]).arg(&signal);
+    let mut process = shell.spawn().unwrap();
+    let pid = i32::try_from(process.id()).unwrap();
+    let sh = std::fs::canonicalize("/bin/sh").unwrap();
+    until("the shell runs", || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == sh)).await;
+    *world.attestor.meanwhile.lock().unwrap() = Some(signal);
+    let mut stream = svids(&mut client, by_pid(pid)).await.unwrap();
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/sleep"]);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_broker_endpoint_for_nobody_is_a_mistake() {
     let mut world = world().await;
     world.settings.broker.as_mut().unwrap().brokers.clear();

@@ -25,7 +25,7 @@ const SUBSYSTEM: &str = "workload_attestor";
 /// For how long selectors of a connection's process are believed, while nothing that we look at on each call changed.
 const ATTESTED_FOR: Duration = Duration::from_secs(5);
 /// How often a process is looked at that changes meanwhile.
-const LOOKS_MAX: usize = 3;
+pub(crate) const LOOKS_MAX: usize = 3;
 /// How long one attestor may take.
 pub(crate) const ATTESTOR_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call waits for its turn: for an attestation that began before it came, and for one after that.
@@ -33,7 +33,7 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(2 * LOOKS_MAX as u64 * ATTEST
 
 /// What changes when a process runs another program or changes its user: looked at on each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Print {
+pub(crate) struct Print {
     exe_device: u64,
     exe_inode: u64,
     exe_changed: (i64, i64),
@@ -97,6 +97,11 @@ impl Caller {
         u32::try_from(self.peer.pid).is_ok_and(|pid| pid == std::process::id())
     }
 
+    /// What it is now.
+    pub(crate) fn print(&self) -> Option<Print> {
+        Print::of(&self.peer)
+    }
+
     fn check_alive(&self) -> Result<(), Status> {
         if self.peer.handle.is_alive() {
             return Ok(());
@@ -113,14 +118,14 @@ impl Caller {
     fn remembered(&self) -> Option<Arc<View>> {
         let Attested { at, print, view } = self.attested()?;
         let view = view.ok()?;
-        let fresh = at.elapsed() < ATTESTED_FOR && print.is_some() && Print::of(&self.peer) == print;
+        let fresh = at.elapsed() < ATTESTED_FOR && print.is_some() && self.print() == print;
         fresh.then_some(view)
     }
 
     /// What came of an attestation that began after a call came: the call's own would have been no other.
     fn since(&self, came: Instant) -> Option<Result<Arc<View>, Status>> {
         let Attested { at, print, view } = self.attested()?;
-        (at > came && (view.is_err() || Print::of(&self.peer) == print)).then_some(view)
+        (at > came && (view.is_err() || self.print() == print)).then_some(view)
     }
 }
 
@@ -195,7 +200,7 @@ impl Attestation {
 
     async fn look(&self, caller: &Caller) -> Result<Look, Status> {
         for _ in 0..LOOKS_MAX {
-            let print = Print::of(&caller.peer);
+            let print = caller.print();
             let at = Instant::now();
             let call = self.metrics.call("workload_api.workload_attestation");
             let reports = futures::future::join_all(self.attestors.iter().map(|a| self.ask(a, caller))).await;
@@ -203,7 +208,7 @@ impl Attestation {
             call.finish(if failed { "Unknown" } else { "OK" });
             // Otherwise we might have attested another process with the same number.
             caller.check_alive()?;
-            if Print::of(&caller.peer) == print {
+            if caller.print() == print {
                 return Ok(Look { at, print, reports });
             }
             // The selectors are in part those of the program or user before.

@@ -8,7 +8,7 @@ mod waiting;
 mod wit;
 
 pub(crate) use call::{ApiNames, Call, Calls};
-pub(crate) use caller::{ATTESTOR_TIMEOUT, Attestation, Caller, CallerConnection, Report};
+pub(crate) use caller::{ATTESTOR_TIMEOUT, Attestation, Caller, CallerConnection, LOOKS_MAX, Report};
 
 use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;

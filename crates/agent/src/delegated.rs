@@ -5,7 +5,7 @@
 use crate::cache::{Bundles, Cache, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
 use crate::updates::{Check, Updates};
-use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, check_audience};
+use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, answered, check_audience};
 use bytes::Bytes;
 use finial_core::{Selector, SelectorSet, SpiffeId};
 use finial_crypto::Certificate;
@@ -16,7 +16,7 @@ use finial_proto::types;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "delegated_identity_api";
@@ -98,7 +98,7 @@ impl DelegatedApi {
     async fn svids(
         &self,
         request: Request<api::SubscribeToX509sviDsRequest>,
-        call: &mut Option<Call>,
+        call: &mut Call,
     ) -> Result<Updates<Arc<ViewState>, api::SubscribeToX509sviDsResponse>, Status> {
         let started = Instant::now();
         let delegate = self.delegate(&request).await?;
@@ -128,7 +128,7 @@ impl DelegatedApi {
         &self,
         request: Request<Q>,
         answer: fn(&Bundles) -> T,
-        call: &mut Option<Call>,
+        call: &mut Call,
     ) -> Result<Updates<Bundles, T>, Status> {
         let delegate = self.delegate(&request).await?;
         let holds = vec![self.0.cache.subscribe(&delegate)];
@@ -163,8 +163,8 @@ impl DelegatedApi {
         Ok(api::FetchJwtsviDsResponse { svids })
     }
 
-    fn begin(&self, key: &'static str) -> Option<Call> {
-        Some(self.0.calls.begin(key, false))
+    fn begin(&self, key: &'static str) -> Call {
+        self.0.calls.begin(key, false)
     }
 }
 
@@ -214,14 +214,6 @@ fn jwt_bundles(bundles: &Bundles) -> api::SubscribeToJwtBundlesResponse {
     api::SubscribeToJwtBundlesResponse { bundles }
 }
 
-/// What a call that begins a stream is answered; a refusal is counted.
-fn begun<T>(result: Result<T, Status>, call: Option<Call>) -> Result<Response<T>, Status> {
-    if let Some(mut call) = call {
-        call.finish(result.as_ref().map_or_else(Status::code, |_| Code::Ok));
-    }
-    result.map(Response::new)
-}
-
 #[tonic::async_trait]
 impl DelegatedIdentity for DelegatedApi {
     type SubscribeToX509SVIDsStream = Updates<Arc<ViewState>, api::SubscribeToX509sviDsResponse>;
@@ -233,7 +225,7 @@ impl DelegatedIdentity for DelegatedApi {
         request: Request<api::SubscribeToX509sviDsRequest>,
     ) -> Result<Response<Self::SubscribeToX509SVIDsStream>, Status> {
         let mut call = self.begin("rpc.delegated_identity.subscribe_to_x509_svids");
-        begun(self.svids(request, &mut call).await, call)
+        answered(self.svids(request, &mut call).await, call)
     }
 
     async fn subscribe_to_x509_bundles(
@@ -241,7 +233,7 @@ impl DelegatedIdentity for DelegatedApi {
         request: Request<api::SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         let mut call = self.begin("rpc.delegated_identity.subscribe_to_x509_bundles");
-        begun(self.bundles(request, x509_bundles, &mut call).await, call)
+        answered(self.bundles(request, x509_bundles, &mut call).await, call)
     }
 
     async fn fetch_jwtsvi_ds(
@@ -249,7 +241,7 @@ impl DelegatedIdentity for DelegatedApi {
         request: Request<api::FetchJwtsviDsRequest>,
     ) -> Result<Response<api::FetchJwtsviDsResponse>, Status> {
         let call = self.begin("rpc.delegated_identity.fetch_jwtsvi_ds");
-        begun(self.jwt_svids(request).await, call)
+        answered(self.jwt_svids(request).await, call)
     }
 
     async fn subscribe_to_jwt_bundles(
@@ -257,6 +249,6 @@ impl DelegatedIdentity for DelegatedApi {
         request: Request<api::SubscribeToJwtBundlesRequest>,
     ) -> Result<Response<Self::SubscribeToJWTBundlesStream>, Status> {
         let mut call = self.begin("rpc.delegated_identity.subscribe_to_jwt_bundles");
-        begun(self.bundles(request, jwt_bundles, &mut call).await, call)
+        answered(self.bundles(request, jwt_bundles, &mut call).await, call)
     }
 }

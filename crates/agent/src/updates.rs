@@ -24,7 +24,7 @@ pub(crate) struct Updates<S, T> {
     states: WatchStream<S>,
     answer: Answer<S, T>,
     last: Option<T>,
-    call: Option<Call>,
+    call: Call,
     /// They keep the views' SVIDs in the cache.
     _holds: Vec<Subscription>,
 }
@@ -36,7 +36,7 @@ impl<S: Clone + Send + Sync + 'static, T> Updates<S, T> {
         check: Check,
         states: watch::Receiver<S>,
         answer: Answer<S, T>,
-        call: Option<Call>,
+        call: Call,
     ) -> Self {
         let guard = holds.first().map(|hold| WatchStream::new(hold.states()));
         Self { guard, check, states: WatchStream::new(states), answer, last: None, call, _holds: holds }
@@ -44,9 +44,7 @@ impl<S: Clone + Send + Sync + 'static, T> Updates<S, T> {
 
     fn end(&mut self, status: Status) -> Poll<Option<Result<T, Status>>> {
         self.guard = None;
-        if let Some(mut call) = self.call.take() {
-            call.finish(status.code());
-        }
+        self.call.take().finish(status.code());
         Poll::Ready(Some(Err(status)))
     }
 }

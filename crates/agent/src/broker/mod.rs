@@ -10,7 +10,7 @@ pub(crate) use endpoint::start;
 use crate::cache::{Bundles, Cache, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
 use crate::updates::Updates;
-use crate::workload_api::{ApiNames, Attestation, Call, Calls, check_audience, check_header};
+use crate::workload_api::{ApiNames, Attestation, Call, Calls, answered, check_audience, check_header};
 use finial_config::{BrokerReference, BrokerUser};
 use finial_core::SpiffeId;
 use finial_crypto::Certificate;
@@ -21,7 +21,7 @@ use finial_proto::broker::api_server::Api;
 use reference::{Resolved, Resolver};
 use std::collections::HashMap;
 use std::sync::Arc;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "broker_api";
@@ -51,8 +51,8 @@ impl BrokerApi {
         Self(Arc::new(Inner { brokers, cache, resolver: Resolver::new(attestation), jwt, calls }))
     }
 
-    fn begin(&self, key: &'static str) -> Option<Call> {
-        Some(self.0.calls.begin(key, false))
+    fn begin(&self, key: &'static str) -> Call {
+        self.0.calls.begin(key, false)
     }
 
     /// The workload that is meant, if this broker may name it like that.
@@ -92,7 +92,7 @@ impl BrokerApi {
         &self,
         (resolved, view): (Resolved, Arc<View>),
         answer: fn(&ViewState) -> T,
-        call: &mut Option<Call>,
+        call: &mut Call,
     ) -> Updates<Arc<ViewState>, T> {
         let subscription = self.0.cache.subscribe(&view);
         let (states, mut waiting) = (subscription.states(), true);
@@ -108,7 +108,7 @@ impl BrokerApi {
         &self,
         (resolved, view): (Resolved, Arc<View>),
         answer: fn(&Bundles) -> T,
-        call: &mut Option<Call>,
+        call: &mut Call,
     ) -> Updates<Bundles, T> {
         let answer = move |bundles: &Bundles| {
             resolved.check_alive()?;
@@ -180,14 +180,6 @@ fn jwt_bundles(bundles: &Bundles) -> api::SubscribeToJwtBundlesResponse {
     api::SubscribeToJwtBundlesResponse { bundles: bundles.all().map(|b| (b.id.clone(), b.jwks.clone())).collect() }
 }
 
-/// What a call is answered; one that ends here is counted.
-fn ended<T>(result: Result<T, Status>, call: Option<Call>) -> Result<Response<T>, Status> {
-    if let Some(mut call) = call {
-        call.finish(result.as_ref().map_or_else(Status::code, |_| Code::Ok));
-    }
-    result.map(Response::new)
-}
-
 #[tonic::async_trait]
 impl Api for BrokerApi {
     type SubscribeToX509SVIDStream = Updates<Arc<ViewState>, api::SubscribeToX509svidResponse>;
@@ -201,7 +193,7 @@ impl Api for BrokerApi {
         check_header(&request, SECURITY_HEADER)?;
         let mut call = self.begin("rpc.spiffe.broker.api.subscribe_to_x509svid");
         let entered = self.enter(&request, request.get_ref().reference.as_ref()).await;
-        ended(entered.map(|workload| self.updates(workload, x509_svids, &mut call)), call)
+        answered(entered.map(|workload| self.updates(workload, x509_svids, &mut call)), call)
     }
 
     async fn subscribe_to_x509_bundles(
@@ -211,7 +203,7 @@ impl Api for BrokerApi {
         check_header(&request, SECURITY_HEADER)?;
         let mut call = self.begin("rpc.spiffe.broker.api.subscribe_to_x509_bundles");
         let entered = self.enter(&request, request.get_ref().reference.as_ref()).await;
-        ended(entered.map(|workload| self.bundles(workload, x509_bundles, &mut call)), call)
+        answered(entered.map(|workload| self.bundles(workload, x509_bundles, &mut call)), call)
     }
 
     async fn fetch_jwtsvid(
@@ -219,7 +211,7 @@ impl Api for BrokerApi {
         request: Request<api::FetchJwtsvidRequest>,
     ) -> Result<Response<api::FetchJwtsvidResponse>, Status> {
         let call = self.begin("rpc.spiffe.broker.api.fetch_jwtsvid");
-        ended(self.jwt_svids(request).await, call)
+        answered(self.jwt_svids(request).await, call)
     }
 
     async fn subscribe_to_jwt_bundles(
@@ -229,6 +221,6 @@ impl Api for BrokerApi {
         check_header(&request, SECURITY_HEADER)?;
         let mut call = self.begin("rpc.spiffe.broker.api.subscribe_to_jwt_bundles");
         let entered = self.enter(&request, request.get_ref().reference.as_ref()).await;
-        ended(entered.map(|workload| self.bundles(workload, jwt_bundles, &mut call)), call)
+        answered(entered.map(|workload| self.bundles(workload, jwt_bundles, &mut call)), call)
     }
 }

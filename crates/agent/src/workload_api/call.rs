@@ -4,7 +4,7 @@ use finial_runtime::Metrics;
 use finial_runtime::telemetry::CallTimer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 /// Counts the calls that are under way.
 #[derive(Clone)]
@@ -61,6 +61,11 @@ impl Calls {
 }
 
 impl Call {
+    /// For the stream with which it goes on.
+    pub(crate) fn take(&mut self) -> Self {
+        Self(self.0.take())
+    }
+
     /// The call ended with `code`.
     pub(crate) fn finish(&mut self, code: Code) {
         if let Some(timer) = self.0.as_mut().and_then(|m| m.timer.take()) {
@@ -72,6 +77,12 @@ impl Call {
     pub(crate) fn finish_with<T>(&mut self, result: &Result<T, Status>) {
         self.finish(result.as_ref().map_or_else(Status::code, |_| Code::Ok));
     }
+}
+
+/// What a call is answered. It ends with that, unless a stream took it.
+pub(crate) fn answered<T>(result: Result<T, Status>, mut call: Call) -> Result<Response<T>, Status> {
+    call.finish_with(&result);
+    result.map(Response::new)
 }
 
 impl Drop for Measured {

@@ -7,7 +7,7 @@ mod stream;
 mod waiting;
 mod wit;
 
-pub(crate) use call::{ApiNames, Call, Calls};
+pub(crate) use call::{ApiNames, Call, Calls, answered};
 pub(crate) use caller::{ATTESTOR_TIMEOUT, Attestation, Caller, CallerConnection, LOOKS_MAX, Report};
 
 use crate::cache::{Cache, Subscription, View, ViewState};

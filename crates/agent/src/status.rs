@@ -1,7 +1,7 @@
 //! What the agent says of itself on its admin socket and to health checks.
 
 use crate::svid::AgentSvid;
-use finial_core::{EntryId, UnixSeconds};
+use finial_core::{EntryId, SpiffeId, UnixSeconds};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ const REFUSALS_MAX: usize = 1_000;
 /// Written by the sync loop, read by the admin API and the health checks.
 #[derive(Default)]
 pub(crate) struct AgentStatus {
+    id: Mutex<Option<SpiffeId>>,
     chain: Mutex<Vec<Arc<[u8]>>>,
     last_sync: AtomicI64,
     started: AtomicBool,
@@ -27,7 +28,13 @@ pub(crate) struct AgentStatus {
 
 impl AgentStatus {
     pub(crate) fn svid_changed(&self, svid: &AgentSvid) {
+        *self.id.lock().unwrap_or_else(PoisonError::into_inner) = Some(svid.id.clone());
         *self.chain.lock().unwrap_or_else(PoisonError::into_inner) = svid.chain.clone();
+    }
+
+    /// The agent's ID, once it has an SVID.
+    pub(crate) fn id(&self) -> Option<SpiffeId> {
+        self.id.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The agent's SVID, leaf first.

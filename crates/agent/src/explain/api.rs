@@ -7,7 +7,6 @@ use crate::cache::{Cache, Record, drop_duplicate_hints};
 use crate::status::AgentStatus;
 use crate::workload_api::{Attestation, Caller, Report};
 use finial_core::{Clock, EntryId, Selector, SelectorSet, SpiffeId};
-use finial_crypto::Certificate;
 use finial_net::unix::PeerError;
 use finial_proto::agent::explain as api;
 use finial_proto::agent::explain::explain_server::Explain;
@@ -45,9 +44,7 @@ impl ExplainApi {
     }
 
     fn agent_id(&self) -> Result<SpiffeId, Status> {
-        let chain = self.status.chain();
-        let leaf = chain.first().and_then(|der| Certificate::parse(der.clone()).ok());
-        leaf.and_then(|leaf| leaf.spiffe_id().ok()).ok_or_else(|| Status::unavailable("the agent has no SVID"))
+        self.status.id().ok_or_else(|| Status::unavailable("the agent has no SVID"))
     }
 
     fn answer(&self, caller: &Caller, reports: &[Report]) -> Result<api::ExplainProcessResponse, Status> {

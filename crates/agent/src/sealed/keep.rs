@@ -4,7 +4,6 @@ use super::{Contents, SUBSYSTEM};
 use crate::Context;
 use crate::cache::Cache;
 use crate::status::AgentStatus;
-use finial_crypto::Certificate;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,8 +44,7 @@ async fn write(context: &Arc<Context>, cache: &Cache, status: &AgentStatus, last
     if !context.sealed.is_on() {
         return 0;
     }
-    let leaf = status.chain().into_iter().next().and_then(|der| Certificate::parse(der).ok());
-    let Some(agent) = leaf.and_then(|leaf| leaf.spiffe_id().ok()) else { return 0 };
+    let Some(agent) = status.id() else { return 0 };
     let contents = Contents {
         snapshot: cache.snapshot(),
         jwts: cache.jwt.all(),

@@ -68,7 +68,14 @@ impl Api {
     pub(super) fn new(place: Option<ApiServer>, reload_after: Duration) -> Self {
         Self(place.map(|place| {
             let (ca, auth) = (Some(place.ca), Auth::Token(place.token));
-            Kubelet::new(Access::Secure { node_name: place.host, port: place.port, ca, auth, reload_after })
+            Kubelet::new(Access::Secure {
+                server: "API server",
+                node_name: place.host,
+                port: place.port,
+                ca,
+                auth,
+                reload_after,
+            })
         }))
     }
 

@@ -154,6 +154,7 @@ fn access(keys: &Keys, reload_after: Duration) -> Result<Access, PluginError> {
         (certificate, key) => Auth::Certificate { certificate: certificate.into(), key: key.into() },
     };
     Ok(Access::Secure {
+        server: "kubelet",
         node_name: node_name(keys),
         port: port(if keys.kubelet_secure_port > 0 { keys.kubelet_secure_port } else { SECURE_PORT })?,
         ca: (!keys.skip_kubelet_verification).then(|| file(&keys.kubelet_ca_path, "ca.crt")),

@@ -33,8 +33,15 @@ pub(super) enum Auth {
 pub(super) enum Access {
     /// The read-only port, on loopback.
     Plain { port: u16 },
-    /// The secure port.
-    Secure { node_name: String, port: u16, ca: Option<PathBuf>, auth: Auth, reload_after: Duration },
+    /// The secure port, of what messages call `server`.
+    Secure {
+        server: &'static str,
+        node_name: String,
+        port: u16,
+        ca: Option<PathBuf>,
+        auth: Auth,
+        reload_after: Duration,
+    },
 }
 
 /// The files' content, which must change for a new connection to be made.
@@ -127,12 +134,12 @@ impl Kubelet {
 
     fn load(&self, before: Option<Loaded>) -> Result<Loaded, String> {
         let at = Instant::now();
-        let Access::Secure { node_name, port, ca, auth, .. } = &self.access else {
+        let Access::Secure { server, node_name, port, ca, auth, .. } = &self.access else {
             let Access::Plain { port } = &self.access else { return Err("not configured".into()) };
             let client = Arc::new(Client::new(Target::Tcp(format!("127.0.0.1:{port}"))));
             return Ok(Loaded { at, is_doubtful: false, material: None, token: None, client });
         };
-        let trust = match ca.as_ref().map(|path| read(path, "kubelet CA")).transpose()? {
+        let trust = match ca.as_ref().map(|path| read(path, &format!("{server} CA"))).transpose()? {
             None => Trust::Anyone,
             Some(pem) if node_name.is_empty() => Trust::Issued(pem),
             Some(pem) => Trust::Named(pem),
@@ -154,19 +161,19 @@ impl Kubelet {
         if let Some(same) = before.filter(|before| before.material == material) {
             return Ok(Loaded { at, is_doubtful: false, material, token, client: same.client });
         }
-        let client = material.as_ref().map(|material| secure_client(node_name, *port, material));
+        let client = material.as_ref().map(|material| secure_client(server, node_name, *port, material));
         let client = Arc::new(client.unwrap_or_else(|| Err("not configured".into()))?);
         Ok(Loaded { at, is_doubtful: false, material, token, client })
     }
 }
 
-fn secure_client(node_name: &str, port: u16, material: &Material) -> Result<Client, String> {
+fn secure_client(server: &str, node_name: &str, port: u16, material: &Material) -> Result<Client, String> {
     let host = if node_name.is_empty() { "127.0.0.1" } else { node_name };
     let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let address = if bare.contains(':') { format!("[{bare}]:{port}") } else { format!("{bare}:{port}") };
     let name = ServerName::try_from(bare)
         .map_err(|_| format!("node name {host:?} is neither a DNS name nor an IP address"))?;
-    let config = client_config(&material.trust, material.identity.as_ref())?;
+    let config = client_config(&material.trust, material.identity.as_ref(), server)?;
     Ok(Client::new(Target::Tls(address, name, Arc::new(config))))
 }
 

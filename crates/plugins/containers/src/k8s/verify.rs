@@ -35,15 +35,17 @@ impl PartialEq for Identity {
     }
 }
 
-/// A configuration for HTTPS to the kubelet, or to the API server.
-pub(super) fn client_config(trust: &Trust, identity: Option<&Identity>) -> Result<ClientConfig, String> {
+/// A configuration for HTTPS to the kubelet, or to the API server: `server` in messages.
+pub(super) fn client_config(trust: &Trust, identity: Option<&Identity>, server: &str) -> Result<ClientConfig, String> {
+    let bad_ca = |e: &dyn std::fmt::Display| format!("unable to parse {server} CA: {e}");
+    let roots = |pem| roots(pem).map_err(|e| bad_ca(&e));
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Named(pem) => WebPkiServerVerifier::builder_with_provider(Arc::new(roots(pem)?), provider)
             .build()
-            .map_err(|e| format!("unable to parse kubelet CA: {e}"))?,
+            .map_err(|e| bad_ca(&e))?,
         Trust::Issued(pem) => Arc::new(Unnamed { roots: Some(roots(pem)?), provider }),
         Trust::Anyone => Arc::new(Unnamed { roots: None, provider }),
     };
@@ -62,11 +64,10 @@ pub(super) fn client_config(trust: &Trust, identity: Option<&Identity>) -> Resul
 fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
-        let bad = |e: &dyn std::fmt::Display| format!("unable to parse kubelet CA: {e}");
-        roots.add(certificate.map_err(|e| bad(&e))?).map_err(|e| bad(&e))?;
+        roots.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
     }
     if roots.is_empty() {
-        return Err("unable to parse kubelet CA: no PEM blocks".to_owned());
+        return Err("no PEM blocks".to_owned());
     }
     Ok(roots)
 }

@@ -333,6 +333,53 @@ async fn labels_of_the_namespace_come_from_the_api_server() {
     );
 }
 
+/// One namespace's slow answer is not another's, and one failure is enough for all who wait for it.
+#[tokio::test]
+async fn a_namespace_waits_for_its_own_answer_only() {
+    let pki = pki();
+    pki.issue("api", "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth");
+    let refused = Arc::new(AtomicUsize::new(0));
+    let count = refused.clone();
+    let port = tcp(Some(pki.server("api", false)), move |asked: &Asked| match asked.path.as_str() {
+        "/api/v1/namespaces/slow" => Act::Hang,
+        "/api/v1/namespaces/bad" => Act::Say(403, count.fetch_add(1, Ordering::SeqCst).to_string()),
+        _ => Act::Say(200, r#"{"metadata":{"labels":{"team":"pay"}}}"#.into()),
+    });
+    let (ca, token) = (PathBuf::from(pki.path("ca.crt")), PathBuf::from(pki.path("token")));
+    let place = ApiServer { host: "127.0.0.1".into(), port, ca, token };
+    let api = Arc::new(Api::new(Some(place), Duration::from_secs(60)));
+    let namespaces = Namespaces::new(api, Duration::from_secs(60));
+    namespaces.labels("web").await.unwrap();
+    tokio::select! {
+        biased;
+        slow = namespaces.labels("slow") => panic!("the others had to wait: {slow:?}"),
+        others = async { (namespaces.labels("web").await, namespaces.labels("new").await) } => {
+            assert!(others.0.is_ok() && others.1.is_ok());
+        }
+    }
+    let failures = futures::future::join_all((0..20).map(|_| namespaces.labels("bad"))).await;
+    assert!(
+        failures.iter().all(|failure| failure.as_ref().is_err_and(|e| e.to_string().ends_with("403 Forbidden: 0")))
+    );
+    assert_eq!(refused.load(Ordering::SeqCst), 1);
+    assert!(namespaces.labels("bad").await.unwrap_err().to_string().ends_with("403 Forbidden: 1"), "it is asked again");
+}
+
+#[tokio::test]
+async fn a_bad_ca_of_the_api_server_is_called_so() {
+    let pki = pki();
+    let file = |name: &str| PathBuf::from(pki.path(name));
+    for (ca, text) in [
+        ("none", format!("unable to load API server CA: open {}: no such file or directory", pki.path("none"))),
+        ("token", "unable to parse API server CA: no PEM blocks".to_owned()),
+    ] {
+        let place = ApiServer { host: "127.0.0.1".into(), port: 1, ca: file(ca), token: file("token") };
+        let api = Arc::new(Api::new(Some(place), Duration::from_secs(60)));
+        let error = Namespaces::new(api, Duration::ZERO).labels("web").await.unwrap_err().to_string();
+        assert!(error.ends_with(&text), "{error}");
+    }
+}
+
 #[test]
 fn configurations_are_read_as_spire_reads_them() {
     let usual = settings("").unwrap();

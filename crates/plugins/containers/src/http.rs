@@ -4,12 +4,14 @@
 //! only noticed, and replaced, by the request after.
 
 use bytes::Bytes;
+use finial_runtime::errno_text;
 use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
+use serde::de::DeserializeOwned;
 use std::error::Error as _;
 use std::fmt;
 use std::future::Future;
@@ -24,6 +26,8 @@ use tokio_rustls::TlsConnector;
 
 /// Most bytes of headers that are read.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// A body larger than this is parsed on a thread of its own.
+const LARGE: usize = 64 << 10;
 
 /// Where the daemon listens.
 #[derive(Clone)]
@@ -61,6 +65,24 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// What `read` makes of the body: of a large one on a thread of its own, so that it delays nobody.
+    pub(crate) async fn parse<T: Send + 'static>(&self, read: fn(&[u8]) -> serde_json::Result<T>) -> Result<T, String> {
+        let body = self.body.clone();
+        let parsed = if body.len() > LARGE {
+            tokio::task::spawn_blocking(move || read(&body)).await.map_err(|e| e.to_string())?
+        } else {
+            read(&body)
+        };
+        parsed.map_err(|e| e.to_string())
+    }
+
+    /// The body as JSON.
+    pub(crate) async fn json<T: DeserializeOwned + Send + 'static>(&self) -> Result<T, String> {
+        self.parse(|body| serde_json::from_slice(body)).await
+    }
 }
 
 /// Why there is no answer.
@@ -170,7 +192,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Connection, HttpError> {
-        let failed = |e: io::Error| HttpError::Connect(words(&e));
+        let failed = |e: io::Error| HttpError::Connect(errno_text(&e));
         match &self.target {
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(failed)?;
@@ -234,12 +256,19 @@ fn broken(error: hyper::Error) -> HttpError {
     })
 }
 
-/// An I/O error in the words of Go's clients: `connection refused`, not `Connection refused (os error 111)`.
-fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    match error.raw_os_error() {
-        Some(_) => text.to_lowercase(),
-        None => text.to_owned(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_body_is_parsed_on_another_thread() {
+        let here = std::thread::current().id();
+        for (bytes, is_here) in [(LARGE, true), (LARGE + 1, false)] {
+            let body = vec![b' '; bytes].into();
+            let answer = Answer { status: StatusCode::OK, headers: HeaderMap::new(), body };
+            let there = answer.parse(|_| Ok(std::thread::current().id())).await.unwrap();
+            assert_eq!(there == here, is_here, "{bytes}");
+            assert!(answer.json::<u8>().await.is_err());
+        }
     }
 }

@@ -6,6 +6,7 @@ use finial_plugin::PluginError;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -125,7 +126,7 @@ impl Engine {
         self.get::<Image>(&path).await.ok().map(|image| image.id).filter(|id| !id.is_empty())
     }
 
-    async fn get<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, PluginError> {
+    async fn get<T: DeserializeOwned + Send + 'static>(&self, path: &str) -> Result<T, PluginError> {
         let mut waits = RETRIES.iter();
         loop {
             let result = self.get_once(path).await;
@@ -137,7 +138,7 @@ impl Engine {
         }
     }
 
-    async fn get_once<T: for<'a> Deserialize<'a>>(&self, path: &str) -> Result<T, PluginError> {
+    async fn get_once<T: DeserializeOwned + Send + 'static>(&self, path: &str) -> Result<T, PluginError> {
         let version = match &self.fixed_version {
             Some(version) => Some(version.clone()),
             None => self.version().await?,
@@ -145,11 +146,12 @@ impl Engine {
         let versioned = version.map_or_else(|| path.to_owned(), |version| format!("/v{version}{path}"));
         let answer = self.request(&versioned).await?;
         if answer.status != StatusCode::OK {
-            return Err(self.refused(&answer));
+            return Err(self.refused(&answer).await);
         }
-        let malformed =
-            |e| PluginError::internal(format!("{} answers what is not of Docker's API", self.target())).because(e);
-        serde_json::from_slice::<T>(&answer.body).map_err(malformed)
+        let malformed = |e: String| {
+            PluginError::internal(format!("{} answers what is not of Docker's API", self.target())).because(e)
+        };
+        answer.json().await.map_err(malformed)
     }
 
     /// The newest version of the API that the daemon has; `None` if it does not say.
@@ -183,8 +185,8 @@ impl Engine {
         })
     }
 
-    fn refused(&self, answer: &Answer) -> PluginError {
-        let said = serde_json::from_slice::<Refusal>(&answer.body).map(|refusal| refusal.message);
+    async fn refused(&self, answer: &Answer) -> PluginError {
+        let said = answer.json::<Refusal>().await.map(|refusal| refusal.message);
         let said: String = said.unwrap_or_else(|_| answer.status.to_string()).chars().take(300).collect();
         let kind = match answer.status {
             StatusCode::NOT_FOUND => ErrorKind::NotFound,

@@ -80,7 +80,11 @@ impl Api {
     }
 
     /// The object at `path`; `None` if there is none.
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str, form: Form) -> Result<Option<T>, String> {
+    pub(super) async fn get<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &str,
+        form: Form,
+    ) -> Result<Option<T>, String> {
         let accept = match form {
             Form::Whole => JSON,
             Form::Metadata => METADATA,
@@ -90,12 +94,16 @@ impl Api {
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        read(&answer).map(Some)
+        read(&answer).await.map(Some)
     }
 
     /// Creates what `body` says; the answer.
-    pub(super) async fn create<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T, String> {
-        read(&self.ask(Method::POST, path, JSON, body.to_string().into()).await?)
+    pub(super) async fn create<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> Result<T, String> {
+        read(&self.ask(Method::POST, path, JSON, body.to_string().into()).await?).await
     }
 
     async fn ask(&self, method: Method, path: &str, accept: HeaderValue, body: Bytes) -> Result<Answer, String> {
@@ -115,13 +123,13 @@ impl Api {
     }
 }
 
-fn read<T: DeserializeOwned>(answer: &Answer) -> Result<T, String> {
+async fn read<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Result<T, String> {
     if !answer.status.is_success() {
-        let said = serde_json::from_slice::<Refusal>(&answer.body).map(|refusal| refusal.message);
+        let said = answer.json::<Refusal>().await.map(|refusal| refusal.message);
         let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&answer.body).into_owned());
         return Err(format!("{}: {}", answer.status, said.chars().take(300).collect::<String>()));
     }
-    serde_json::from_slice(&answer.body).map_err(|e| e.to_string())
+    answer.json().await
 }
 
 /// A part of a path.

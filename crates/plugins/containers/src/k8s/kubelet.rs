@@ -5,6 +5,7 @@ use super::verify::{Identity, Trust, client_config};
 use crate::http::{Client, Limits, Target};
 use finial_core::{ErrorKind, Secret};
 use finial_plugin::PluginError;
+use finial_runtime::errno_text;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, USER_AGENT};
 use http::{HeaderMap, StatusCode};
 use rustls_pki_types::ServerName;
@@ -17,8 +18,6 @@ use tokio::time::Instant;
 const LIMITS: Limits = Limits { time: Duration::from_secs(4), body: 64 << 20 };
 /// The largest file that is read: a CA bundle.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// A list larger than this is read on a thread of its own, so that it delays nobody.
-const LARGE: usize = 64 << 10;
 
 /// How we show who we are.
 #[derive(Clone)]
@@ -89,13 +88,7 @@ impl Kubelet {
             let status = answer.status.as_u16();
             return Err(unavailable(format!("unexpected status code on pods response: {status} {said}")));
         }
-        let body = answer.body;
-        let is_large = body.len() > LARGE;
-        let parse = move || PodList::parse(&body);
-        let parsed = match is_large {
-            true => tokio::task::spawn_blocking(parse).await.map_err(|e| unavailable(e.to_string()))?,
-            false => parse(),
-        };
+        let parsed = answer.parse(PodList::parse).await;
         parsed.map_err(|e| unavailable("unable to decode pod info from kubelet response".into()).because(e))
     }
 
@@ -182,8 +175,7 @@ fn read(path: &Path, what: &str) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     let file = std::fs::File::open(path);
     let result = file.and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut content));
-    let words = |e: std::io::Error| e.to_string().split(" (os error").next().unwrap_or_default().to_lowercase();
-    result.map_err(|e| format!("unable to load {what}: open {}: {}", path.display(), words(e)))?;
+    result.map_err(|e| format!("unable to load {what}: open {}: {}", path.display(), errno_text(&e)))?;
     Ok(content)
 }
 

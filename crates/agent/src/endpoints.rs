@@ -135,9 +135,14 @@ pub(crate) fn start(
     Ok(Servers(servers))
 }
 
-pub(crate) fn bind(context: &Context, path: &Path, mode: u32, dir_mode: u32) -> Result<UnixIncoming, AgentError> {
+pub(crate) fn bind(
+    context: &Context,
+    path: &Path,
+    mode: u32,
+    dir_mode: u32,
+    all: Limits,
+) -> Result<UnixIncoming, AgentError> {
     // One user must not be able to take all places.
-    let all = Limits::default();
     let limits = Limits { connections_per_peer: all.connections / 2, ..all };
     let sockets = &context.inherited.sockets;
     let bound = match sockets.take(path).map(|socket| unix::adopt(socket, path, mode, limits)) {
@@ -172,7 +177,7 @@ pub(crate) async fn wait_for_ports(settings: &AgentSettings) {
 
 fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<JoinHandle<()>, AgentError> {
     let settings = &context.settings;
-    let incoming = bind(context, path, 0o777, 0o755)?;
+    let incoming = bind(context, path, 0o777, 0o755, Limits::default())?;
     let Shared { cache, attestation, jwt, wit } = shared;
     let sds = SdsApi::new(settings.sds.clone(), settings.rate_limits, cache.clone(), attestation.clone());
     let api = WorkloadApi::new(
@@ -223,7 +228,7 @@ fn start_admin(
     started: Instant,
     path: &Path,
 ) -> Result<JoinHandle<()>, AgentError> {
-    let incoming = bind(context, path, 0o770, 0o750)?;
+    let incoming = bind(context, path, 0o770, 0o750, Limits::default())?;
     let Shared { cache, attestation, jwt, .. } = shared;
     let waits = context.settings.wait_for_entry.map(|wait| wait.longest);
     let explain = ExplainApi::new(cache.clone(), attestation.clone(), status.clone(), context.clock.clone(), waits);

@@ -11,7 +11,13 @@ use finial_crypto::tls::{BundleSource, ClientAuth, PeerPolicy, TlsIdentity, serv
 use finial_net::{Limits, tls, unix_tls};
 use finial_proto::broker::api_server::ApiServer;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinHandle;
+
+/// When a connection is cut off: a broker proves with the next one that it still is who it was.
+pub(crate) const LIFETIME: Duration = Duration::from_secs(60 * 60);
+/// When it is asked to begin no more calls on a connection.
+const ASKED_TO_END: Duration = Duration::from_secs(50 * 60);
 
 /// Brokers may be of any trust domain whose bundle the agent has.
 struct KnownDomains(Arc<Cache>);
@@ -44,16 +50,21 @@ pub(crate) fn start(
     let failed = |e: &dyn std::fmt::Display| AgentError::internal(format!("failed to create broker endpoints: {e}"));
     let config = Arc::new(config.map_err(|e| failed(&e))?);
     let Shared { cache, attestation, jwt, .. } = shared;
-    let api = BrokerApi::new(&settings.brokers, cache.clone(), attestation.clone(), jwt.clone());
-    let router = || server().add_service(ApiServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let clock = context.clock.clone();
+    let api = BrokerApi::new(&settings.brokers, cache.clone(), attestation.clone(), jwt.clone(), clock);
+    let router = || {
+        let service = ApiServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+        server().max_connection_age(ASKED_TO_END).add_service(service)
+    };
+    let limits = Limits { lifetime: Some(LIFETIME), ..Limits::default() };
     let stopping = || {
         let shutdown = context.shutdown.clone();
         async move { shutdown.cancelled().await }
     };
     let mut servers = Vec::new();
     if let Some(path) = &settings.socket_path {
-        let incoming = bind(context, path, 0o770, 0o755)?;
-        let incoming = unix_tls::secured(incoming, config.clone(), Limits::default().silence);
+        let incoming = bind(context, path, 0o770, 0o755, limits)?;
+        let incoming = unix_tls::secured(incoming, config.clone(), limits.silence);
         tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Starting SPIFFE Broker Endpoint");
         let serving = router().serve_with_incoming_shutdown(incoming, stopping());
         servers.push(context.spawner.spawn("broker-api", serve(serving)));
@@ -64,7 +75,7 @@ pub(crate) fn start(
         };
         let listener = context.inherited.sockets.tcp(address).map_err(listen)?;
         let spawner = context.spawner.clone();
-        let incoming = tls::TlsIncoming::new(listener, config, Limits::default(), spawner).map_err(listen)?;
+        let incoming = tls::TlsIncoming::new(listener, config, limits, spawner).map_err(listen)?;
         tracing::info!(subsystem_name = SUBSYSTEM, network = "tcp", address = %incoming.local_addr(), "Starting SPIFFE Broker Endpoint");
         let serving = router().serve_with_incoming_shutdown(incoming, stopping());
         servers.push(context.spawner.spawn("broker-api-tcp", serve(serving)));

@@ -5,6 +5,8 @@
 mod endpoint;
 mod reference;
 
+#[cfg(test)]
+pub(crate) use endpoint::LIFETIME;
 pub(crate) use endpoint::start;
 
 use crate::cache::{Bundles, Cache, View, ViewState};
@@ -12,7 +14,7 @@ use crate::sync::jwt::JwtFetcher;
 use crate::updates::Updates;
 use crate::workload_api::{ApiNames, Attestation, Call, Calls, answered, check_audience, check_header};
 use finial_config::{BrokerReference, BrokerUser};
-use finial_core::SpiffeId;
+use finial_core::{Clock, SpiffeId, UnixSeconds};
 use finial_crypto::Certificate;
 use finial_net::tls::TlsPeer;
 use finial_net::unix_tls::UnixTlsPeer;
@@ -37,7 +39,24 @@ struct Inner {
     cache: Arc<Cache>,
     resolver: Resolver,
     jwt: Arc<JwtFetcher>,
+    clock: Arc<dyn Clock>,
     calls: Calls,
+}
+
+/// A workload, for whoever is its broker until then.
+struct Entered {
+    resolved: Resolved,
+    view: Arc<View>,
+    clock: Arc<dyn Clock>,
+    until: UnixSeconds,
+}
+
+impl Entered {
+    /// Whether more may be said of it.
+    fn check(&self) -> Result<(), Status> {
+        check_unexpired(self.clock.as_ref(), self.until)?;
+        self.resolved.check_alive()
+    }
 }
 
 /// The service. Cheap to clone.
@@ -45,10 +64,16 @@ struct Inner {
 pub(crate) struct BrokerApi(Arc<Inner>);
 
 impl BrokerApi {
-    fn new(brokers: &[BrokerUser], cache: Arc<Cache>, attestation: Arc<Attestation>, jwt: Arc<JwtFetcher>) -> Self {
+    fn new(
+        brokers: &[BrokerUser],
+        cache: Arc<Cache>,
+        attestation: Arc<Attestation>,
+        jwt: Arc<JwtFetcher>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let brokers = brokers.iter().map(|b| (b.id.clone(), b.allowed_reference_types.clone())).collect();
         let calls = Calls::new(attestation.metrics.clone(), ApiNames::BROKER);
-        Self(Arc::new(Inner { brokers, cache, resolver: Resolver::new(attestation), jwt, calls }))
+        Self(Arc::new(Inner { brokers, cache, resolver: Resolver::new(attestation), jwt, clock, calls }))
     }
 
     fn begin(&self, key: &'static str) -> Call {
@@ -60,14 +85,16 @@ impl BrokerApi {
         &self,
         request: &Request<T>,
         reference: Option<&api::WorkloadReference>,
-    ) -> Result<(Resolved, Arc<View>), Status> {
-        let (broker, by_tcp) = caller(request)?;
+    ) -> Result<Entered, Status> {
+        let Broker { id: broker, by_tcp, until } = caller(request)?;
+        let clock = self.0.clock.clone();
+        check_unexpired(clock.as_ref(), until)?;
         let reference = reference.and_then(|r| r.reference.as_ref()).filter(|r| !r.type_url.is_empty());
         let reference = reference.ok_or_else(|| Status::invalid_argument("workload reference must be provided"))?;
         self.authorize(&broker, &reference.type_url, by_tcp)?;
         let resolved = self.0.resolver.resolve(reference, &broker).await?;
         let view = self.0.cache.view(&resolved.selectors);
-        Ok((resolved, view))
+        Ok(Entered { resolved, view, clock, until })
     }
 
     fn authorize(&self, broker: &SpiffeId, type_url: &str, by_tcp: bool) -> Result<(), Status> {
@@ -90,38 +117,33 @@ impl BrokerApi {
     /// What the workload sees, for as long as it lives.
     fn updates<T: 'static>(
         &self,
-        (resolved, view): (Resolved, Arc<View>),
+        entered: Entered,
         answer: fn(&ViewState) -> T,
         call: &mut Call,
     ) -> Updates<Arc<ViewState>, T> {
-        let subscription = self.0.cache.subscribe(&view);
+        let subscription = self.0.cache.subscribe(&entered.view);
         let (states, mut waiting) = (subscription.states(), true);
         let answer = move |state: &Arc<ViewState>| {
-            resolved.check_alive()?;
+            entered.check()?;
             waiting &= state.incomplete;
             Ok((!waiting).then(|| answer(state)))
         };
         Updates::new(vec![subscription], Box::new(|_| Ok(())), states, Box::new(answer), call.take())
     }
 
-    fn bundles<T: 'static>(
-        &self,
-        (resolved, view): (Resolved, Arc<View>),
-        answer: fn(&Bundles) -> T,
-        call: &mut Call,
-    ) -> Updates<Bundles, T> {
+    fn bundles<T: 'static>(&self, entered: Entered, answer: fn(&Bundles) -> T, call: &mut Call) -> Updates<Bundles, T> {
+        let holds = vec![self.0.cache.subscribe(&entered.view)];
         let answer = move |bundles: &Bundles| {
-            resolved.check_alive()?;
+            entered.check()?;
             Ok(Some(answer(bundles)))
         };
-        let holds = vec![self.0.cache.subscribe(&view)];
         Updates::new(holds, Box::new(|_| Ok(())), self.0.cache.bundles(), Box::new(answer), call.take())
     }
 
     async fn jwt_svids(&self, request: Request<api::FetchJwtsvidRequest>) -> Result<api::FetchJwtsvidResponse, Status> {
         check_header(&request, SECURITY_HEADER)?;
         check_audience(&request.get_ref().audience)?;
-        let (_, view) = self.enter(&request, request.get_ref().reference.as_ref()).await?;
+        let Entered { view, .. } = self.enter(&request, request.get_ref().reference.as_ref()).await?;
         let api::FetchJwtsvidRequest { audience, spiffe_id, .. } = request.into_inner();
         let asked = |id: &SpiffeId| spiffe_id.is_empty() || id.as_str() == spiffe_id;
         let state = view.now();
@@ -143,16 +165,31 @@ impl BrokerApi {
     }
 }
 
-/// Who calls, and whether by TCP.
-fn caller<T>(request: &Request<T>) -> Result<(SpiffeId, bool), Status> {
+/// Who calls.
+struct Broker {
+    id: SpiffeId,
+    by_tcp: bool,
+    /// The end of its X.509-SVID.
+    until: UnixSeconds,
+}
+
+/// A handshake proves nothing for longer than what was presented in it.
+fn check_unexpired(clock: &dyn Clock, until: UnixSeconds) -> Result<(), Status> {
+    if clock.now() > until {
+        return Err(Status::unauthenticated("the X.509-SVID that was presented for this connection has expired"));
+    }
+    Ok(())
+}
+
+fn caller<T>(request: &Request<T>) -> Result<Broker, Status> {
     let unknown = || Status::unauthenticated("unable to determine caller identity");
     let (by_tcp, leaf) = match (request.extensions().get::<TlsPeer>(), request.extensions().get::<UnixTlsPeer>()) {
         (Some(peer), _) => (true, peer.certificates.first()),
         (None, Some(peer)) => (false, peer.certificates.first()),
         (None, None) => return Err(unknown()),
     };
-    let id = leaf.and_then(|leaf| Certificate::parse(leaf.as_ref()).ok()?.spiffe_id().ok());
-    Ok((id.ok_or_else(unknown)?, by_tcp))
+    let leaf = leaf.and_then(|leaf| Certificate::parse(leaf.as_ref()).ok()).ok_or_else(unknown)?;
+    Ok(Broker { id: leaf.spiffe_id().map_err(|_| unknown())?, by_tcp, until: leaf.not_after() })
 }
 
 fn x509_svids(state: &ViewState) -> api::SubscribeToX509svidResponse {

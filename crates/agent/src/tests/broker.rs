@@ -1,10 +1,11 @@
 //! The Broker API: who is let in, whom they may name, and for how long.
 
 use super::fake::{wire_bundle, wire_entry};
-use super::harness::{World, next, until, within};
+use super::harness::{StandsStill, World, next, until, within};
+use crate::broker::LIFETIME;
 use crate::testing::TestCa;
 use finial_config::{BrokerReference, BrokerSettings, BrokerUser};
-use finial_core::{KeyType, SpiffeId, SystemClock};
+use finial_core::{Clock, KeyType, ManualClock, SpiffeId, SystemClock};
 use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_crypto::{PrivateKey, TrustRoots};
 use finial_net::client::uds_tls_channel;
@@ -55,8 +56,12 @@ impl BundleSource for Trust {
 
 /// A client with an SVID that `ca` issued.
 fn client(world: &World, ca: &TestCa, as_: &str) -> ApiClient<Channel> {
+    client_for(world, ca, as_, 3600)
+}
+
+fn client_for(world: &World, ca: &TestCa, as_: &str, ttl: i64) -> ApiClient<Channel> {
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
-    let leaf = ca.issue(&id(as_), key.public_key(), 3600);
+    let leaf = ca.issue(&id(as_), key.public_key(), ttl);
     let identity = Arc::new(TlsIdentity::new(&[leaf], &key).unwrap());
     let roots = Arc::new(Trust(Arc::new(TrustRoots::new([&world.server.ca().root]).unwrap())));
     let agent = world.server.ca().trust_domain.agent_id("join_token/1").unwrap();
@@ -198,6 +203,42 @@ async fn a_process_that_changes_while_it_is_attested_is_attested_again() {
     assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/sleep"]);
     process.kill().unwrap();
     process.wait().unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_proves_nothing_for_ever() {
+    let world = world().await;
+    world.entry("e1", "/one", &["test:name:shop"]);
+    let agent = world.started().await;
+    let mut client = client(&world, world.server.ca(), "spiffe://td/all");
+    let mut stream = svids(&mut client, reference("test/named", b"shop")).await.unwrap();
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/one"]);
+    let still = StandsStill::begin();
+    tokio::time::advance(LIFETIME).await;
+    assert!(within(stream.message()).await.is_err(), "it was not cut off");
+    drop(still);
+    // With the next connection it says again who it is.
+    let mut stream = svids(&mut client, reference("test/named", b"shop")).await.unwrap();
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/one"]);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_said_to_a_broker_whose_svid_has_expired() {
+    let mut world = world().await;
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
+    world.entry("e1", "/one", &["test:name:shop"]);
+    let agent = world.started().await;
+    let mut client = client_for(&world, world.server.ca(), "spiffe://td/all", 100);
+    let mut stream = svids(&mut client, reference("test/named", b"shop")).await.unwrap();
+    assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/one"]);
+    clock.advance(200);
+    let refused = svids(&mut client, reference("test/named", b"shop")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    world.entry("e2", "/two", &["test:name:shop"]);
+    assert_eq!(next(&mut stream).await.unwrap_err().code(), Code::Unauthenticated);
     agent.stop().await;
 }
 

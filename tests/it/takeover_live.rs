@@ -2,7 +2,9 @@
 //! data, while workloads hold their streams, ask for JWT-SVIDs and verify all they get, through several rotations. Counted,
 //! and to be zero: requests that failed, moments without a valid SVID, identities that changed, agents that attested again.
 
+use finial_core::{Clock, SystemClock};
 use serde_json::Value;
+use std::ops::RangeInclusive;
 use std::process::Command;
 use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
@@ -32,6 +34,9 @@ const ATTESTORS: [&str; 3] = ["join_token", "x509pop", "join_token"];
 struct Fleet {
     workloads: Vec<Process>,
     agents: Vec<Agent>,
+    /// When which agent was being replaced, or the only server that it has: its place, and milliseconds since the epoch. A
+    /// workload that asks then asks again; at any other time nobody is refused.
+    absences: Vec<(usize, RangeInclusive<i64>)>,
     servers: Vec<Server>,
     expected: Vec<String>,
     /// What must be the same at every server at any time: entries, federated bundles, the agents' IDs.
@@ -83,11 +88,22 @@ impl Fleet {
         };
         let workloads = agents.iter().enumerate().map(workload).collect();
         let kept = state(&servers[0]);
-        Self { workloads, agents, servers, expected, kept, _balancer: balancer, _database: database, _dir: dir }
+        Self {
+            workloads,
+            agents,
+            absences: Vec::new(),
+            servers,
+            expected,
+            kept,
+            _balancer: balancer,
+            _database: database,
+            _dir: dir,
+        }
     }
 
     /// Replaces one server, then shows that what is written there arrives at the others and at every workload.
     fn replace_server(&mut self, at: usize, flavor: Flavor) {
+        let from = SystemClock.now_ms();
         let server = &mut self.servers[at];
         assert_eq!(server.process.terminate(), 0, "{}", server.process.log());
         server.restart_as(flavor);
@@ -96,6 +112,10 @@ impl Fleet {
         self.wait_events("an entry written at the replaced server arrives", |events| {
             events.iter().any(|e| e["id"] == id.as_str())
         });
+        if self.servers.len() == 1 {
+            let away = from..=SystemClock.now_ms();
+            self.absences.extend((0..self.agents.len()).map(|place| (place, away.clone())));
+        }
         let everywhere: Vec<String> =
             self.servers.iter().map(|server| eventually("every server has it", || entry_id(server, &id))).collect();
         let entry = everywhere.first().expect("a server");
@@ -103,10 +123,12 @@ impl Fleet {
     }
 
     fn replace_agents(&mut self, flavor: Flavor) {
-        for agent in &mut self.agents {
+        for (place, agent) in self.agents.iter_mut().enumerate() {
+            let from = SystemClock.now_ms();
             assert_eq!(agent.process.terminate(), 0, "{}", agent.process.log());
             agent.restart_as(flavor);
             wait_for_all(agent, &self.expected);
+            self.absences.push((place, from..=SystemClock.now_ms()));
         }
     }
 
@@ -201,6 +223,13 @@ impl Fleet {
     fn finish(mut self) {
         self.check_state();
         self.workloads.iter_mut().for_each(all_was_well);
+        for (place, workload) in self.workloads.iter().enumerate() {
+            for event in events(workload).iter().filter(|e| e["event"] == "interrupted") {
+                let ms: i64 = event["ms"].as_str().and_then(|ms| ms.parse().ok()).expect("a moment");
+                let replaced = self.absences.iter().any(|(of, away)| *of == place && away.contains(&ms));
+                assert!(replaced, "refused though agent and a server were there: {event}\n{:?}", self.absences);
+            }
+        }
         for (agent, renews_by_attesting) in self.agents.iter().zip(ATTESTORS.map(|by| by == "x509pop")) {
             let log = agent.process.log();
             assert_eq!(log.matches("Node attestation was successful").count(), 1, "attested in the beginning only");

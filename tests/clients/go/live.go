@@ -94,10 +94,11 @@ func (w *workload) fail(what string, err error) {
 	say(map[string]string{"event": "failed", "what": what, "error": fmt.Sprint(err), "at": time.Now().UTC().Format(time.RFC3339Nano)})
 }
 
-// interrupted: the agent went away; the request is made again, which the test's log is to show.
+// interrupted: the agent went away; the request is made again. The test knows when an agent may be away.
 func (w *workload) interrupted(what string, err error) {
 	w.interruptions++
-	say(map[string]string{"event": "interrupted", "what": what, "error": fmt.Sprint(err)})
+	at := fmt.Sprint(time.Now().UnixMilli())
+	say(map[string]string{"event": "interrupted", "what": what, "error": fmt.Sprint(err), "ms": at})
 }
 
 // trust tells of an authority that it hears of for the first time.

@@ -195,7 +195,9 @@ impl Impostor {
         impostor
     }
 
-    pub(crate) fn in_cgroup(path: &str) -> Self {
+    /// In a cgroup of that name, below one that other runs do not have.
+    pub(crate) fn in_cgroup(name: &str) -> Self {
+        let path = &format!("finial-test-{}-{name}", std::process::id());
         let mut child = Command::new("sleep").arg("600").spawn().unwrap();
         let hierarchies = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
         let root = hierarchies.iter().map(Path::new).find(|root| root.join("cgroup.procs").exists()).unwrap();
@@ -242,30 +244,30 @@ fn nobody_passes_for_a_container() {
     assert!(inside.contains("docker:label:team:pay"), "{inside:?}");
     // A process of the machine, and one in a cgroup of no container.
     assert_eq!(attest(&docker, i32::try_from(std::process::id()).unwrap()), Ok(BTreeSet::new()));
-    assert_eq!(attest(&docker, Impostor::in_cgroup("finial-test-plain").pid()), Ok(BTreeSet::new()));
+    assert_eq!(attest(&docker, Impostor::in_cgroup("plain").pid()), Ok(BTreeSet::new()));
     // Processes in cgroups that are named after the container.
     let forged = [
-        format!("finial-test-{id}"),
-        format!("finial-test-a/{id}"),
-        format!("finial-test-b/docker/{id}"),
-        format!("finial-test-c/docker-{id}.scope"),
-        format!("finial-test-d/kubepods/pod2c48913c-b29f-11e7-9350-020968147796/{id}"),
+        id.clone(),
+        format!("a/{id}"),
+        format!("b/docker/{id}"),
+        format!("c/docker-{id}.scope"),
+        format!("d/kubepods/pod2c48913c-b29f-11e7-9350-020968147796/{id}"),
     ];
-    for path in forged {
-        let impostor = Impostor::in_cgroup(&path);
+    for name in forged {
+        let impostor = Impostor::in_cgroup(&name);
         let got = attest(&docker, impostor.pid());
         let refused = got.as_ref().err().is_some_and(|e| e.contains("but is not that container's"));
-        assert!(refused, "{path}: {got:?}");
+        assert!(refused, "{name}: {got:?}");
     }
     // A process with a mount of the container's cgroup, from which SPIRE would take it for one of the container.
     let mounted = Impostor::with_mount_of_cgroup(&cgroup_folder(dockerd.pid("w1")));
     assert_eq!(attest(&docker, mounted.pid()), Ok(BTreeSet::new()));
     // One that names a container which is not, or no longer, there.
-    let unknown = Impostor::in_cgroup(&format!("finial-test-e/{}", "0".repeat(64)));
+    let unknown = Impostor::in_cgroup(&format!("e/{}", "0".repeat(64)));
     let error = attest(&docker, unknown.pid()).unwrap_err();
     assert!(error.contains("No such container"), "{error}");
     dockerd.docker(&["stop", "-t", "0", "w1"]).ok();
-    let dead = Impostor::in_cgroup(&format!("finial-test-f/docker/{id}"));
+    let dead = Impostor::in_cgroup(&format!("f/docker/{id}"));
     let error = attest(&docker, dead.pid()).unwrap_err();
     assert!(error.contains("is not running"), "{error}");
     // Another image under the old name: what runs is still what it was made from.

@@ -1,5 +1,6 @@
 //! `docs/guides/why-no-identity.md`, followed: its commands are run as it says, and its outputs are what is printed.
 
+use crate::sandbox::Guard;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdir, eventually, finial};
@@ -82,8 +83,8 @@ fn the_guide_to_a_missing_identity_holds() {
     let agent = Agent::start(Flavor::Finial, &server, &AgentOptions { agent: admin, ..Default::default() });
     let socket = sockets.path().join("admin/api.sock");
     eventually("the admin socket is there", || socket.exists().then_some(()).ok_or_else(|| "no socket".to_owned()));
-    let mut workload = Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().expect("sleep");
-    let rig = Rig { server, agent, sockets, pid: workload.id().to_string() };
+    let workload = Guard(Command::new("sleep").arg("1000").stdout(Stdio::null()).spawn().expect("sleep"));
+    let rig = Rig { server, agent, sockets, pid: workload.0.id().to_string() };
     let gid = rig.filled("unix:gid:GID");
     rig.server.entry("/web", &["-entryID", ENTRY, "-selector", "unix:uid:4242", "-selector", &gid]);
     let (commands, outputs) = (blocks("bash"), blocks("text"));
@@ -108,8 +109,7 @@ fn the_guide_to_a_missing_identity_holds() {
     let identity = &json["identities"][0];
     assert_eq!((identity["state"].as_str(), identity["entry_id"].as_str()), (Some("ISSUED"), Some(ENTRY)));
     // Of nobody, and from nobody who can tell.
-    workload.kill().expect("kill");
-    workload.wait().expect("wait");
+    drop(workload);
     let gone = rig.explain(&[]);
     assert!(gone.code == 1 && gone.stderr.contains("there is no process"), "{gone:?}");
     let public = explain("1", &rig.agent.socket(), &[]);

@@ -20,9 +20,14 @@ fn plugin() -> Option<PathBuf> {
     None
 }
 
+/// Other runs have marks of their own.
+fn own(mark: &str) -> String {
+    format!("{mark}-{}", std::process::id())
+}
+
 /// A plugin's block. `mark` is an argument by which its process is found.
 fn block(plugin: &Path, kind: &str, name: &str, arg: &str, mark: &str, data: &str) -> String {
-    let plugin = plugin.display();
+    let (plugin, mark) = (plugin.display(), own(mark));
     format!(
         "{kind} \"{name}\" {{ plugin_cmd = \"{plugin}\"\n plugin_args = [\"{arg}\", \"{mark}\"]\n plugin_data {{ {data} }} }}\n"
     )
@@ -30,6 +35,7 @@ fn block(plugin: &Path, kind: &str, name: &str, arg: &str, mark: &str, data: &st
 
 /// The processes that run with this argument.
 fn pids(mark: &str) -> Vec<i32> {
+    let mark = own(mark);
     let all = fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
     let marked = |pid: &i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -323,20 +323,20 @@ fn nobody_passes_for_a_pod(node: &Node, container: &str) {
     let found = attest(&node.attestor(""), node.kube.pid(container)).unwrap();
     let uid = found.iter().find_map(|s| s.strip_prefix("k8s:pod-uid:")).unwrap().to_owned();
     assert_eq!(attest(&k8s, i32::try_from(std::process::id()).unwrap()), Ok(BTreeSet::new()));
-    assert_eq!(attest(&k8s, Impostor::in_cgroup("finial-test-plain-pod").pid()), Ok(BTreeSet::new()));
-    assert_eq!(attest(&k8s, Impostor::in_cgroup(&format!("finial-test-half/pod{uid}")).pid()), Ok(BTreeSet::new()));
+    assert_eq!(attest(&k8s, Impostor::in_cgroup("plain-pod").pid()), Ok(BTreeSet::new()));
+    assert_eq!(attest(&k8s, Impostor::in_cgroup(&format!("half/pod{uid}")).pid()), Ok(BTreeSet::new()));
     let other = "0".repeat(64);
-    for (path, why) in [
+    for (name, why) in [
         // A container with its cgroups writable, and a user with a systemd of his own.
-        (format!("finial-test-g/{other}/kubepods/pod{uid}/{container}"), "names a pod inside container"),
-        (format!("finial-test-h/user@1000.service/pod{uid}/{container}"), "below a user's own cgroups"),
+        (format!("g/{other}/kubepods/pod{uid}/{container}"), "names a pod inside container"),
+        (format!("h/user@1000.service/pod{uid}/{container}"), "below a user's own cgroups"),
         // Another pod's container, and a pod's container that is none.
-        (format!("finial-test-i/pod{}/{container}", uid.replace(['1', '2', '3'], "4")), "no selectors found"),
-        (format!("finial-test-j/pod{uid}/{other}"), "no selectors found"),
+        (format!("i/pod{}/{container}", uid.replace(['1', '2', '3'], "4")), "no selectors found"),
+        (format!("j/pod{uid}/{other}"), "no selectors found"),
     ] {
-        let impostor = Impostor::in_cgroup(&path);
-        let error = attest(&k8s, impostor.pid()).expect_err(&path);
-        assert!(error.contains(why), "{path}: {error}");
+        let impostor = Impostor::in_cgroup(&name);
+        let error = attest(&k8s, impostor.pid()).expect_err(&name);
+        assert!(error.contains(why), "{name}: {error}");
     }
 }
 

@@ -312,6 +312,7 @@ fn the_disk_fails_and_its_file_system_becomes_read_only_for_a_while() {
     rig.assert_heals("failing");
     faults.begin(Errno::ROFS);
     rig.assert_refuses_writes("check the disk and its file system");
+    rig.assert_signs("read-only");
     faults.end();
     rig.assert_heals("read-only");
 }

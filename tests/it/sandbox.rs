@@ -80,7 +80,8 @@ fn a_workload_in_gvisor_has_its_containers_identity_and_no_others() {
     assert!(served("a sandbox taken for root", || third.exec(&fetch)).iter().all(|id| id.ends_with("/root")));
 }
 
-struct Guard(Child);
+/// Ends the process with the value.
+pub(crate) struct Guard(pub(crate) Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {

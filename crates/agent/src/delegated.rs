@@ -5,7 +5,7 @@
 use crate::cache::{Bundles, Cache, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
 use crate::updates::{Check, Updates};
-use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, answered, check_audience};
+use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, answered, caller_of, check_audience};
 use bytes::Bytes;
 use finial_core::{Selector, SelectorSet, SpiffeId};
 use finial_crypto::Certificate;
@@ -51,9 +51,7 @@ impl DelegatedApi {
 
     /// The view of who calls, if that is a delegate.
     async fn delegate<T>(&self, request: &Request<T>) -> Result<Arc<View>, Status> {
-        let caller = request.extensions().get::<Arc<Caller>>();
-        let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?;
-        let view = self.0.attestation.view(caller).await.map_err(|_| attestation_failed())?;
+        let view = self.0.attestation.view(caller_of(request)?).await.map_err(|_| attestation_failed())?;
         self.check(&view.now())?;
         Ok(view)
     }

@@ -12,6 +12,7 @@ use finial_net::client::{tcp_channel, uds_channel};
 use finial_net::https::{self, FetchLimits, Fetched};
 use finial_proto::workload::X509BundlesRequest;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,8 @@ use tonic::{Request, Status};
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest document that is read, bytes.
 const DOCUMENT_BYTES_MAX: usize = 4 << 20;
+/// What is not written as it is in a query; a space is written in a way of its own.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b' ');
 
 /// The attempts at a first contact so far, as `agent-data.json` keeps them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,15 +132,7 @@ fn with_query(url: &str, facts: &[(&str, String)]) -> String {
 }
 
 fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            b' ' => out.push('+'),
-            other => out.push_str(&format!("%{other:02X}")),
-        }
-    }
-    out
+    utf8_percent_encode(text, ESCAPED).to_string().replace(' ', "+")
 }
 
 /// The bundle of our trust domain, as another agent on this node knows it.
@@ -204,10 +199,10 @@ mod tests {
 
     #[test]
     fn what_a_helper_is_told_stands_among_the_urls_own_parameters() {
-        let facts = [("spire-server-port", "80".to_owned()), ("spiffe-trust-domain", "a b/c".to_owned())];
+        let facts = [("spire-server-port", "80".to_owned()), ("spiffe-trust-domain", "a b/c+~".to_owned())];
         assert_eq!(
             with_query("http://x/y?z=1&a=%20#part", &facts),
-            "http://x/y?a=%20&spiffe-trust-domain=a+b%2Fc&spire-server-port=80&z=1"
+            "http://x/y?a=%20&spiffe-trust-domain=a+b%2Fc%2B~&spire-server-port=80&z=1"
         );
         assert_eq!(with_query("http://x", &facts[..1]), "http://x?spire-server-port=80");
     }

@@ -10,7 +10,7 @@ mod tests;
 mod world;
 
 use crate::cache::{Cache, Subscription, View};
-use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, Limiter, limiter};
+use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, Limiter, caller_of, limited, limiter};
 use delta::Delta;
 use finial_config::{AgentRateLimits, SdsSettings};
 use finial_crypto::{hex, random_bytes};
@@ -76,11 +76,6 @@ impl SdsApi {
         }))
     }
 
-    fn measure<T>(&self, key: &'static str, request: &Request<T>) -> Call {
-        let by_agent = request.extensions().get::<Arc<Caller>>().is_some_and(|caller| caller.is_agent());
-        self.0.calls.begin(key, by_agent)
-    }
-
     /// Who calls, and what they may see.
     async fn enter<T>(
         &self,
@@ -88,21 +83,15 @@ impl SdsApi {
         method: &str,
         limiter: &Limiter,
     ) -> Result<(Arc<Caller>, Arc<View>), Status> {
-        let caller = request.extensions().get::<Arc<Caller>>();
-        let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?.clone();
-        let view = self.0.attestation.view(&caller).await?;
-        if let Some(limiter) = limiter.as_ref().filter(|_| !caller.is_agent()) {
-            limiter.try_acquire(&view.selectors, 1).map_err(|_| {
-                self.0.attestation.metrics.count("workload_api.rate_limit_exceeded", 1.0, &[("method", method)]);
-                Status::unavailable(format!("rate limit exceeded for {method}"))
-            })?;
-        }
-        Ok((caller, view))
+        let caller = caller_of(request)?;
+        let view = self.0.attestation.view(caller).await?;
+        limited(limiter, &self.0.attestation.metrics, (method, format_args!("{method}")), caller, &view)?;
+        Ok((caller.clone(), view))
     }
 
     /// Begins a stream, or refuses at once what it would refuse.
     async fn begin<Q>(&self, request: Request<Streaming<Q>>, key: &'static str) -> Result<Begun<Q>, Status> {
-        let mut call = self.measure(key, &request);
+        let mut call = self.0.calls.begin_for(key, &request);
         match self.enter(&request, STREAM_SECRETS, &self.0.stream_secrets).await {
             Ok((caller, view)) => Ok(Begun {
                 pid: caller.peer.pid,
@@ -155,7 +144,7 @@ impl SecretDiscoveryService for SdsApi {
         &self,
         request: Request<DiscoveryRequest>,
     ) -> Result<Response<encoded::DiscoveryResponse>, Status> {
-        let mut call = self.measure("rpc.sds.v3.fetch_secrets", &request);
+        let mut call = self.0.calls.begin_for("rpc.sds.v3.fetch_secrets", &request);
         let result = self.fetched(request).await;
         call.finish_with(&result);
         result.map(Response::new)

@@ -1,5 +1,6 @@
 //! The Broker API: who is let in, whom they may name, and for how long.
 
+use super::delegated::Sleeper;
 use super::fake::{wire_bundle, wire_entry};
 use super::harness::{StandsStill, World, next, until, within};
 use crate::broker::LIFETIME;
@@ -163,14 +164,14 @@ async fn a_process_is_served_until_it_ends() {
     world.entry("sleep", "/sleep", &["test:exe:sleep"]);
     let agent = world.started().await;
     let mut client = client(&world, world.server.ca(), "spiffe://td/pids");
-    let mut process = Command::new("sleep").arg("1000").spawn().unwrap();
-    let pid = i32::try_from(process.id()).unwrap();
+    let mut process = Sleeper(Command::new("sleep").arg("1000").spawn().unwrap());
+    let pid = i32::try_from(process.0.id()).unwrap();
     let exe = || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("sleep"));
     until("the process is another program", exe).await;
     let mut stream = svids(&mut client, by_pid(pid)).await.unwrap();
     assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/sleep"]);
-    process.kill().unwrap();
-    process.wait().unwrap();
+    process.0.kill().unwrap();
+    process.0.wait().unwrap();
     // What changes for it now is not said any more.
     world.entry("sleep-2", "/sleep-2", &["test:exe:sleep"]);
     assert_eq!(next(&mut stream).await.unwrap_err().code(), Code::NotFound);
@@ -194,15 +195,14 @@ async fn a_process_that_changes_while_it_is_attested_is_attested_again() {
     let signal = world.dir.path().join("signal");
     let mut shell = Command::new("sh");
     shell.args(["-c", "while [ ! -e \"$0\" ]; do :; done; exec sleep 1000"]).arg(&signal);
-    let mut process = shell.spawn().unwrap();
-    let pid = i32::try_from(process.id()).unwrap();
+    let process = Sleeper(shell.spawn().unwrap());
+    let pid = i32::try_from(process.0.id()).unwrap();
     let sh = std::fs::canonicalize("/bin/sh").unwrap();
     until("the shell runs", || std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == sh)).await;
     *world.attestor.meanwhile.lock().unwrap() = Some(signal);
     let mut stream = svids(&mut client, by_pid(pid)).await.unwrap();
     assert_eq!(ids(&next(&mut stream).await.unwrap()), ["spiffe://td/sleep"]);
-    process.kill().unwrap();
-    process.wait().unwrap();
+    drop(process);
     agent.stop().await;
 }
 

@@ -142,7 +142,7 @@ async fn svids_of_others_come_and_change_but_never_those_of_the_powerful() {
 }
 
 /// A process of another program, ended with the value.
-struct Sleeper(Child);
+pub(super) struct Sleeper(pub(super) Child);
 
 impl Drop for Sleeper {
     fn drop(&mut self) {

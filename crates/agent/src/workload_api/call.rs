@@ -1,10 +1,11 @@
 //! Measuring calls. Costs nothing where nothing is measured.
 
+use super::caller_of;
 use finial_runtime::Metrics;
 use finial_runtime::telemetry::CallTimer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Counts the calls that are under way.
 #[derive(Clone)]
@@ -52,6 +53,11 @@ impl Calls {
         self.metrics.count(self.names.begun, 1.0, &[]);
         self.moved(1);
         Call(Some(Box::new(Measured { calls: self.clone(), timer: Some(self.metrics.call(key)) })))
+    }
+
+    /// The same, for whoever makes this request.
+    pub(crate) fn begin_for<T>(&self, key: &'static str, request: &Request<T>) -> Call {
+        self.begin(key, caller_of(request).is_ok_and(|caller| caller.is_agent()))
     }
 
     fn moved(&self, by: i64) {

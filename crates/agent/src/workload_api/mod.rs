@@ -20,8 +20,9 @@ use finial_proto::convert::json_to_struct;
 use finial_proto::encoded::Encoded;
 use finial_proto::workload;
 use finial_proto::workload::server::SpiffeWorkloadApi;
-use finial_runtime::RateLimiter;
+use finial_runtime::{Metrics, RateLimiter};
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 use stream::AnswerStream;
 use tonic::{Request, Response, Status};
@@ -46,6 +47,27 @@ pub(crate) fn limiter(method: &str, limit: u32) -> Limiter {
         tracing::info!(subsystem_name = SUBSYSTEM, method, limit, "Workload API/SDS rate limiting enabled");
         RateLimiter::new(limit, LIMITED_CALLERS_MAX)
     })
+}
+
+/// Refuses a call that is one too many, of a method with this label and name; the agent's own calls are not counted.
+pub(crate) fn limited(
+    limiter: &Limiter,
+    metrics: &Metrics,
+    (label, name): (&str, fmt::Arguments<'_>),
+    caller: &Caller,
+    view: &View,
+) -> Result<(), Status> {
+    let Some(limiter) = limiter.as_ref().filter(|_| !caller.is_agent()) else { return Ok(()) };
+    limiter.try_acquire(&view.selectors, 1).map_err(|_| {
+        metrics.count("workload_api.rate_limit_exceeded", 1.0, &[("method", label)]);
+        Status::unavailable(format!("rate limit exceeded for {name}"))
+    })
+}
+
+/// Who calls, as its connection says.
+pub(crate) fn caller_of<T>(request: &Request<T>) -> Result<&Arc<Caller>, Status> {
+    let caller = request.extensions().get::<Arc<Caller>>();
+    caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))
 }
 
 /// How many calls each set of selectors may make.
@@ -111,26 +133,17 @@ impl WorkloadApi {
         Self(Arc::new(Inner { settings, cache, attestation, jwt, wit, clock, limits, waiting, calls }))
     }
 
-    fn measure<T>(&self, key: &'static str, request: &Request<T>) -> Call {
-        let by_agent = request.extensions().get::<Arc<Caller>>().is_some_and(|caller| caller.is_agent());
-        self.0.calls.begin(key, by_agent)
-    }
-
     /// Who calls, and what they may see.
     async fn enter<T>(&self, request: &Request<T>) -> Result<(Arc<Caller>, Arc<View>), Status> {
         check_header(request, SECURITY_HEADER)?;
-        let caller = request.extensions().get::<Arc<Caller>>();
-        let caller = caller.ok_or_else(|| Status::internal("peer tracker watcher missing from context"))?.clone();
-        let view = self.0.attestation.view(&caller).await?;
-        Ok((caller, view))
+        let caller = caller_of(request)?;
+        let view = self.0.attestation.view(caller).await?;
+        Ok((caller.clone(), view))
     }
 
     fn limit(&self, limiter: &Limiter, method: &str, caller: &Caller, view: &View) -> Result<(), Status> {
-        let Some(limiter) = limiter.as_ref().filter(|_| !caller.is_agent()) else { return Ok(()) };
-        limiter.try_acquire(&view.selectors, 1).map_err(|_| {
-            self.0.attestation.metrics.count("workload_api.rate_limit_exceeded", 1.0, &[("method", method)]);
-            Status::unavailable(format!("rate limit exceeded for /SpiffeWorkloadAPI/{method}"))
-        })
+        let metrics = &self.0.attestation.metrics;
+        limited(limiter, metrics, (method, format_args!("/SpiffeWorkloadAPI/{method}")), caller, view)
     }
 
     /// Begins a stream, or refuses at once what it would refuse.
@@ -139,7 +152,7 @@ impl WorkloadApi {
         request: &Request<Q>,
         method: Method<'_, T>,
     ) -> Result<Response<AnswerStream<T>>, Status> {
-        let mut call = self.measure(method.key, request);
+        let mut call = self.0.calls.begin_for(method.key, request);
         let begun = self.begin_stream(request, &method).await;
         match begun {
             Ok((subscription, answer)) => Ok(Response::new(AnswerStream::new(subscription, answer, call))),
@@ -343,7 +356,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<workload::JwtsvidRequest>,
     ) -> Result<Response<workload::JwtsvidResponse>, Status> {
-        let mut call = self.measure("rpc.workload_api.fetch_jwtsvid", &request);
+        let mut call = self.0.calls.begin_for("rpc.workload_api.fetch_jwtsvid", &request);
         let result = self.jwt_svids(request).await;
         call.finish_with(&result);
         result
@@ -353,7 +366,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<workload::ValidateJwtsvidRequest>,
     ) -> Result<Response<workload::ValidateJwtsvidResponse>, Status> {
-        let mut call = self.measure("rpc.workload_api.validate_jwtsvid", &request);
+        let mut call = self.0.calls.begin_for("rpc.workload_api.validate_jwtsvid", &request);
         let result = self.validated(request).await;
         call.finish_with(&result);
         result

@@ -42,7 +42,7 @@ impl WorkloadApi {
         if self.0.wit.is_none() {
             return Err(unimplemented(&request, "WIT-SVIDs"));
         }
-        let mut call = self.measure("rpc.workload_api.fetch_witsvid", &request);
+        let mut call = self.0.calls.begin_for("rpc.workload_api.fetch_witsvid", &request);
         match self.begin_wit(&request).await {
             Ok((caller, view, id)) => {
                 let (api, states) = (self.clone(), view.subscribe_states());

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::free_port;
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -40,10 +41,6 @@ fn child_runs_our_server() {
     let Some(config) = std::env::var_os(CHILD_CONFIG) else { return };
     let args = ["run", "-config", config.to_str().unwrap()].map(str::to_owned);
     std::process::exit(i32::from(finial_cli::spire_server().main(&args, &Io::process())));
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A running server, and what it may be called with.

@@ -6,7 +6,7 @@ mod shared;
 
 use finial_config::PluginConfig;
 use finial_plugins_external::{Plugin, Service};
-use shared::{Program, config, pids, until};
+use shared::{Program, config, own, pids, until};
 use std::path::Path;
 
 async fn refusal(config: &PluginConfig) -> String {
@@ -52,7 +52,8 @@ async fn one_that_hangs_at_its_start_is_given_up() {
 
 #[tokio::test]
 async fn what_a_refused_plugin_started_is_killed_with_it() {
-    let error = refusal(&shell("sh -c 'sleep 1000; :' mark-grandchild & echo nonsense; wait")).await;
+    let mark = own("mark-grandchild");
+    let error = refusal(&shell(&format!("sh -c 'sleep 1000; :' {mark} & echo nonsense; wait"))).await;
     assert!(error.contains("nonsense"), "{error}");
     until("the grandchild is gone", async || pids("mark-grandchild").is_empty()).await;
 }

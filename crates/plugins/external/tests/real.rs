@@ -19,14 +19,14 @@ use finial_plugins_external::{
 };
 use finial_runtime::{Metrics, telemetry};
 use rustix::fd::AsFd;
-use shared::{Program, config, pids, real_plugin, until};
+use shared::{Program, config, own, pids, real_plugin, until};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 fn workload_attestor(plugin: &Path, mark: &str, data: &str) -> PluginConfig {
-    config("WorkloadAttestor", "greeter", plugin, &["workloadattestor", mark], data)
+    config("WorkloadAttestor", "greeter", plugin, &["workloadattestor", &own(mark)], data)
 }
 
 async fn attest(attestor: &ExternalWorkloadAttestor) -> Result<Vec<String>, PluginError> {

@@ -69,9 +69,16 @@ pub(crate) async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// The processes that run with this argument, which is different for each test.
+/// An argument that no other run has.
+#[allow(dead_code)]
+pub(crate) fn own(mark: &str) -> String {
+    format!("{mark}-{}", std::process::id())
+}
+
+/// The processes that run with this argument of [`own`], which is different for each test.
 #[allow(dead_code)]
 pub(crate) fn pids(mark: &str) -> Vec<String> {
+    let mark = own(mark);
     let all = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().into_string().ok());
     let marked = |pid: &String| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

@@ -21,6 +21,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-plugins-external", 4),
     ("finial-server", 5),
     ("finial-agent", 5),
+    ("finial-oidc", 5),
     ("finial-catalog", 6),
     ("finial-cli", 6),
     ("finial", 7),

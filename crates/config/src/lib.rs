@@ -10,6 +10,7 @@ mod common;
 mod duration;
 mod expand;
 mod nearest;
+mod oidc;
 mod plugins;
 mod problem;
 mod raw;
@@ -29,6 +30,10 @@ pub use common::{
 pub use duration::{format_go_duration, parse_go_duration};
 pub use expand::expand_env;
 pub use nearest::nearest;
+pub use oidc::{
+    OIDC_CONFIG_DEFAULT, OidcDocuments, OidcHealth, OidcListen, OidcSettings, OidcSource, load_oidc, parse_oidc,
+    socket_address,
+};
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
 pub use problem::{ConfigError, Loaded, Notice, Problem, Readable};
 pub use server::{

@@ -58,6 +58,8 @@ pub enum Readable {
     Server(Box<Loaded<ServerSettings>>),
     /// An agent's.
     Agent(Box<Loaded<AgentSettings>>),
+    /// Another program's, of which all is supported.
+    Other,
 }
 
 impl std::error::Error for ConfigError {}

@@ -2,6 +2,7 @@
 
 use crate::{Shutdown, Spawner};
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -33,6 +34,16 @@ impl Answer {
     /// As Go's `http.NotFound`.
     pub fn not_found() -> Self {
         Self::text(StatusCode::NOT_FOUND, "404 page not found")
+    }
+}
+
+impl From<Answer> for Response<Full<Bytes>> {
+    fn from(answer: Answer) -> Self {
+        let mut response = Self::new(Full::new(Bytes::from(answer.body)));
+        *response.status_mut() = answer.status;
+        let content_type = header::HeaderValue::from_static(answer.content_type);
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response
     }
 }
 
@@ -90,13 +101,22 @@ pub async fn connection<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let respond = move |request: &Parts| answer(&request.method, request.uri.path()).into();
+    connection_with(stream, lifetime, shutdown, respond).await;
+}
+
+/// The same for answers with headers of their own, to requests of which more counts than the path. Bodies are not read.
+pub async fn connection_with<S>(
+    stream: S,
+    lifetime: Duration,
+    shutdown: Shutdown,
+    respond: impl Fn(&Parts) -> Response<Full<Bytes>> + Send,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
-        let answer = answer(request.method(), request.uri().path());
-        let mut response = Response::new(Full::new(Bytes::from(answer.body)));
-        *response.status_mut() = answer.status;
-        let content_type = header::HeaderValue::from_static(answer.content_type);
-        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-        std::future::ready(Ok::<_, Infallible>(response))
+        let (head, _) = request.into_parts();
+        std::future::ready(Ok::<_, Infallible>(respond(&head)))
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

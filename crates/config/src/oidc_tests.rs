@@ -1,0 +1,95 @@
+use super::*;
+
+fn parse(text: &str) -> Result<OidcSettings, Vec<String>> {
+    match parse_oidc(Path::new("oidc.conf"), text) {
+        Ok(loaded) => Ok(loaded.settings),
+        Err(error) => Err(error.problems.into_iter().map(|p| p.message).collect()),
+    }
+}
+
+const LEAST: &str = "domains = [\"x.test\"]\nserver_api { address = \"unix:///run/api.sock\" }\n";
+
+#[test]
+fn what_is_not_written_has_spires_defaults() {
+    let settings = parse(&format!("{LEAST} insecure_addr = \":8080\"")).unwrap();
+    assert_eq!(settings.domains, ["x.test"]);
+    assert_eq!(settings.listen, OidcListen::Insecure(":8080".into()));
+    assert_eq!(settings.source, OidcSource::Server("/run/api.sock".into()));
+    assert_eq!(settings.poll_interval, Duration::from_secs(10));
+    assert_eq!((settings.health, settings.documents), (None, OidcDocuments::default()));
+}
+
+#[test]
+fn all_that_can_be_written_is_read() {
+    let settings = parse(
+        r#"
+        log_level = "debug"
+        domains = ["a.test", "b.test", "a.test"]
+        set_key_use = true
+        allow_insecure_scheme = true
+        jwt_issuer = "https://issuer.test/path"
+        jwks_uri = "https://keys.test/k"
+        server_path_prefix = "/pre"
+        log_requests = true
+        health_checks { live_path = "/alive" }
+        workload_api { socket_path = "/run/agent.sock" trust_domain = "example.org" poll_interval = "3s" }
+        serving_cert_file { cert_file_path = "c.pem" key_file_path = "k.pem" addr = "127.0.0.1:8443" }
+        "#,
+    )
+    .unwrap();
+    assert_eq!(settings.domains, ["a.test", "b.test"]);
+    assert_eq!(settings.poll_interval, Duration::from_secs(3));
+    let health = OidcHealth { port: 8008, ready_path: "/ready".into(), live_path: "/alive".into() };
+    assert_eq!(settings.health, Some(health));
+    let domain = TrustDomain::parse("example.org").unwrap();
+    assert_eq!(settings.source, OidcSource::Workload("/run/agent.sock".into(), domain));
+    let OidcListen::ServingCert { address, file_sync_interval, .. } = settings.listen else {
+        panic!("another listener")
+    };
+    assert_eq!((address.to_string().as_str(), file_sync_interval.as_secs()), ("127.0.0.1:8443", 60));
+    assert!(settings.log_requests && settings.documents.set_key_use && settings.documents.allow_insecure_scheme);
+}
+
+#[test]
+fn everything_wrong_is_named_at_once() {
+    let said =
+        parse("domains = [\"Ä.test\"]\njwt_issuer = \"nonsense\"\nhealth_checks { bind_port = 99999 }").unwrap_err();
+    assert_eq!(
+        said,
+        [
+            "domain \"Ä.test\" must already be punycode encoded",
+            "either acme, serving_cert_file, insecure_addr or listen_socket_path must be configured",
+            "exactly one of the server_api, workload_api, or file sections must be configured",
+            "health_checks: bind_port 99999 is not a TCP port",
+            "the jwt_issuer url must contain a scheme",
+        ]
+    );
+}
+
+#[test]
+fn what_excludes_each_other_is_refused_in_spires_words() {
+    let cases = [
+        (
+            "insecure_addr = \":1\"\n listen_socket_path = \"s\"",
+            "insecure_addr and listen_socket_path are mutually exclusive",
+        ),
+        ("acme { }\n serving_cert_file { }", "acme and serving_cert_file are mutually exclusive"),
+        ("acme { email = \"x\" }", "tos_accepted must be set to true in the acme configuration section"),
+        ("acme { tos_accepted = true }", "email must be configured in the acme configuration section"),
+        (
+            "serving_cert_file { key_file_path = \"k\" }",
+            "cert_file_path must be configured in the serving_cert_file configuration section",
+        ),
+        (
+            "insecure_addr = \":1\"\n file { path = \"b\" }",
+            "the server_api, workload_api, and file sections are mutually exclusive",
+        ),
+    ];
+    for (text, message) in cases {
+        let said = parse(&format!("{LEAST}{text}")).unwrap_err();
+        assert!(said.iter().any(|s| s == message), "{text}: {said:?}");
+    }
+    let tcp = "domains = [\"x\"]\ninsecure_addr = \":1\"\nserver_api { address = \"tcp:1\" }";
+    let message = "address must use the unix name system in the server_api configuration section";
+    assert_eq!(parse(tcp).unwrap_err(), [message]);
+}

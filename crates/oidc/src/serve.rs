@@ -1,0 +1,112 @@
+//! The provider as a whole: source, documents, listeners.
+
+use crate::documents::Documents;
+use crate::health::Probes;
+use crate::keys::Keys;
+use crate::source;
+use finial_config::{OidcListen, OidcSettings, socket_address};
+use finial_core::Clock;
+use finial_crypto::tls::{KeyExchange, server_config_with};
+use finial_net::https_server::{LIMITS, Listen, serve_with};
+use finial_net::serving_cert::{self, CertFiles, CertFilesError};
+use finial_net::{tls, unix};
+use finial_runtime::Spawner;
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// Why a provider does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Not an address.
+    #[error("{0}")]
+    Address(String),
+    /// Nobody can listen there.
+    #[error("{}", finial_runtime::listen_text(.0, .1))]
+    Listen(SocketAddr, io::Error),
+    /// Nobody can listen on the socket.
+    #[error(transparent)]
+    Socket(#[from] unix::BindError),
+    /// TLS cannot be set up.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// Certificate and key cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertFilesError),
+    /// Not there yet.
+    #[error("acme is not supported yet: use serving_cert_file, or insecure_addr behind a proxy that terminates TLS")]
+    Acme,
+    /// The system refuses something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Serves until shutdown. Gives the address it got, if it listens on TCP.
+///
+/// # Errors
+/// When it cannot listen as it was told.
+pub async fn serve(
+    settings: OidcSettings,
+    clock: Arc<dyn Clock>,
+    spawner: &Spawner,
+) -> Result<Option<SocketAddr>, ServeError> {
+    let keys = Keys::new(clock.clone());
+    let (listen, address) = listen(&settings.listen, clock, spawner).await?;
+    let following = source::follow(settings.source, settings.poll_interval, keys.clone(), spawner.clone());
+    spawner.service("key source", async move {
+        following.await;
+        Ok::<(), Infallible>(())
+    });
+    if let Some(health) = settings.health {
+        let all = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), health.port);
+        let listener = tls::bind(all).map_err(|error| ServeError::Listen(all, error))?;
+        let probes = Probes::new(keys.clone(), health, settings.poll_interval);
+        serve_with(Listen::Plain(listener), Arc::new(move |r| probes.respond(r)), "health checks", spawner)?;
+    }
+    if settings.log_requests {
+        tracing::info!("Logging all requests");
+    }
+    let secure = matches!(listen, Listen::Tls(..));
+    let documents = Documents::new(keys, settings.domains, settings.documents, secure, settings.log_requests);
+    serve_with(listen, Arc::new(move |r| documents.respond(r)), "documents", spawner)?;
+    Ok(address)
+}
+
+async fn listen(
+    listen: &OidcListen,
+    clock: Arc<dyn Clock>,
+    spawner: &Spawner,
+) -> Result<(Listen, Option<SocketAddr>), ServeError> {
+    let bind = |address| {
+        let listener = tls::bind(address).map_err(|error| ServeError::Listen(address, error))?;
+        let local = listener.local_addr()?;
+        Ok::<_, ServeError>((listener, local))
+    };
+    match listen {
+        OidcListen::Insecure(address) => {
+            let (listener, local) = bind(socket_address(address).map_err(ServeError::Address)?)?;
+            tracing::warn!(address = %local, "Serving HTTP (insecure)");
+            Ok((Listen::Plain(listener), Some(local)))
+        }
+        OidcListen::Socket(path) => {
+            let incoming = unix::bind(path, 0o777, 0o755, LIMITS)?;
+            tracing::info!(network = "unix", address = %path.display(), "Serving HTTP");
+            Ok((Listen::Unix(incoming), None))
+        }
+        OidcListen::ServingCert { certificate, key, address, file_sync_interval } => {
+            let files = CertFiles { certificate: certificate.clone(), key: key.clone() };
+            let identity = serving_cert::serve(files, *file_sync_interval, "oidc", spawner).await?;
+            let config = server_config_with(KeyExchange::default(), identity, None, clock)?;
+            let (listener, local) = bind(*address)?;
+            tracing::info!(
+                cert_file_path = %certificate.display(),
+                address = %local,
+                "Serving HTTPS using certificate loaded from disk"
+            );
+            Ok((Listen::Tls(listener, Box::new(config)), Some(local)))
+        }
+        OidcListen::Acme { .. } => Err(ServeError::Acme),
+    }
+}

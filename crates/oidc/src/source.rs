@@ -1,0 +1,137 @@
+//! Where the keys come from. A source that fails leaves the last keys in force.
+
+use crate::keys::Keys;
+use finial_config::OidcSource;
+use finial_core::{Bundle, TrustDomain};
+use finial_crypto::bundle::{BUNDLE_BYTES_MAX, bundle_from_json};
+use finial_net::client::uds_channel;
+use finial_proto::server::bundle::GetBundleRequest;
+use finial_proto::server::bundle::bundle_client::BundleClient;
+use finial_proto::types;
+use finial_proto::workload::JwtBundlesRequest;
+use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use finial_runtime::{Shutdown, Spawner};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tonic::Request;
+use tonic::transport::Channel;
+
+/// How long one look may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Keeps `keys` current until shutdown, looking every `interval`; a Workload API tells changes by itself.
+pub(crate) async fn follow(source: OidcSource, interval: Duration, keys: Keys, spawner: Spawner) {
+    let shutdown = spawner.shutdown();
+    match source {
+        OidcSource::Server(socket) => {
+            let client = BundleClient::new(uds_channel(socket));
+            while again(interval, &shutdown, poll_server(&client, &keys)).await {}
+        }
+        OidcSource::File(path) => while again(interval, &shutdown, poll_file(&path, &keys, &spawner)).await {},
+        OidcSource::Workload(socket, trust_domain) => {
+            let client = SpiffeWorkloadApiClient::new(uds_channel(socket));
+            while again(interval, &shutdown, stream_workload(&client, &trust_domain, &keys)).await {}
+        }
+    }
+}
+
+/// Does it once, and waits. False after shutdown.
+async fn again(interval: Duration, shutdown: &Shutdown, once: impl Future<Output = ()>) -> bool {
+    let turn = async {
+        once.await;
+        tokio::time::sleep(interval).await;
+    };
+    tokio::select! {
+        () = turn => true,
+        () = shutdown.cancelled() => false,
+    }
+}
+
+fn failed(what: &str, error: &dyn Display) {
+    tracing::warn!(%error, "{what}");
+}
+
+async fn poll_server(client: &BundleClient<Channel>, keys: &Keys) {
+    let mut client = client.clone();
+    let mask = types::BundleMask { jwt_authorities: true, ..types::BundleMask::default() };
+    let answer = tokio::time::timeout(TIMEOUT, client.get_bundle(GetBundleRequest { output_mask: Some(mask) })).await;
+    let bundle = match answer {
+        Ok(Ok(answer)) => finial_proto::convert::bundle_from_proto(answer.get_ref()),
+        Ok(Err(status)) => return failed("Failed to fetch bundle", &status.message()),
+        Err(_) => return failed("Failed to fetch bundle", &"the server did not answer"),
+    };
+    match bundle {
+        Ok(bundle) => keys.set(&bundle),
+        Err(error) => failed("Failed to fetch bundle", &error),
+    }
+}
+
+async fn poll_file(path: &Path, keys: &Keys, spawner: &Spawner) {
+    let path: PathBuf = path.into();
+    match spawner.blocking(move || read_file(&path)).await {
+        Ok(Ok(bundle)) => keys.set(&bundle),
+        Ok(Err(error)) => failed("Failed to load SPIFFE trust bundle", &error),
+        Err(error) => failed("Failed to load SPIFFE trust bundle", &error),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Bundle, String> {
+    use std::io::Read as _;
+    let shown = |error: &dyn Display| format!("{}: {error}", path.display());
+    let file = std::fs::File::open(path).map_err(|e| shown(&e))?;
+    let mut json = Vec::new();
+    let limit = u64::try_from(BUNDLE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit).read_to_end(&mut json).map_err(|e| shown(&e))?;
+    // Whose keys these are is not written in the file.
+    let nobody = TrustDomain::parse("file").map_err(|e| e.to_string())?;
+    bundle_from_json(&nobody, &json).map_err(|e| shown(&e))
+}
+
+/// Listens to one stream until it ends.
+async fn stream_workload(client: &SpiffeWorkloadApiClient<Channel>, trust_domain: &TrustDomain, keys: &Keys) {
+    let mut client = client.clone();
+    let mut request = Request::new(JwtBundlesRequest {});
+    request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+    const WHAT: &str = "Failed to fetch JWKS from the Workload API";
+    let mut stream = match tokio::time::timeout(TIMEOUT, client.fetch_jwt_bundles(request)).await {
+        Ok(Ok(stream)) => stream.into_inner(),
+        Ok(Err(status)) => return failed(WHAT, &status.message()),
+        Err(_) => return failed(WHAT, &"the agent did not answer"),
+    };
+    let ended = loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                let Some(document) = message.bundles.get(trust_domain.id_string().as_str()) else {
+                    tracing::error!(
+                        trust_domain_id = trust_domain.id_string(),
+                        "No bundle for trust domain in Workload API response"
+                    );
+                    continue;
+                };
+                match workload_bundle(trust_domain, document) {
+                    Ok(bundle) => {
+                        keys.set(&bundle);
+                        keys.told(true);
+                    }
+                    Err(error) => failed("Failed to parse trust domain bundle received from the Workload API", &error),
+                }
+            }
+            Ok(None) => break "the stream ended".to_owned(),
+            Err(status) => break status.message().to_owned(),
+        }
+    };
+    keys.told(false);
+    failed(WHAT, &ended);
+}
+
+/// The Workload API's key sets say no `use` (JWT-SVID section 6.2.1), or that of JWT-SVIDs.
+fn workload_bundle(trust_domain: &TrustDomain, document: &[u8]) -> Result<Bundle, String> {
+    let mut set: serde_json::Value = serde_json::from_slice(document).map_err(|e| e.to_string())?;
+    for key in set.get_mut("keys").and_then(serde_json::Value::as_array_mut).into_iter().flatten() {
+        if let Some(key) = key.as_object_mut() {
+            key.insert("use".into(), "jwt-svid".into());
+        }
+    }
+    bundle_from_json(trust_domain, set.to_string().as_bytes()).map_err(|e| e.to_string())
+}

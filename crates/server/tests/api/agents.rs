@@ -11,9 +11,22 @@ use finial_proto::types;
 use finial_proto::types::permission_denied_details::Reason;
 use tonic::Code;
 
-#[tokio::test]
-async fn an_agent_joins_once_by_token_and_is_listed() {
-    let server = Server::start().await;
+on_every_database!(
+    an_agent_joins_once_by_token_and_is_listed,
+    of_many_that_race_for_a_token_one_joins,
+    a_bad_csr_does_not_use_up_the_token,
+    an_expired_token_is_told_apart,
+    a_plugin_challenges_and_its_selectors_are_stored,
+    bans_and_evictions_hold_for_open_connections,
+    a_renewed_svid_takes_over_when_it_is_first_used,
+    renewal_has_its_rules,
+    the_agent_version_is_kept,
+    join_tokens_can_be_chosen_and_bring_an_alias,
+    agents_are_listed_by_filter_and_page,
+);
+
+async fn an_agent_joins_once_by_token_and_is_listed(lab: Lab) {
+    let server = lab.start().await;
     let token = server.token().await;
     let identity = server.attest_token(&token).await.unwrap();
     assert_eq!(identity.id.as_str(), format!("spiffe://example.org/spire/agent/join_token/{token}"));
@@ -34,9 +47,8 @@ async fn an_agent_joins_once_by_token_and_is_listed() {
     assert_eq!(count, 1);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_many_that_race_for_a_token_one_joins() {
-    let server = Server::start().await;
+async fn of_many_that_race_for_a_token_one_joins(lab: Lab) {
+    let server = lab.start().await;
     let token = server.token().await;
     let tries = futures::future::join_all((0..12).map(|_| server.attest_token(&token))).await;
     assert_eq!(tries.iter().filter(|t| t.is_ok()).count(), 1);
@@ -46,9 +58,8 @@ async fn of_many_that_race_for_a_token_one_joins() {
     }
 }
 
-#[tokio::test]
-async fn a_bad_csr_does_not_use_up_the_token() {
-    let server = Server::start().await;
+async fn a_bad_csr_does_not_use_up_the_token(lab: Lab) {
+    let server = lab.start().await;
     let token = server.token().await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let mut forged = csr(&key, None, &[]).await;
@@ -61,9 +72,8 @@ async fn a_bad_csr_does_not_use_up_the_token() {
     server.attest_token(&token).await.unwrap();
 }
 
-#[tokio::test]
-async fn an_expired_token_is_told_apart() {
-    let server = Server::start().await;
+async fn an_expired_token_is_told_apart(lab: Lab) {
+    let server = lab.start().await;
     let token = server.token().await;
     server.clock.advance(601);
     assert_eq!(refused(server.attest_token(&token).await.map(drop), Code::InvalidArgument), "join token expired");
@@ -71,9 +81,8 @@ async fn an_expired_token_is_told_apart() {
     assert_eq!(message, "failed to attest: join token does not exist or has already been used");
 }
 
-#[tokio::test]
-async fn a_plugin_challenges_and_its_selectors_are_stored() {
-    let server = Server::start().await;
+async fn a_plugin_challenges_and_its_selectors_are_stored(lab: Lab) {
+    let server = lab.start().await;
     let (identity, reattestable) = server.attest_name("one", "one").await.unwrap();
     assert!(reattestable);
     let message = refused(server.attest_name("one", "two").await.map(drop), Code::PermissionDenied);
@@ -90,9 +99,8 @@ async fn a_plugin_challenges_and_its_selectors_are_stored() {
     after.get_authorized_entries(GetAuthorizedEntriesRequest::default()).await.unwrap();
 }
 
-#[tokio::test]
-async fn bans_and_evictions_hold_for_open_connections() {
-    let server = Server::start().await;
+async fn bans_and_evictions_hold_for_open_connections(lab: Lab) {
+    let server = lab.start().await;
     let (identity, _) = server.attest_name("x", "x").await.unwrap();
     let path = identity.id.path().to_owned();
     let agent = Agent::new(&server, identity).await;
@@ -121,9 +129,8 @@ async fn bans_and_evictions_hold_for_open_connections() {
     }
 }
 
-#[tokio::test]
-async fn a_renewed_svid_takes_over_when_it_is_first_used() {
-    let server = Server::start().await;
+async fn a_renewed_svid_takes_over_when_it_is_first_used(lab: Lab) {
+    let server = lab.start().await;
     let agent = server.agent().await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let params = AgentX509svidParams { csr: csr(&key, None, &[]).await.into() };
@@ -158,9 +165,8 @@ async fn a_renewed_svid_of_an_agent_that_was_banned_elsewhere_is_refused_at_once
     assert_eq!(permission_denied_reason(&status), Some(Reason::AgentBanned));
 }
 
-#[tokio::test]
-async fn renewal_has_its_rules() {
-    let server = Server::start().await;
+async fn renewal_has_its_rules(lab: Lab) {
+    let server = lab.start().await;
     let (identity, _) = server.attest_name("x", "x").await.unwrap();
     let again = Agent::new(&server, identity).await;
     let params = Some(AgentX509svidParams { csr: any_csr().await });
@@ -180,9 +186,8 @@ async fn renewal_has_its_rules() {
     assert_eq!(permission_denied_reason(&status), Some(Reason::AgentExpired));
 }
 
-#[tokio::test]
-async fn the_agent_version_is_kept() {
-    let server = Server::start().await;
+async fn the_agent_version_is_kept(lab: Lab) {
+    let server = lab.start().await;
     let agent = server.agent().await;
     let post = |version: String| async {
         let request = PostStatusRequest { agent_version: version, ..Default::default() };
@@ -196,9 +201,8 @@ async fn the_agent_version_is_kept() {
     assert_eq!(server.agents().get_agent(get).await.unwrap().into_inner().agent_version, "1.15.3");
 }
 
-#[tokio::test]
-async fn join_tokens_can_be_chosen_and_bring_an_alias() {
-    let server = Server::start().await;
+async fn join_tokens_can_be_chosen_and_bring_an_alias(lab: Lab) {
+    let server = lab.start().await;
     let create = |ttl, token: &str, agent_id| {
         let request = CreateJoinTokenRequest { ttl, token: token.into(), agent_id };
         let mut client = server.agents();
@@ -240,9 +244,8 @@ async fn join_tokens_can_be_chosen_and_bring_an_alias() {
     assert_eq!(left.len(), 1);
 }
 
-#[tokio::test]
-async fn agents_are_listed_by_filter_and_page() {
-    let server = Server::start().await;
+async fn agents_are_listed_by_filter_and_page(lab: Lab) {
+    let server = lab.start().await;
     for name in ["a", "b", "c"] {
         server.attest_name(name, name).await.unwrap();
     }

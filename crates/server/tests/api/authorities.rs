@@ -1,6 +1,6 @@
 //! LocalAuthority: a rotation by hand through the API, and what it does to what the server signs and shows.
 
-use crate::harness::{DEADLINE, Server, logged, refused};
+use crate::harness::{DEADLINE, Lab, Server, logged, on_every_database, refused};
 use finial_proto::server::bundle::GetBundleRequest;
 use finial_proto::server::bundle::bundle_client::BundleClient;
 use finial_proto::server::localauthority as pb;
@@ -8,6 +8,13 @@ use finial_proto::server::localauthority::local_authority_client::LocalAuthority
 use finial_proto::server::svid::MintJwtsvidRequest;
 use tonic::Code;
 use tonic::transport::Channel;
+
+on_every_database!(
+    an_x509_authority_is_replaced_tainted_and_revoked_and_everything_moves_off,
+    tokens_are_signed_by_the_key_that_was_activated,
+    kinds_that_are_off_are_said_to_be,
+    wit_authorities_rotate_by_hand_too,
+);
 
 fn client(server: &Server) -> LocalAuthorityClient<Channel> {
     LocalAuthorityClient::new(server.local.clone())
@@ -21,9 +28,8 @@ fn id(state: Option<pb::AuthorityState>) -> String {
     state.unwrap().authority_id
 }
 
-#[tokio::test]
-async fn an_x509_authority_is_replaced_tainted_and_revoked_and_everything_moves_off() {
-    let server = Server::start().await;
+async fn an_x509_authority_is_replaced_tainted_and_revoked_and_everything_moves_off(lab: Lab) {
+    let server = lab.start().await;
     let mut client = client(&server);
     let before = x509(&server).await;
     assert!(before.prepared.is_none() && before.old.is_none());
@@ -59,9 +65,8 @@ async fn an_x509_authority_is_replaced_tainted_and_revoked_and_everything_moves_
     }
 }
 
-#[tokio::test]
-async fn tokens_are_signed_by_the_key_that_was_activated() {
-    let server = Server::start().await;
+async fn tokens_are_signed_by_the_key_that_was_activated(lab: Lab) {
+    let server = lab.start().await;
     let mut client = client(&server);
     let prepared = client.prepare_jwt_authority(pb::PrepareJwtAuthorityRequest {}).await.unwrap().into_inner();
     let authority_id = id(prepared.prepared_authority);
@@ -80,9 +85,8 @@ async fn tokens_are_signed_by_the_key_that_was_activated() {
     assert!(String::from_utf8(header).unwrap().contains(&authority_id));
 }
 
-#[tokio::test]
-async fn kinds_that_are_off_are_said_to_be() {
-    let server = Server::with(|settings| settings.disable_jwt_svids = true).await;
+async fn kinds_that_are_off_are_said_to_be(lab: Lab) {
+    let server = lab.with(|settings| settings.disable_jwt_svids = true).await;
     let mut client = client(&server);
     let none = pb::GetJwtAuthorityStateRequest {};
     let message = refused(client.get_jwt_authority_state(none).await, Code::Unimplemented);
@@ -100,9 +104,8 @@ async fn kinds_that_are_off_are_said_to_be() {
     assert_eq!(refused(client.taint_wit_authority(none).await, Code::Unimplemented), words);
 }
 
-#[tokio::test]
-async fn wit_authorities_rotate_by_hand_too() {
-    let server = Server::with(|settings| settings.wit_svids_enabled = true).await;
+async fn wit_authorities_rotate_by_hand_too(lab: Lab) {
+    let server = lab.with(|settings| settings.wit_svids_enabled = true).await;
     let mut client = client(&server);
     let state = client.get_wit_authority_state(pb::GetWitAuthorityStateRequest {}).await.unwrap().into_inner();
     let first = id(state.active);

@@ -9,6 +9,13 @@ use finial_proto::server::entry::ListEntriesRequest;
 use finial_proto::types;
 use tonic::Code;
 
+on_every_database!(
+    the_own_bundle_is_for_everyone_and_can_be_masked,
+    authorities_can_be_appended,
+    federated_bundles_live_and_die,
+    deleting_a_federated_bundle_asks_about_its_entries,
+);
+
 fn jwt_key(key_id: &str) -> types::JwtKey {
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let public_key = bytes::Bytes::copy_from_slice(key.public_key().spki_der());
@@ -31,9 +38,8 @@ async fn create(server: &Server, bundle: Vec<types::Bundle>) -> Vec<(types::Stat
     results.into_iter().map(|r| (r.status.unwrap(), r.bundle)).collect()
 }
 
-#[tokio::test]
-async fn the_own_bundle_is_for_everyone_and_can_be_masked() {
-    let server = Server::start().await;
+async fn the_own_bundle_is_for_everyone_and_can_be_masked(lab: Lab) {
+    let server = lab.start().await;
     let mut anyone = bundle_client::BundleClient::new(server.remote(None).await);
     let bundle = anyone.get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
     assert_eq!(bundle.trust_domain, "example.org");
@@ -48,9 +54,8 @@ async fn the_own_bundle_is_for_everyone_and_can_be_masked() {
     assert_eq!(masked, expected);
 }
 
-#[tokio::test]
-async fn authorities_can_be_appended() {
-    let server = Server::start().await;
+async fn authorities_can_be_appended(lab: Lab) {
+    let server = lab.start().await;
     let before = server.bundles().get_bundle(GetBundleRequest::default()).await.unwrap().into_inner();
     let append = |x509: Vec<types::X509Certificate>, jwt: Vec<types::JwtKey>| {
         let mut client = server.bundles();
@@ -78,9 +83,8 @@ async fn authorities_can_be_appended() {
     assert!(message.starts_with("failed to convert JWT authority: "), "{message}");
 }
 
-#[tokio::test]
-async fn federated_bundles_live_and_die() {
-    let server = Server::start().await;
+async fn federated_bundles_live_and_die(lab: Lab) {
+    let server = lab.start().await;
     let agent = server.agent().await;
     let results =
         create(&server, vec![foreign("a.test"), foreign("a.test"), foreign("example.org"), foreign("Bad")]).await;
@@ -126,9 +130,8 @@ async fn federated_bundles_live_and_die() {
     assert_eq!(message, "failed to list bundles: could not parse token 'x'");
 }
 
-#[tokio::test]
-async fn deleting_a_federated_bundle_asks_about_its_entries() {
-    let server = Server::start().await;
+async fn deleting_a_federated_bundle_asks_about_its_entries(lab: Lab) {
+    let server = lab.start().await;
     let agent = server.agent().await;
     create(&server, vec![foreign("a.test"), foreign("b.test")]).await;
     let with = |path: &str, domains: &[&str]| {

@@ -15,6 +15,11 @@ use std::sync::Arc;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+on_every_database!(
+    an_authority_for_a_downstream_server_signs_what_our_bundle_verifies,
+    a_published_jwt_key_is_in_the_bundle_once,
+);
+
 /// A channel of someone with a downstream entry.
 async fn downstream(server: &Server) -> Channel {
     let mut wanted = entry("/downstream", "/spire/server", &["a:b"]);
@@ -32,9 +37,8 @@ fn ders(list: &[bytes::Bytes]) -> Vec<Arc<[u8]>> {
     list.iter().map(|der| Arc::from(&**der)).collect()
 }
 
-#[tokio::test]
-async fn an_authority_for_a_downstream_server_signs_what_our_bundle_verifies() {
-    let server = Server::start().await;
+async fn an_authority_for_a_downstream_server_signs_what_our_bundle_verifies(lab: Lab) {
+    let server = lab.start().await;
     let channel = downstream(&server).await;
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let csr = create_ca_csr(&key, &DistinguishedName::ca_default(), &trust_domain()).await.unwrap();
@@ -102,9 +106,8 @@ fn jwt_key(key_id: &str) -> types::JwtKey {
     types::JwtKey { public_key, key_id: key_id.into(), expires_at: NOW + 5, tainted: false }
 }
 
-#[tokio::test]
-async fn a_published_jwt_key_is_in_the_bundle_once() {
-    let server = Server::start().await;
+async fn a_published_jwt_key_is_in_the_bundle_once(lab: Lab) {
+    let server = lab.start().await;
     let mut client = BundleClient::new(downstream(&server).await);
     let key = jwt_key("below");
     for _ in 0..2 {

@@ -5,14 +5,25 @@ use finial_proto::server::entry::*;
 use finial_proto::types;
 use tonic::Code;
 
+on_every_database!(
+    an_entry_comes_back_as_it_was_sent,
+    bad_entries_are_refused_one_by_one,
+    the_same_entry_again_is_answered_with_the_first,
+    of_identical_creates_that_race_one_makes_an_entry,
+    updates_change_what_the_mask_names,
+    a_batch_of_updates_is_answered_one_by_one,
+    deletes_are_answered_one_by_one,
+    filters_and_pages,
+    entries_survive_a_restart_in_index_and_store,
+);
+
 async fn create(server: &Server, entries: Vec<types::Entry>) -> Vec<batch_create_entry_response::Result> {
     let request = BatchCreateEntryRequest { entries, output_mask: None };
     server.entries().batch_create_entry(request).await.unwrap().into_inner().results
 }
 
-#[tokio::test]
-async fn an_entry_comes_back_as_it_was_sent() {
-    let server = Server::start().await;
+async fn an_entry_comes_back_as_it_was_sent(lab: Lab) {
+    let server = lab.start().await;
     let own = "01234567-89ab-cdef.X_y";
     let full = types::Entry {
         id: own.into(),
@@ -49,9 +60,8 @@ async fn an_entry_comes_back_as_it_was_sent() {
     assert_eq!(found.into_inner(), expected);
 }
 
-#[tokio::test]
-async fn bad_entries_are_refused_one_by_one() {
-    let server = Server::start().await;
+async fn bad_entries_are_refused_one_by_one(lab: Lab) {
+    let server = lab.start().await;
     let good = || entry("/w", "/p", &["a:b"]);
     let with = |change: fn(&mut types::Entry)| {
         let mut entry = good();
@@ -131,9 +141,8 @@ async fn bad_entries_are_refused_one_by_one() {
     }
 }
 
-#[tokio::test]
-async fn the_same_entry_again_is_answered_with_the_first() {
-    let server = Server::start().await;
+async fn the_same_entry_again_is_answered_with_the_first(lab: Lab) {
+    let server = lab.start().await;
     let first = server.create(vec![entry("/w", "/p", &["a:1", "a:2"])]).await.remove(0);
     let mut again = entry("/w", "/p", &["a:2", "a:1", "a:2"]);
     again.hint = "other".into();
@@ -147,9 +156,8 @@ async fn the_same_entry_again_is_answered_with_the_first() {
     assert_eq!(results[2].status.as_ref().unwrap().code, Code::AlreadyExists as i32);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_identical_creates_that_race_one_makes_an_entry() {
-    let server = Server::start().await;
+async fn of_identical_creates_that_race_one_makes_an_entry(lab: Lab) {
+    let server = lab.start().await;
     let tries = (0..10).map(|_| create(&server, vec![entry("/w", "/p", &["a:1"])]));
     let results: Vec<_> = futures::future::join_all(tries).await.into_iter().flatten().collect();
     let codes: Vec<_> = results.iter().map(|r| r.status.as_ref().unwrap().code).collect();
@@ -159,9 +167,8 @@ async fn of_identical_creates_that_race_one_makes_an_entry() {
     assert_eq!(ids.len(), 1);
 }
 
-#[tokio::test]
-async fn updates_change_what_the_mask_names() {
-    let server = Server::start().await;
+async fn updates_change_what_the_mask_names(lab: Lab) {
+    let server = lab.start().await;
     let mut wanted = entry("/w", "/p", &["a:1"]);
     wanted.hint = "before".into();
     let created = server.create(vec![wanted]).await.remove(0);
@@ -191,9 +198,8 @@ async fn updates_change_what_the_mask_names() {
     assert_eq!((status.code, status.message.as_str()), (Code::NotFound as i32, "failed to update entry"));
 }
 
-#[tokio::test]
-async fn a_batch_of_updates_is_answered_one_by_one() {
-    let server = Server::start().await;
+async fn a_batch_of_updates_is_answered_one_by_one(lab: Lab) {
+    let server = lab.start().await;
     let created = server.create(vec![entry("/a", "/p", &["a:1"]), entry("/b", "/p", &["a:1"])]).await;
     let change = |id: &str, hint: &str| types::Entry { id: id.into(), hint: hint.into(), ..Default::default() };
     let entries = vec![
@@ -228,9 +234,8 @@ async fn a_batch_of_updates_is_answered_one_by_one() {
     }
 }
 
-#[tokio::test]
-async fn deletes_are_answered_one_by_one() {
-    let server = Server::start().await;
+async fn deletes_are_answered_one_by_one(lab: Lab) {
+    let server = lab.start().await;
     let created = server.create(vec![entry("/w", "/p", &["a:1"])]).await.remove(0);
     let ids = vec![created.id.clone(), String::new(), "no-such".into(), "a/b".into(), created.id.clone()];
     let results = server.entries().batch_delete_entry(BatchDeleteEntryRequest { ids: ids.clone() }).await.unwrap();
@@ -251,9 +256,8 @@ async fn deletes_are_answered_one_by_one() {
     assert_eq!(refused(empty, Code::InvalidArgument), "missing ID");
 }
 
-#[tokio::test]
-async fn filters_and_pages() {
-    let server = Server::start().await;
+async fn filters_and_pages(lab: Lab) {
+    let server = lab.start().await;
     let mut hinted = entry("/a", "/p", &["a:1", "a:2"]);
     hinted.hint = "h".into();
     let mut below = entry("/b", "/p", &["a:1"]);
@@ -338,9 +342,8 @@ async fn filters_and_pages() {
     }
 }
 
-#[tokio::test]
-async fn entries_survive_a_restart_in_index_and_store() {
-    let server = Server::start().await;
+async fn entries_survive_a_restart_in_index_and_store(lab: Lab) {
+    let server = lab.start().await;
     let agent = server.agent().await;
     server.create(vec![agent.entry("/w")]).await;
     let server = server.restart(|_| {}).await;

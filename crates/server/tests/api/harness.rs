@@ -111,6 +111,64 @@ pub(crate) struct Server {
     pub(crate) supervisor: Supervisor,
     pub(crate) local: Channel,
     pub(crate) keys: Arc<dyn KeyManager>,
+    plugins: Vec<PluginConfig>,
+}
+
+/// Which database a test's server is on.
+pub(crate) struct Lab(Option<testkit::Database>);
+
+impl Lab {
+    pub(crate) fn sqlite() -> Option<Self> {
+        Some(Self(None))
+    }
+    /// `None` where it is not installed, which testkit says; so below.
+    pub(crate) fn postgresql() -> Option<Self> {
+        testkit::postgres().map(|database| Self(Some(database)))
+    }
+    pub(crate) fn mariadb() -> Option<Self> {
+        testkit::mariadb().map(|database| Self(Some(database)))
+    }
+
+    pub(crate) async fn start(&self) -> Server {
+        self.with(|_| {}).await
+    }
+
+    pub(crate) async fn with(&self, change: impl FnOnce(&mut ServerSettings)) -> Server {
+        let on_it = |settings: &mut ServerSettings| {
+            if let Some(database) = &self.0 {
+                settings.plugins = vec![datastore(&testkit::datastore(database, database.port()))];
+            }
+            change(settings);
+        };
+        Server::with(on_it).await
+    }
+}
+
+/// Makes three tests of each function, which takes a [`Lab`].
+macro_rules! on_every_database {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            use $crate::harness::Lab;
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                if let Some(lab) = Lab::sqlite() { super::$name(lab).await }
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgresql() {
+                if let Some(lab) = Lab::postgresql() { super::$name(lab).await }
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mariadb() {
+                if let Some(lab) = Lab::mariadb() { super::$name(lab).await }
+            }
+        })*
+    };
+}
+pub(crate) use on_every_database;
+
+/// The data store with this `plugin_data`.
+pub(crate) fn datastore(data: &str) -> PluginConfig {
+    PluginConfig::inline("DataStore", "sql", finial_hcl::parse(data).unwrap())
 }
 
 pub(crate) fn trust_domain() -> TrustDomain {
@@ -138,7 +196,11 @@ impl Server {
     pub(crate) async fn restart(self, change: impl FnOnce(&mut ServerSettings)) -> Self {
         self.supervisor.shutdown().trigger();
         self.supervisor.run(DEADLINE).await.unwrap();
-        Self::on(self.folder, self.clock, self.keys, change).await.unwrap()
+        let again = |settings: &mut ServerSettings| {
+            settings.plugins = self.plugins;
+            change(settings);
+        };
+        Self::on(self.folder, self.clock, self.keys, again).await.unwrap()
     }
 
     pub(crate) async fn on(
@@ -153,7 +215,7 @@ impl Server {
         settings.rate_limit.signing = false;
         let file = folder.path().join("datastore.sqlite3");
         let data = format!("database_type = \"sqlite3\"\nconnection_string = \"{}\"", file.display());
-        settings.plugins = vec![PluginConfig::inline("DataStore", "sql", finial_hcl::parse(&data).unwrap())];
+        settings.plugins = vec![datastore(&data)];
         change(&mut settings);
         let supervisor = Supervisor::default();
         let plugins = ServerPlugins {
@@ -175,7 +237,7 @@ impl Server {
         };
         let running = finial_server::start(&settings, plugins, env).await?;
         let local = finial_net::client::uds_channel(&running.socket_path);
-        Ok(Self { running, clock, folder, supervisor, local, keys })
+        Ok(Self { running, clock, folder, supervisor, local, keys, plugins: settings.plugins })
     }
 
     pub(crate) fn agents(&self) -> AgentClient<Channel> {

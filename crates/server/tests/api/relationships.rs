@@ -23,6 +23,12 @@ use tokio_rustls::TlsAcceptor;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+on_every_database!(
+    a_bundle_is_fetched_from_its_spiffe_endpoint_and_refreshed_on_demand,
+    relationships_are_created_read_updated_and_deleted,
+    a_relationship_may_bring_its_bundle_but_never_ours,
+);
+
 /// A bundle endpoint that says what the test wants, by path.
 #[derive(Clone)]
 struct Endpoint {
@@ -163,9 +169,8 @@ async fn wait_for_hint(server: &Server, name: &str, want: i64) {
     tokio::time::timeout(DEADLINE, wait).await.expect("the bundle with that hint");
 }
 
-#[tokio::test]
-async fn a_bundle_is_fetched_from_its_spiffe_endpoint_and_refreshed_on_demand() {
-    let (server, other) = (Server::start().await, Foreign::start().await);
+async fn a_bundle_is_fetched_from_its_spiffe_endpoint_and_refreshed_on_demand(lab: Lab) {
+    let (server, other) = (lab.start().await, Foreign::start().await);
     let (status, created) = create(&server, vec![other.relationship()]).await.remove(0);
     assert_eq!((status.code, status.message.as_str()), (0, "OK"));
     assert_eq!(created, Some(other.relationship()));
@@ -217,7 +222,7 @@ async fn each_way_to_fail_is_told_apart_and_leaves_the_bundle_as_it_was() {
         bundle_endpoint_url: url,
         ..other.relationship()
     };
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let closed = SocketAddr::from(([127, 0, 0, 1], testkit::free_port()));
     for (relationship, want) in [
         (
             wrong(spiffe("spiffe://other.test/else"), url.clone()),
@@ -344,9 +349,8 @@ async fn our_own_bundle_is_served_with_a_certificate_from_files_that_may_change(
     assert!(fetch(address, &root).await.is_err());
 }
 
-#[tokio::test]
-async fn relationships_are_created_read_updated_and_deleted() {
-    let server = Server::start().await;
+async fn relationships_are_created_read_updated_and_deleted(lab: Lab) {
+    let server = lab.start().await;
     let plain = |name: &str| FederationRelationship {
         trust_domain: name.into(),
         bundle_endpoint_url: "https://127.0.0.1:1/".into(),
@@ -416,9 +420,8 @@ async fn relationships_are_created_read_updated_and_deleted() {
     assert_eq!(refused(get("a.test", None).await, Code::NotFound), "federation relationship does not exist");
 }
 
-#[tokio::test]
-async fn a_relationship_may_bring_its_bundle_but_never_ours() {
-    let server = Server::start().await;
+async fn a_relationship_may_bring_its_bundle_but_never_ours(lab: Lab) {
+    let server = lab.start().await;
     let bundle = |name: &str| types::Bundle { trust_domain: name.into(), refresh_hint: 77, ..Default::default() };
     let bringing = |name: &str, whose: &str| FederationRelationship {
         trust_domain: name.into(),

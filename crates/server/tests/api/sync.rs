@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
+on_every_database!(an_agent_sees_what_hangs_below_it_and_its_aliases, many_entries_come_as_revisions_and_then_as_asked,);
+
 /// A sync stream that is spoken to step by step.
 struct Sync {
     send: mpsc::Sender<SyncAuthorizedEntriesRequest>,
@@ -50,9 +52,8 @@ async fn visible(agent: &Agent) -> Vec<String> {
     paths
 }
 
-#[tokio::test]
-async fn an_agent_sees_what_hangs_below_it_and_its_aliases() {
-    let server = Server::start().await;
+async fn an_agent_sees_what_hangs_below_it_and_its_aliases(lab: Lab) {
+    let server = lab.start().await;
     let (one, _) = server.attest_name("one", "one").await.unwrap();
     let (two, _) = server.attest_name("two", "two").await.unwrap();
     let (one, two) = (Agent::new(&server, one).await, Agent::new(&server, two).await);
@@ -132,9 +133,8 @@ async fn few_entries_come_whole_in_one_answer() {
     assert!(sync.next().await.unwrap().is_none());
 }
 
-#[tokio::test]
-async fn many_entries_come_as_revisions_and_then_as_asked() {
-    let server = Server::start().await;
+async fn many_entries_come_as_revisions_and_then_as_asked(lab: Lab) {
+    let server = lab.start().await;
     let agent = server.agent().await;
     let wanted = (0..1203).map(|n| agent.entry(&format!("/w{n}"))).collect();
     let created = server.create(wanted).await;

@@ -39,6 +39,7 @@ pub use error::AgentError;
 use finial_config::{AgentSettings, RebootstrapMode};
 use finial_core::Clock;
 use finial_crypto::tls::{KeyExchange, PeerPolicy, ServerAuth, TlsIdentity, client_config_with};
+use finial_net::Handshakes;
 use finial_net::client::tls_channel;
 use finial_plugin::{AgentNodeAttestor, AgentPlugins};
 use finial_runtime::log::LogHandle;
@@ -296,11 +297,12 @@ fn server_link(
     let policy = PeerPolicy::Exact(context.settings.trust_domain.server_id());
     let config = client_config_with(
         context.key_exchange(),
-        Some(identity),
+        Some(identity.clone()),
         ServerAuth::Spiffe { bundles: cache, policy },
         context.clock.clone(),
     );
     let config = Arc::new(config.map_err(|e| AgentError::internal(format!("create server client: {e}")).because(e))?);
+    let handshakes = Handshakes::new(config, identity.signs_elsewhere(), &context.spawner);
     let address = context.server_address();
-    Ok(ServerLink::new(move || tls_channel(&address, config.clone())))
+    Ok(ServerLink::new(move || tls_channel(&address, handshakes.clone())))
 }

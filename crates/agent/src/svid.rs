@@ -110,11 +110,8 @@ impl AgentSvid {
 
     /// Presents this SVID in TLS handshakes from now on.
     pub(crate) fn install(&self, identity: &TlsIdentity) -> Result<(), AgentError> {
-        let key = self.key.signer.local().ok_or_else(|| {
-            AgentError::internal("the agent's key manager does not hold keys in memory, which TLS needs")
-        })?;
         identity
-            .set(&self.chain, key)
+            .set_signer(&self.chain, &self.key.signer)
             .map_err(|e| AgentError::internal(format!("unable to use the agent SVID: {e}")).because(e))
     }
 }

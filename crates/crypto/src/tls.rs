@@ -1,6 +1,10 @@
 //! SPIFFE verification for rustls: configurations for servers and clients, and identities that change in place.
 
-use crate::signer::{PrivateKey, SignError};
+mod remote;
+
+pub use remote::patiently;
+
+use crate::signer::{PrivateKey, SignError, Signer};
 use crate::x509::verify::{Rules, leaf_of, verify_path};
 use crate::x509::{Certificate, TrustRoots, VerifyError};
 use arc_swap::ArcSwapOption;
@@ -11,13 +15,14 @@ use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig,
     SignatureScheme, SupportedProtocolVersion,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -115,6 +120,7 @@ pub enum ServerAuth {
 #[derive(Default)]
 pub struct TlsIdentity {
     current: ArcSwapOption<CertifiedKey>,
+    signs_elsewhere: AtomicBool,
 }
 
 impl TlsIdentity {
@@ -132,13 +138,31 @@ impl TlsIdentity {
 
     /// Replaces chain and key for handshakes from now on.
     pub fn set(&self, chain: &[Arc<[u8]>], key: &PrivateKey) -> Result<(), SignError> {
+        self.put(chain, key, key.rustls_signing_key()?)
+    }
+
+    /// The same with a key that may live elsewhere. Then handshakes need threads that may wait, see [`patiently`].
+    pub fn set_signer(&self, chain: &[Arc<[u8]>], signer: &Arc<dyn Signer>) -> Result<(), SignError> {
+        match signer.local() {
+            Some(key) => self.set(chain, key),
+            None => self.put(chain, signer.as_ref(), Arc::new(remote::RemoteKey(signer.clone()))),
+        }
+    }
+
+    /// Whether handshakes need threads that may wait.
+    pub fn signs_elsewhere(&self) -> bool {
+        self.signs_elsewhere.load(Ordering::Relaxed)
+    }
+
+    fn put(&self, chain: &[Arc<[u8]>], signer: &dyn Signer, key: Arc<dyn SigningKey>) -> Result<(), SignError> {
         let leaf = chain.first().ok_or_else(|| SignError::BadKey("no certificate".into()))?;
         let leaf = Certificate::parse(leaf.clone()).map_err(|e| SignError::BadKey(e.to_string()))?;
-        if leaf.spki_der() != &**key.public_key().spki_der() {
+        if leaf.spki_der() != &**signer.public_key().spki_der() {
             return Err(SignError::KeyMismatch);
         }
         let chain = chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
-        self.current.store(Some(Arc::new(CertifiedKey::new(chain, key.rustls_signing_key()?))));
+        self.signs_elsewhere.store(signer.local().is_none(), Ordering::Relaxed);
+        self.current.store(Some(Arc::new(CertifiedKey::new(chain, key))));
         Ok(())
     }
 

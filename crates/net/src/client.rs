@@ -1,5 +1,6 @@
 //! Channels to servers: lazily connected, with deadlines, reconnecting by themselves.
 
+use crate::elsewhere::Handshakes;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
@@ -28,9 +29,9 @@ pub fn uds_channel(path: impl Into<PathBuf>) -> Channel {
 }
 
 /// A channel over TLS to `address` (`host:port`). The name is resolved anew at each attempt, and its addresses are taken
-/// in turn. `config` decides whom to trust; the host name is only sent as SNI.
-pub fn tls_channel(address: &str, config: Arc<rustls::ClientConfig>) -> Channel {
-    let connector = Connector { address: address.into(), tls: TlsConnector::from(config), turn: Arc::default() };
+/// in turn. The configuration decides whom to trust; the host name is only sent as SNI.
+pub fn tls_channel(address: &str, tls: impl Into<Handshakes<rustls::ClientConfig>>) -> Channel {
+    let connector = Connector { address: address.into(), tls: tls.into(), turn: Arc::default() };
     endpoint(&format!("https://{address}"))
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -96,7 +97,7 @@ impl<T> Service<T> for UnixTlsConnector {
 
 struct Connector {
     address: Arc<str>,
-    tls: TlsConnector,
+    tls: Handshakes<rustls::ClientConfig>,
     /// Counts attempts, so that each starts at the next address.
     turn: Arc<AtomicUsize>,
 }
@@ -118,7 +119,8 @@ impl<T> Service<T> for Connector {
             let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&*address).await?.collect();
             let tcp = connect_any(&addresses, turn).await?;
             tcp.set_nodelay(true)?;
-            Ok(TokioIo::new(tls.connect(name, tcp).await?))
+            let handshake = TlsConnector::from(tls.config.clone()).connect(name, tcp);
+            Ok(TokioIo::new(tls.finish(handshake).await?))
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Listening on TCP with TLS.
 
 use crate::accept::AcceptBackoff;
+use crate::elsewhere::Handshakes;
 use crate::guard::{Admission, Admitted, Guarded, Limits, delegate_io};
 use crate::proxy::{TrustedProxies, read_header};
 use finial_runtime::Spawner;
@@ -53,7 +54,7 @@ impl TlsIncoming {
     /// Serves `listener` with `config`, which is read anew for each connection through its resolver and verifier.
     pub fn new(
         listener: TcpListener,
-        config: Arc<rustls::ServerConfig>,
+        config: impl Into<Handshakes<rustls::ServerConfig>>,
         limits: Limits,
         spawner: Spawner,
     ) -> io::Result<Self> {
@@ -65,7 +66,7 @@ impl TlsIncoming {
     pub fn behind(
         proxies: TrustedProxies,
         listener: TcpListener,
-        config: Arc<rustls::ServerConfig>,
+        config: impl Into<Handshakes<rustls::ServerConfig>>,
         limits: Limits,
         spawner: Spawner,
     ) -> io::Result<Self> {
@@ -74,7 +75,7 @@ impl TlsIncoming {
         let (sender, finished) = mpsc::channel(FINISHED_MAX);
         let accept = Accept {
             listener,
-            acceptor: TlsAcceptor::from(config),
+            handshakes: config.into(),
             limits,
             admission: Admission::new(limits),
             proxies,
@@ -113,7 +114,7 @@ fn notice_death(tcp: &TcpStream) -> io::Result<()> {
 
 struct Accept {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    handshakes: Handshakes<rustls::ServerConfig>,
     limits: Limits,
     admission: Arc<Admission<IpAddr>>,
     proxies: TrustedProxies,
@@ -135,7 +136,7 @@ impl Accept {
         let _ = tcp.set_nodelay(true);
         let _ = notice_death(&tcp);
         self.make_room();
-        let (acceptor, sender, limits) = (self.acceptor.clone(), self.sender.clone(), self.limits);
+        let (handshakes, sender, limits) = (self.handshakes.clone(), self.sender.clone(), self.limits);
         let admission = proxied.then(|| self.admission.clone());
         let task = self.spawner.spawn("tls-handshake", async move {
             let handshake = async {
@@ -143,7 +144,8 @@ impl Accept {
                 let Some((address, admitted)) = look_behind(&mut tcp, address, admitted, admission).await? else {
                     return Ok(None);
                 };
-                let tls = acceptor.accept(tcp).await?;
+                let accepting = TlsAcceptor::from(handshakes.config.clone()).accept(tcp);
+                let tls = handshakes.finish(accepting).await?;
                 let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
                 let peer =
                     TlsPeer { address, certificates: certificates.iter().map(|c| c.clone().into_owned()).collect() };

@@ -1,6 +1,7 @@
 //! Unix sockets on which TLS is spoken, for those who are to prove more than which process they are.
 
 use crate::authority::AuthorityFilter;
+use crate::elsewhere::Handshakes;
 use crate::guard::{Guarded, delegate_io};
 use crate::unix::{UnixConnection, UnixIncoming};
 use futures::stream::{BoxStream, Stream, StreamExt};
@@ -26,20 +27,25 @@ pub struct UnixTlsPeer {
 }
 
 /// Has each connection of `incoming` begin with a handshake, which has a deadline.
-pub fn secured(incoming: UnixIncoming, config: Arc<rustls::ServerConfig>, deadline: Duration) -> UnixTlsIncoming {
-    let acceptor = TlsAcceptor::from(config);
-    let handshakes = incoming.map(move |connection| handshake(acceptor.clone(), connection, deadline));
-    let finished = handshakes.buffer_unordered(HANDSHAKES_MAX).filter_map(|done| async move { done.map(Ok) });
+pub fn secured(
+    incoming: UnixIncoming,
+    config: impl Into<Handshakes<rustls::ServerConfig>>,
+    deadline: Duration,
+) -> UnixTlsIncoming {
+    let handshakes = config.into();
+    let begun = incoming.map(move |connection| handshake(handshakes.clone(), connection, deadline));
+    let finished = begun.buffer_unordered(HANDSHAKES_MAX).filter_map(|done| async move { done.map(Ok) });
     UnixTlsIncoming(finished.boxed())
 }
 
 async fn handshake(
-    acceptor: TlsAcceptor,
+    handshakes: Handshakes<rustls::ServerConfig>,
     connection: io::Result<UnixConnection>,
     deadline: Duration,
 ) -> Option<UnixTlsConnection> {
     let stream = connection.ok()?.into_stream();
-    match tokio::time::timeout(deadline, acceptor.accept(stream)).await {
+    let accepting = TlsAcceptor::from(handshakes.config.clone()).accept(stream);
+    match tokio::time::timeout(deadline, handshakes.finish(accepting)).await {
         Ok(Ok(tls)) => {
             let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
             let certificates = certificates.iter().map(|c| c.clone().into_owned()).collect();

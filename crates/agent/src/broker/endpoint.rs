@@ -8,7 +8,7 @@ use crate::error::AgentError;
 use finial_config::BrokerSettings;
 use finial_crypto::TrustRoots;
 use finial_crypto::tls::{BundleSource, ClientAuth, PeerPolicy, TlsIdentity, server_config_with};
-use finial_net::{Limits, tls, unix_tls};
+use finial_net::{Handshakes, Limits, tls, unix_tls};
 use finial_proto::broker::api_server::ApiServer;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +49,7 @@ pub(crate) fn start(
     let config = server_config_with(context.key_exchange(), identity.clone(), Some(clients), context.clock.clone());
     let failed = |e: &dyn std::fmt::Display| AgentError::internal(format!("failed to create broker endpoints: {e}"));
     let config = Arc::new(config.map_err(|e| failed(&e))?);
+    let handshakes = Handshakes::new(config, identity.signs_elsewhere(), &context.spawner);
     let Shared { cache, attestation, jwt, .. } = shared;
     let clock = context.clock.clone();
     let api = BrokerApi::new(&settings.brokers, cache.clone(), attestation.clone(), jwt.clone(), clock);
@@ -64,7 +65,7 @@ pub(crate) fn start(
     let mut servers = Vec::new();
     if let Some(path) = &settings.socket_path {
         let incoming = bind(context, path, 0o770, 0o755, limits)?;
-        let incoming = unix_tls::secured(incoming, config.clone(), limits.silence);
+        let incoming = unix_tls::secured(incoming, handshakes.clone(), limits.silence);
         tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Starting SPIFFE Broker Endpoint");
         let serving = router().serve_with_incoming_shutdown(incoming, stopping());
         servers.push(context.spawner.spawn("broker-api", serve(serving)));
@@ -75,7 +76,7 @@ pub(crate) fn start(
         };
         let listener = context.inherited.sockets.tcp(address).map_err(listen)?;
         let spawner = context.spawner.clone();
-        let incoming = tls::TlsIncoming::new(listener, config, limits, spawner).map_err(listen)?;
+        let incoming = tls::TlsIncoming::new(listener, handshakes, limits, spawner).map_err(listen)?;
         tracing::info!(subsystem_name = SUBSYSTEM, network = "tcp", address = %incoming.local_addr(), "Starting SPIFFE Broker Endpoint");
         let serving = router().serve_with_incoming_shutdown(incoming, stopping());
         servers.push(context.spawner.spawn("broker-api-tcp", serve(serving)));

@@ -183,9 +183,10 @@ const SVID_STORES: Kind<Arc<dyn SvidStore>> = Kind {
 const UPSTREAM_AUTHORITIES: Kind<Arc<dyn UpstreamAuthority>> = Kind {
     service: Service::UpstreamAuthority,
     external: |plugin| Arc::new(ExternalUpstreamAuthority::new(plugin)),
-    built_in: &[(upstream_authority::Disk::NAME, |data, context| {
-        Ok(Arc::new(upstream_authority::Disk::new(data, context)?))
-    })],
+    built_in: &[
+        (upstream_authority::Disk::NAME, |data, context| Ok(Arc::new(upstream_authority::Disk::new(data, context)?))),
+        (upstream_authority::Spire::NAME, |data, context| Ok(Arc::new(upstream_authority::Spire::new(data, context)?))),
+    ],
 };
 
 /// Builds and configures the plugins of a server, in the order of the configuration.

@@ -21,7 +21,7 @@ pub use error::{PluginError, PluginKind};
 pub use host::{HostServices, ServerHost, ServerIdentity};
 pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};
 pub use svid_store::{StoredSvid, SvidStore};
-pub use upstream::{MintedX509Ca, UpstreamAuthority};
+pub use upstream::{MintedX509Ca, UpstreamAuthorities, UpstreamAuthority};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -14,6 +14,17 @@ pub struct MintedX509Ca {
     pub roots: Vec<Arc<[u8]>>,
 }
 
+/// What is known above of the trust domain's authorities.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamAuthorities {
+    /// The roots.
+    pub x509: Vec<X509Authority>,
+    /// JWT keys; none where nothing above knows of such.
+    pub jwt: Vec<JwtAuthority>,
+    /// WIT keys; none where nothing above knows of such.
+    pub wit: Vec<JwtAuthority>,
+}
+
 /// Signs the X.509 authorities of this trust domain. A server has at most one; without it, authorities are self-signed.
 #[async_trait]
 pub trait UpstreamAuthority: Send + Sync {
@@ -30,9 +41,15 @@ pub trait UpstreamAuthority: Send + Sync {
         Err(PluginError::new(ErrorKind::Unimplemented, "upstream authority does not support publishing JWT keys"))
     }
 
-    /// Waits until the roots are others than at the last call or signature, and returns all of them; tainted ones are to be
-    /// left. May be dropped while it waits without losing a change. Never returns where nothing is heard between signatures.
-    async fn next_roots(&self) -> Result<Vec<X509Authority>, PluginError> {
+    /// The same for a WIT key.
+    async fn publish_wit_key(&self, _key: &JwtAuthority) -> Result<Vec<JwtAuthority>, PluginError> {
+        Err(PluginError::new(ErrorKind::Unimplemented, "upstream authority does not support publishing WIT keys"))
+    }
+
+    /// Waits until the authorities above are others than at the last call (or signature), and returns all of them; tainted
+    /// ones are to be left. May be dropped while it waits without losing a change. Never returns where nothing is heard
+    /// between signatures.
+    async fn next_authorities(&self) -> Result<UpstreamAuthorities, PluginError> {
         std::future::pending().await
     }
 }

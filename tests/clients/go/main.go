@@ -29,6 +29,13 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) > 3 && os.Args[1] == "mesh" {
+		if err := mesh(os.Args[2], os.Args[3], os.Args[4:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 120*time.Second)
 	defer cancel()
 	if err := run(ctx, os.Args[1:]); err != nil {
@@ -48,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 2 && args[0] == "watch":
 		return watch(ctx, args[1])
 	}
-	return errors.New("usage: check AUDIENCE | serve ID | call ADDR ID | watch N | live AUDIENCE ID…")
+	return errors.New("usage: check AUDIENCE | serve ID | call ADDR ID | watch N | live AUDIENCE ID… | mesh ADDR STOP PEER…")
 }
 
 func say(fields map[string]string) {

@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 /// Largest certificate that is read, in bytes.
 pub const CERTIFICATE_BYTES_MAX: usize = 64 << 10;
+/// Most roots of one bundle.
+const BUNDLE_LENGTH_MAX: usize = 10_000;
 /// Longest serial number, bytes (RFC 5280 section 4.1.2.2).
 const SERIAL_BYTES_MAX: usize = 20;
 
@@ -119,11 +121,20 @@ impl Certificate {
     /// Splits certificates that follow each other without a gap, as the Workload API carries chains; at most
     /// [`CHAIN_LENGTH_MAX`].
     pub fn parse_chain(der: &[u8]) -> Result<Vec<Self>, ParseError> {
+        Self::parse_many(der, CHAIN_LENGTH_MAX)
+    }
+
+    /// The same for roots, as the Workload API carries bundles; at most 10,000.
+    pub fn parse_bundle(der: &[u8]) -> Result<Vec<Self>, ParseError> {
+        Self::parse_many(der, BUNDLE_LENGTH_MAX)
+    }
+
+    fn parse_many(der: &[u8], max: usize) -> Result<Vec<Self>, ParseError> {
         let mut reader = Reader::new(der);
         let mut chain = Vec::new();
         while !reader.is_empty() {
             let one = reader.element(der::SEQUENCE).ok_or(ParseError::Malformed("certificate chain"))?;
-            if chain.len() == CHAIN_LENGTH_MAX {
+            if chain.len() == max {
                 return Err(ParseError::Malformed("certificate chain: too long"));
             }
             chain.push(Self::parse(one.whole)?);

@@ -1,6 +1,6 @@
-//! The plugins that need nothing but this machine: key managers `memory` and `disk`, node attestors `join_token` and
-//! `x509pop`, workload attestors `unix`, `systemd`, `slurm` and `gvisor`, upstream authority `disk`, SVID store `disk`. Both
-//! halves of a node attestor live in one file.
+//! The plugins that need nothing but this machine and servers like this one: key managers `memory` and `disk`, node attestors
+//! `join_token` and `x509pop`, workload attestors `unix`, `systemd`, `slurm` and `gvisor`, upstream authorities `disk` and
+//! `spire`, SVID store `disk`. Both halves of a node attestor live in one file.
 
 pub mod key_manager;
 pub mod node_attestor;

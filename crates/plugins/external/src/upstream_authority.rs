@@ -4,7 +4,7 @@ use crate::Plugin;
 use crate::host::jwt_key;
 use async_trait::async_trait;
 use finial_core::{JwtAuthority, X509Authority};
-use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthority};
+use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthorities, UpstreamAuthority};
 use finial_proto::plugin::types::{JwtKey, X509Certificate};
 use finial_proto::plugin::upstream_authority::{
     MintX509caRequest, MintX509caResponse, PublishJwtKeyRequest, PublishJwtKeyResponse,
@@ -18,7 +18,7 @@ use tonic::Streaming;
 use tonic::metadata::MetadataMap;
 
 /// An upstream authority that is an external plugin. After a signature the plugin goes on telling of its roots on the stream
-/// of that call, which [`UpstreamAuthority::next_roots`] listens to.
+/// of that call, which [`UpstreamAuthority::next_authorities`] listens to.
 pub struct ExternalUpstreamAuthority {
     plugin: Plugin,
     /// The stream of the last signature, while the plugin keeps it open.
@@ -90,7 +90,7 @@ impl UpstreamAuthority for ExternalUpstreamAuthority {
         Ok(first.upstream_jwt_keys.into_iter().map(authority).collect())
     }
 
-    async fn next_roots(&self) -> Result<Vec<X509Authority>, PluginError> {
+    async fn next_authorities(&self) -> Result<UpstreamAuthorities, PluginError> {
         loop {
             let heard = std::future::poll_fn(|cx| {
                 let mut told = self.told();
@@ -111,7 +111,8 @@ impl UpstreamAuthority for ExternalUpstreamAuthority {
                 return Err(PluginError::internal("plugin response missing upstream X.509 roots"));
             }
             let root = |c: X509Certificate| X509Authority { der: Arc::from(c.asn1.as_ref()), tainted: c.tainted };
-            return Ok(answer.upstream_x509_roots.into_iter().map(root).collect());
+            let x509 = answer.upstream_x509_roots.into_iter().map(root).collect();
+            return Ok(UpstreamAuthorities { x509, ..Default::default() });
         }
     }
 }

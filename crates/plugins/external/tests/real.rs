@@ -309,15 +309,15 @@ async fn an_upstream_authority_conforms_and_tells_of_its_roots() {
     conformance::bad_csrs_are_refused(make().await).await;
 
     let upstream = make().await.upstream;
-    let silent = tokio::time::timeout(Duration::from_millis(50), upstream.next_roots()).await;
+    let silent = tokio::time::timeout(Duration::from_millis(50), upstream.next_authorities()).await;
     assert!(silent.is_err(), "nothing was signed yet");
     let key = finial_crypto::PrivateKey::generate(KeyType::EcP256).unwrap();
     let subject = finial_crypto::DistinguishedName::ca_default();
     let csr = finial_crypto::create_ca_csr(&key, &subject, &program.around.context.trust_domain).await.unwrap();
     for _ in 0..2 {
         let minted = upstream.mint_x509_ca(&csr, 600).await.unwrap();
-        let told = tokio::time::timeout(Duration::from_secs(30), upstream.next_roots()).await.unwrap().unwrap();
-        assert_eq!(told[0].der, minted.roots[0]);
+        let told = tokio::time::timeout(Duration::from_secs(30), upstream.next_authorities()).await.unwrap().unwrap();
+        assert_eq!(told.x509[0].der, minted.roots[0]);
     }
     let jwt =
         finial_core::JwtAuthority { key_id: "k".into(), public_key: Arc::from(*b"x"), expires_at: 0, tainted: false };

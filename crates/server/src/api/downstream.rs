@@ -2,7 +2,7 @@
 
 use super::bundle::{jwt_from_proto, key_fields, wit_from_proto};
 use super::{Api, der_chain, store_failed};
-use crate::authority::published_upstream;
+use crate::authority::{AuthorityKind, published_upstream};
 use crate::authz::{Call, Permit, method};
 use finial_core::{Bundle, ErrorKind};
 use finial_crypto::{Csr, sha256_hex};
@@ -53,7 +53,7 @@ impl Api {
         let mut jwt_authorities = jwt_from_proto(&[key])
             .map_err(|why| permit.fail_with(ErrorKind::InvalidArgument, "invalid JWT authority", why))?;
         if let (Some(upstream), Some(key)) = (&self.plugins.upstream_authority, jwt_authorities.first()) {
-            let published = published_upstream(upstream.as_ref(), key.clone()).await;
+            let published = published_upstream(upstream.as_ref(), AuthorityKind::Jwt, key.clone()).await;
             jwt_authorities =
                 published.map_err(|e| permit.fail_with(e.kind(), "failed to publish JWT key", e.bare()))?;
         }
@@ -80,8 +80,13 @@ impl Api {
         }
         permit.limit(1, "rejecting request due to key publishing rate limiting").await?;
         let key = key.ok_or_else(|| permit.fail(ErrorKind::InvalidArgument, "missing WIT authority"))?;
-        let wit_authorities = wit_from_proto(std::slice::from_ref(key))
+        let mut wit_authorities = wit_from_proto(std::slice::from_ref(key))
             .map_err(|why| permit.fail_with(ErrorKind::InvalidArgument, "invalid WIT authority", why))?;
+        if let (Some(upstream), Some(key)) = (&self.plugins.upstream_authority, wit_authorities.first()) {
+            let published = published_upstream(upstream.as_ref(), AuthorityKind::Wit, key.clone()).await;
+            wit_authorities =
+                published.map_err(|e| permit.fail_with(e.kind(), "failed to publish WIT key", e.bare()))?;
+        }
         let more = Bundle { wit_authorities, ..Bundle::empty(self.trust_domain.clone()) };
         let bundle = self.publish(&permit, more, "failed to publish WIT key").await?;
         permit.audit();

@@ -7,7 +7,7 @@ use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, Slot, Sources, TokenKey};
 use super::standing::Retry;
 use super::tokens::TokenKind;
-use super::upstream;
+use super::upstream::{self, News};
 use super::{
     ActiveX509, Authorities, AuthorityError, AuthorityKind, AuthorityState, AuthorityStore, SUBSYSTEM, SlotStates,
     States,
@@ -120,8 +120,7 @@ pub struct AuthorityManager {
     orders: mpsc::Receiver<Waiting>,
     /// By kind: X.509, JWT, WIT.
     pub(super) retries: (Retry, Retry, Retry),
-    /// What the upstream authority said of its roots and is not in the bundle yet.
-    pub(super) told_roots: Option<Vec<X509Authority>>,
+    pub(super) news: News,
 }
 
 /// Gives a call its deadline.
@@ -172,7 +171,7 @@ impl AuthorityManager {
             control,
             orders,
             retries: Default::default(),
-            told_roots: None,
+            news: News::default(),
         };
         manager.publish_states();
         manager.publish_x509();
@@ -213,8 +212,8 @@ impl AuthorityManager {
                     self.answer(order).await;
                     next_check = next_check.min(Instant::now() + self.wait());
                 }
-                roots = upstream::next_roots(upstream.as_deref()) => {
-                    self.told_roots = Some(roots);
+                authorities = upstream::next_authorities(upstream.as_deref()) => {
+                    self.news.told = Some(authorities);
                     let _ = self.heed_upstream().await;
                 }
                 Ok(()) = bundles.changed() => {

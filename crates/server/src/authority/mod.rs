@@ -62,9 +62,9 @@ pub enum AuthorityError {
     /// The upstream authority does not sign it.
     #[error("unable to mint X509 CA: {0}")]
     Mint(#[source] PluginError),
-    /// The upstream authority does not take the JWT key.
-    #[error("unable to publish JWT key: {0}")]
-    Publish(#[source] PluginError),
+    /// The upstream authority does not take the key.
+    #[error("unable to publish {0} key: {1}")]
+    Publish(AuthorityKind, #[source] PluginError),
     /// What the upstream authority signed is not a CA for this trust domain.
     #[error("invalid upstream-signed X509 CA: invalid X509 CA: {0}")]
     BadUpstream(&'static str),
@@ -87,7 +87,7 @@ impl AuthorityError {
     pub(crate) fn bare(&self) -> String {
         match self {
             Self::Bundle(error) => error.to_string(),
-            Self::Publish(error) => error.to_string(),
+            Self::Publish(_, error) => error.to_string(),
             _ => self.to_string(),
         }
     }
@@ -95,7 +95,7 @@ impl AuthorityError {
     /// What can be done about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::ListKeys(e) | Self::GenerateKey(e) | Self::Mint(e) | Self::Publish(e) => e.kind,
+            Self::ListKeys(e) | Self::GenerateKey(e) | Self::Mint(e) | Self::Publish(_, e) => e.kind,
             Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) => e.kind(),
             Self::Sign(e) => e.kind(),
             Self::Timeout(..) => ErrorKind::Timeout,

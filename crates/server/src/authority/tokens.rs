@@ -4,7 +4,7 @@ use super::manager::{AuthorityManager, STEPS_MAX, activate, retire, vacate};
 use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, TokenKey};
 use super::upstream::published_upstream;
-use super::{ActiveJwt, ActiveWit, AuthorityError, SUBSYSTEM};
+use super::{ActiveJwt, ActiveWit, AuthorityError, AuthorityKind, SUBSYSTEM};
 use crate::issue::Rfc3339;
 use finial_core::{Bundle, JwtAuthority, KeyType};
 use finial_crypto::{JwtAuthoritySigner, WitAuthoritySigner, random_key_id};
@@ -26,6 +26,13 @@ impl TokenKind {
         match self {
             Self::Jwt => "JWT",
             Self::Wit => "WIT",
+        }
+    }
+
+    fn authority(self) -> AuthorityKind {
+        match self {
+            Self::Jwt => AuthorityKind::Jwt,
+            Self::Wit => AuthorityKind::Wit,
         }
     }
 
@@ -132,10 +139,11 @@ impl AuthorityManager {
         }
         let key = JwtAuthority { key_id: key_id.clone(), public_key, expires_at: not_after, tainted: false };
         let keys = match self.parts.upstream.as_deref() {
-            Some(upstream) if kind == TokenKind::Jwt => published_upstream(upstream, key).await,
-            _ => Ok(vec![key]),
+            Some(upstream) => published_upstream(upstream, kind.authority(), key).await,
+            None => Ok(vec![key]),
         };
-        let key = keys.inspect_err(|_| self.journal.remove(&key_id))?;
+        let mut key = keys.inspect_err(|_| self.journal.remove(&key_id))?;
+        key.retain(|key| key.key_id == key_id || !self.news.was_taken(kind.authority(), key));
         let mut addition = Bundle::empty(self.settings.trust_domain.clone());
         match kind {
             TokenKind::Jwt => addition.jwt_authorities = key,

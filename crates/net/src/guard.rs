@@ -1,11 +1,11 @@
 //! Limits on connections: how many, how many by one peer, and how long a silent one is kept.
 
+use finial_runtime::{Place, Places};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -73,61 +73,16 @@ impl Limits {
 }
 
 /// Counts open connections.
-pub(crate) struct Admission<K> {
-    limits: Limits,
-    open: Mutex<Open<K>>,
+pub(crate) fn counted<K: Clone + Eq + Hash>(limits: &Limits) -> Arc<Places<K>> {
+    Places::new(limits.connections, limits.connections_per_peer)
 }
 
-struct Open<K> {
-    total: usize,
-    by_peer: HashMap<K, usize>,
-}
-
-impl<K: Clone + Eq + Hash + Send + Sync + 'static> Admission<K> {
-    pub(crate) fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { limits, open: Mutex::new(Open { total: 0, by_peer: HashMap::new() }) })
-    }
-
-    /// Counts one more, unless a limit is reached.
-    pub(crate) fn admit(self: &Arc<Self>, peer: K) -> Option<Admitted> {
-        self.count(peer, self.limits.connections_per_peer)
-    }
-
-    /// Counts one more of a peer that may have as many as there are: it speaks for others.
-    pub(crate) fn admit_proxy(self: &Arc<Self>, peer: K) -> Option<Admitted> {
-        self.count(peer, usize::MAX)
-    }
-
-    fn count(self: &Arc<Self>, peer: K, each: usize) -> Option<Admitted> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_peer = open.by_peer.get(&peer).copied().unwrap_or_default();
-        if open.total >= self.limits.connections || of_peer >= each {
-            return None;
-        }
-        open.total += 1;
-        open.by_peer.insert(peer.clone(), of_peer + 1);
-        Some(Admitted(Box::new(Counted { admission: self.clone(), peer })))
-    }
-}
-
-/// The place that a connection takes; given back on drop.
+/// The place that a connection takes, whoever's it is; given back on drop.
 pub(crate) struct Admitted(#[allow(dead_code)] Box<dyn Send + Sync>);
 
-struct Counted<K: Eq + Hash> {
-    admission: Arc<Admission<K>>,
-    peer: K,
-}
-
-impl<K: Eq + Hash> Drop for Counted<K> {
-    fn drop(&mut self) {
-        let mut open = self.admission.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.total -= 1;
-        if let Some(count) = open.by_peer.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                open.by_peer.remove(&self.peer);
-            }
-        }
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> From<Place<K>> for Admitted {
+    fn from(place: Place<K>) -> Self {
+        Self(Box::new(place))
     }
 }
 
@@ -260,22 +215,6 @@ mod tests {
     }
 
     #[test]
-    fn places_are_counted_in_all_and_per_peer_and_given_back() {
-        let admission = Admission::new(limits(3, 2));
-        let first = admission.admit(1).unwrap();
-        let second = admission.admit(1).unwrap();
-        assert!(admission.admit(1).is_none(), "one peer cannot take all");
-        drop((second, admission.admit_proxy(1).expect("but a proxy can")));
-        let _second = admission.admit(1).unwrap();
-        let other = admission.admit(2).unwrap();
-        assert!(admission.admit(3).is_none(), "full");
-        drop(other);
-        drop(first);
-        assert!(admission.admit(1).is_some());
-        assert!(admission.open.lock().unwrap().by_peer.len() <= 1, "no leftovers");
-    }
-
-    #[test]
     fn no_peer_can_take_all_places_nor_all_files() {
         let usual = Limits::default();
         assert!(usual.connections_per_peer < usual.connections);
@@ -292,7 +231,7 @@ mod tests {
     fn guarded(lifetime: Option<Duration>) -> (tokio::io::DuplexStream, Guarded<tokio::io::DuplexStream>) {
         let (near, far) = tokio::io::duplex(256);
         let limits = Limits { lifetime, ..Limits::default() };
-        let admitted = Admission::new(limits).admit(0).unwrap();
+        let admitted = counted(&limits).take(0).unwrap().into();
         (near, Guarded::new(far, &limits, admitted))
     }
 

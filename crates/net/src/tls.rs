@@ -2,9 +2,9 @@
 
 use crate::accept::AcceptBackoff;
 use crate::elsewhere::Handshakes;
-use crate::guard::{Admission, Admitted, Guarded, Limits, delegate_io};
+use crate::guard::{Admitted, Guarded, Limits, counted, delegate_io};
 use crate::proxy::{TrustedProxies, read_header};
-use finial_runtime::Spawner;
+use finial_runtime::{Places, Spawner};
 use futures::stream::{BoxStream, Stream, StreamExt};
 use rustls_pki_types::CertificateDer;
 use std::collections::VecDeque;
@@ -77,7 +77,7 @@ impl TlsIncoming {
             listener,
             handshakes: config.into(),
             limits,
-            admission: Admission::new(limits),
+            places: counted(&limits),
             proxies,
             spawner,
             sender,
@@ -116,7 +116,7 @@ struct Accept {
     listener: TcpListener,
     handshakes: Handshakes<rustls::ServerConfig>,
     limits: Limits,
-    admission: Arc<Admission<IpAddr>>,
+    places: Arc<Places<IpAddr>>,
     proxies: TrustedProxies,
     spawner: Spawner,
     sender: mpsc::Sender<TlsConnection>,
@@ -129,19 +129,19 @@ impl Accept {
     async fn take(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         let Some((tcp, address)) = self.backoff.note(accepted).await else { return };
         let proxied = self.proxies.includes(address.ip());
-        let admitted =
-            if proxied { self.admission.admit_proxy(address.ip()) } else { self.admission.admit(address.ip()) };
-        let Some(admitted) = admitted else { return warn_full(address) };
+        let (places, peer) = (&self.places, address.ip());
+        let place = if proxied { places.take_for_others(peer) } else { places.take(peer) };
+        let Some(admitted) = place.map(Into::into) else { return warn_full(address) };
         // An agent's calls are small and it waits for each.
         let _ = tcp.set_nodelay(true);
         let _ = notice_death(&tcp);
         self.make_room();
         let (handshakes, sender, limits) = (self.handshakes.clone(), self.sender.clone(), self.limits);
-        let admission = proxied.then(|| self.admission.clone());
+        let places = proxied.then(|| self.places.clone());
         let task = self.spawner.spawn("tls-handshake", async move {
             let handshake = async {
                 let mut tcp = tcp;
-                let Some((address, admitted)) = look_behind(&mut tcp, address, admitted, admission).await? else {
+                let Some((address, admitted)) = look_behind(&mut tcp, address, admitted, places).await? else {
                     return Ok(None);
                 };
                 let accepting = TlsAcceptor::from(handshakes.config.clone()).accept(tcp);
@@ -180,22 +180,22 @@ impl Accept {
     }
 }
 
-/// Who stands behind a trusted proxy (`admission` is there for those), and is counted from now on. Nobody if that one has
+/// Who stands behind a trusted proxy (`places` are there for those), and is counted from now on. Nobody if that one has
 /// enough connections.
 async fn look_behind(
     tcp: &mut TcpStream,
     address: SocketAddr,
     admitted: Admitted,
-    admission: Option<Arc<Admission<IpAddr>>>,
+    places: Option<Arc<Places<IpAddr>>>,
 ) -> io::Result<Option<(SocketAddr, Admitted)>> {
-    let Some(admission) = admission else { return Ok(Some((address, admitted))) };
+    let Some(places) = places else { return Ok(Some((address, admitted))) };
     let Some(behind) = read_header(tcp).await? else { return Ok(Some((address, admitted))) };
     drop(admitted);
-    let admitted = admission.admit(behind.ip());
-    if admitted.is_none() {
+    let place = places.take(behind.ip());
+    if place.is_none() {
         warn_full(behind);
     }
-    Ok(admitted.map(|admitted| (behind, admitted)))
+    Ok(place.map(|place| (behind, place.into())))
 }
 
 fn warn_full(address: SocketAddr) {

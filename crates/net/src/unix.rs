@@ -2,8 +2,9 @@
 
 use crate::accept::AcceptBackoff;
 use crate::authority::AuthorityFilter;
-use crate::guard::{Admission, Guarded, Limits, delegate_io};
+use crate::guard::{Guarded, Limits, counted, delegate_io};
 pub use crate::peer::{PeerError, PeerHandle, PeerInfo};
+use finial_runtime::Places;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::fs;
@@ -183,13 +184,13 @@ impl UnixIncoming {
         let failed = |error| BindError::Io { what: "duplicate the socket of", path: file.path.clone(), error };
         let socket = listener.as_fd().try_clone_to_owned().map_err(failed)?;
         let listening = Some(Listening { socket, path: file.path.clone(), leave: file.leave.clone() });
-        let admission = Admission::new(limits);
-        let state = (listener, file, admission, AcceptBackoff::default());
-        let stream = futures::stream::unfold(state, move |(listener, file, admission, mut backoff)| async move {
+        let places = counted(&limits);
+        let state = (listener, file, places, AcceptBackoff::default());
+        let stream = futures::stream::unfold(state, move |(listener, file, places, mut backoff)| async move {
             loop {
                 let Some((stream, _)) = backoff.note(listener.accept().await).await else { continue };
-                if let Some(connection) = identify(stream, &admission, limits) {
-                    return Some((Ok(connection), (listener, file, admission, backoff)));
+                if let Some(connection) = identify(stream, &places, limits) {
+                    return Some((Ok(connection), (listener, file, places, backoff)));
                 }
             }
         });
@@ -202,7 +203,7 @@ impl UnixIncoming {
     }
 }
 
-fn identify(stream: UnixStream, admission: &Arc<Admission<u32>>, limits: Limits) -> Option<UnixConnection> {
+fn identify(stream: UnixStream, places: &Arc<Places<u32>>, limits: Limits) -> Option<UnixConnection> {
     let peer = match PeerInfo::of(&stream) {
         Ok(peer) => peer,
         Err(error) => {
@@ -210,7 +211,7 @@ fn identify(stream: UnixStream, admission: &Arc<Admission<u32>>, limits: Limits)
             return None;
         }
     };
-    let Some(admitted) = admission.admit(peer.uid) else {
+    let Some(admitted) = places.take(peer.uid).map(Into::into) else {
         tracing::warn!(uid = peer.uid, pid = peer.pid, "Too many connections; this one was closed");
         return None;
     };

@@ -7,9 +7,11 @@
 
 mod backoff;
 mod errno;
+pub mod files;
 pub mod health;
 pub mod http;
 pub mod log;
+mod places;
 mod rate;
 mod signals;
 mod supervisor;
@@ -17,6 +19,7 @@ pub mod telemetry;
 
 pub use backoff::Backoff;
 pub use errno::{errno_text, listen_text};
+pub use places::{Place, Places};
 pub use rate::{RateLimited, RateLimiter};
 pub use signals::signals;
 pub use supervisor::{BoxError, Shutdown, Spawner, Supervisor, TaskFailure};

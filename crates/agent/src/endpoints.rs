@@ -14,7 +14,7 @@ use crate::status::AgentStatus;
 use crate::sync::client::ServerLink;
 use crate::sync::jwt::JwtFetcher;
 use crate::sync::wit::WitFetcher;
-use crate::workload_api::{Attestation, CallerConnection, Settings, WorkloadApi};
+use crate::workload_api::{Attestation, CallerConnection, Settings, Waiting, WorkloadApi};
 use finial_config::AgentSettings;
 use finial_crypto::tls::TlsIdentity;
 use finial_net::Limits;
@@ -85,12 +85,8 @@ impl Shared {
             cache: cache.clone(),
             metrics: context.metrics.clone(),
         };
-        let settings = &context.settings;
-        let wit = settings.wit_svids_enabled.then(|| {
-            let (clock, rotation) = (context.clock.clone(), (context.rotation, context.jitter.clone()));
-            let (key_type, limit) = (settings.workload_key_type, settings.x509_svid_cache_max_size);
-            Arc::new(WitFetcher::new(link.clone(), clock, rotation, key_type, limit, context.spawner.clone()))
-        });
+        let enabled = context.settings.wit_svids_enabled;
+        let wit = enabled.then(|| Arc::new(WitFetcher::new(context, cache.clone(), link.clone())));
         let jwt = JwtFetcher {
             cache: cache.clone(),
             link,
@@ -179,7 +175,9 @@ fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<
     let settings = &context.settings;
     let incoming = bind(context, path, 0o777, 0o755, Limits::default())?;
     let Shared { cache, attestation, jwt, wit } = shared;
-    let sds = SdsApi::new(settings.sds.clone(), settings.rate_limits, cache.clone(), attestation.clone());
+    let waiting = settings.wait_for_entry.map(Waiting::new);
+    let (sds, limits) = (settings.sds.clone(), settings.rate_limits);
+    let sds = SdsApi::new(sds, limits, waiting.clone(), cache.clone(), attestation.clone());
     let api = WorkloadApi::new(
         Settings {
             trust_domain: settings.trust_domain.clone(),
@@ -187,7 +185,7 @@ fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<
             allowed_foreign_jwt_claims: settings.allowed_foreign_jwt_claims.iter().cloned().collect(),
             log_selectors: settings.log_selectors.clone(),
             rate_limits: settings.rate_limits,
-            wait_for_entry: settings.wait_for_entry,
+            waiting,
         },
         cache.clone(),
         attestation.clone(),

@@ -118,7 +118,7 @@ impl Context {
             AgentError::internal(format!("failed to create data directory {}: {e}", settings.data_dir.display()))
         };
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&settings.data_dir).map_err(failed)?;
-        let storage = Storage::open(&settings.data_dir)
+        let storage = Storage::open(&settings.data_dir, spawner.clone())
             .map_err(|e| AgentError::internal(format!("failed to open storage: {e}")).because(e))?;
         // A join token given beside an attestor goes first, as with SPIRE.
         let node_attestor = match &settings.join_token {

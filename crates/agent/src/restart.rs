@@ -52,7 +52,7 @@ impl Syncer {
         let last_sync = kept.last_sync;
         let served = kept.svids.len();
         self.publish_kept(kept);
-        self.store();
+        self.store().await;
         let shutdown = self.context.shutdown.clone();
         let attempt = tokio::time::timeout(GRACE, self.first_attempt());
         let result = tokio::select! {
@@ -65,7 +65,7 @@ impl Syncer {
             Ok(Err(error)) if error.verdict() == Verdict::Retry => {
                 tracing::warn!(subsystem_name = SUBSYSTEM, %error, svids = served, "The server does not answer: serving what was kept, until it does");
             }
-            Ok(Err(error)) => self.heed_at_start(&error)?,
+            Ok(Err(error)) => self.heed_at_start(&error).await?,
             Err(_) => {
                 tracing::warn!(
                     subsystem_name = SUBSYSTEM,
@@ -86,12 +86,12 @@ impl Syncer {
         let own = self.cache().snapshot().bundles.own.clone();
         self.tainted = own.tainted_x509();
         self.tainted_jwt_done = own.tainted_jwt();
-        self.entries = kept.entries.clone();
         let bundles = bundles.map(|mut bundles| {
             bundles.own = own;
             bundles
         });
-        self.writer.publish(Change { entries: Some(kept.entries), bundles, svids: kept.svids, ..Change::default() });
+        let entries = Some(kept.entries.into_values().collect());
+        self.writer.publish(Change { entries, bundles, svids: kept.svids, ..Change::default() });
         let snapshot = self.cache().snapshot();
         for (id, at_ms) in kept.used {
             if let Some(record) = snapshot.record(&id) {
@@ -100,6 +100,9 @@ impl Syncer {
         }
         for (key, svid, asked_ms) in kept.jwts {
             self.cache().jwt.put(key, svid, asked_ms);
+        }
+        if self.context.settings.wit_svids_enabled {
+            self.cache().wit.put(kept.wits, usize::MAX); // no more than the limit were kept
         }
     }
 }

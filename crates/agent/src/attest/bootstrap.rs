@@ -42,7 +42,7 @@ pub(crate) struct Attempts {
 /// The roots for the first contact; `None` = whoever answers is believed (`insecure_bootstrap`).
 pub(super) async fn roots(context: &Context) -> Result<Option<Vec<Arc<[u8]>>>, AgentError> {
     let settings = &context.settings;
-    let attempts = context.storage.attempt(context.clock.now())?;
+    let attempts = context.storage.attempt(context.clock.now()).await?;
     let mode = if attempts.again { "rebootstrap" } else { "bootstrap" };
     context.metrics.gauge("bootstrapped", 0.0, &[]);
     if let Ok(since) = OffsetDateTime::parse(&attempts.since, &Rfc3339) {

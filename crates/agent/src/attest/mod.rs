@@ -164,7 +164,7 @@ async fn attempt(context: &Context) -> Result<Attested, AttestError> {
     let channel = bootstrap_channel(context, roots.as_deref())?;
     let svid = prove(context, &channel, key).await?;
     let bundle = fetch_bundle(&channel).await?;
-    context.storage.bootstrapped().map_err(AgentError::from)?;
+    context.storage.bootstrapped().await.map_err(AgentError::from)?;
     tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, reattestable = svid.reattestable, "Node attestation was successful");
     Ok(Attested { svid, bundle, kept: false })
 }

@@ -3,42 +3,57 @@
 use crate::entry::WorkloadEntry;
 use finial_core::{Selector, SelectorSet};
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 /// Entries filed under their rarest selector, so that a lookup looks at few that do not match. Each entry is filed once; those
-/// whose SVIDs are for a store not at all, as no workload gets them.
+/// whose SVIDs are for a store not at all, as no workload gets them. Eight bytes an entry: agents have up to 100,000.
 #[derive(Debug, Default)]
 pub(crate) struct SelectorIndex {
-    filed: HashMap<Selector, Box<[u32]>>,
+    /// Hash of the selector and position of the entry, in this order. Two selectors may have the same hash.
+    filed: Box<[(u32, u32)]>,
+    hasher: RandomState,
 }
 
 impl SelectorIndex {
     /// Indexes entries by their positions.
     pub(crate) fn new<'a>(entries: impl Iterator<Item = &'a WorkloadEntry> + Clone) -> Self {
-        let mut uses: HashMap<&Selector, u32> = HashMap::new();
+        let hasher = RandomState::new();
+        let hashes = |entry: &'a WorkloadEntry| entry.selectors.iter().map(|selector| hash(&hasher, selector));
+        let mut uses: HashMap<u32, u32> = HashMap::new();
         let for_workloads = |e: &&WorkloadEntry| !e.store_svid;
-        for selector in entries.clone().filter(for_workloads).flat_map(|e| e.selectors.iter()) {
-            *uses.entry(selector).or_default() += 1;
+        for hash in entries.clone().filter(for_workloads).flat_map(hashes) {
+            *uses.entry(hash).or_default() += 1;
         }
-        let mut filed: HashMap<&Selector, Vec<u32>> = HashMap::new();
+        let mut filed = Vec::new();
         for (position, entry) in entries.enumerate().filter(|(_, e)| for_workloads(e)) {
-            let rarest = entry.selectors.iter().min_by_key(|s| uses.get(s).copied().unwrap_or(0));
-            if let (Some(selector), Ok(position)) = (rarest, u32::try_from(position)) {
-                filed.entry(selector).or_default().push(position);
+            let rarest = hashes(entry).min_by_key(|hash| uses.get(hash).copied().unwrap_or(0));
+            if let (Some(hash), Ok(position)) = (rarest, u32::try_from(position)) {
+                filed.push((hash, position));
             }
         }
-        Self { filed: filed.into_iter().map(|(s, p)| (s.clone(), p.into_boxed_slice())).collect() }
+        filed.sort_unstable();
+        Self { filed: filed.into_boxed_slice(), hasher }
     }
 
     /// Positions of entries that may match, ascending; the caller checks each.
     pub(crate) fn candidates(&self, workload: &SelectorSet) -> Vec<usize> {
-        let mut found: Vec<usize> = workload
-            .iter()
-            .filter_map(|selector| self.filed.get(selector))
-            .flat_map(|positions| positions.iter().filter_map(|p| usize::try_from(*p).ok()))
-            .collect();
+        let mut found = Vec::new();
+        for selector in workload.iter() {
+            let wanted = hash(&self.hasher, selector);
+            let from = self.filed.partition_point(|(hash, _)| *hash < wanted);
+            let same = self.filed.iter().skip(from).take_while(|(hash, _)| *hash == wanted);
+            found.extend(same.filter_map(|(_, position)| usize::try_from(*position).ok()));
+        }
         found.sort_unstable();
+        found.dedup();
         found
     }
+}
+
+/// The lower half is as good as the whole.
+#[allow(clippy::cast_possible_truncation)]
+fn hash(hasher: &RandomState, selector: &Selector) -> u32 {
+    hasher.hash_one(selector) as u32
 }
 
 #[cfg(test)]

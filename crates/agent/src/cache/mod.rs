@@ -8,6 +8,7 @@ mod jwt;
 mod snapshot;
 mod tls_secret;
 mod view;
+mod wit;
 
 pub(crate) use bundle::{BundleForms, Bundles};
 pub(crate) use hints::drop_duplicate_hints;
@@ -15,6 +16,7 @@ pub(crate) use jwt::{CachedJwt, FlightResult, JwtCache, JwtKey};
 pub(crate) use snapshot::{Record, Snapshot, WorkloadSvid, key_bytes};
 pub(crate) use tls_secret::TlsSecret;
 pub(crate) use view::{Subscription, View, ViewState};
+pub(crate) use wit::{CachedWit, WitCache};
 
 use crate::entry::WorkloadEntry;
 use arc_swap::ArcSwap;
@@ -51,6 +53,7 @@ pub(crate) struct Cache {
     changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
     pub(crate) jwt: JwtCache,
+    pub(crate) wit: WitCache,
     /// For those who want all of them.
     bundles: watch::Sender<Bundles>,
 }
@@ -71,6 +74,7 @@ impl Cache {
             wanted: Notify::new(),
             to_store: Notify::new(),
             jwt: JwtCache::new(jwt_limit, changed.clone()),
+            wit: WitCache::new(changed.clone()),
             changed,
             clock,
             bundles,
@@ -172,8 +176,8 @@ pub(crate) struct CacheWriter {
 /// What the server said that differs from before.
 #[derive(Default)]
 pub(crate) struct Change {
-    /// All entries, if any of them changed; unchanged ones as the same `Arc`.
-    pub(crate) entries: Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>,
+    /// All entries in order of their IDs, if any of them changed; unchanged ones as the same `Arc`.
+    pub(crate) entries: Option<Vec<Arc<WorkloadEntry>>>,
     /// All bundles, if any of them changed; unchanged ones as the same `Arc`.
     pub(crate) bundles: Option<Bundles>,
     /// New SVIDs.
@@ -218,7 +222,7 @@ fn apply(old: &Snapshot, change: Change) -> Snapshot {
                 }
                 None => Record::new(entry),
             };
-            let records: Vec<Record> = entries.into_values().map(keep).collect();
+            let records: Vec<Record> = entries.into_iter().map(keep).collect();
             index = Arc::new(SelectorIndex::new(records.iter().map(|r| r.entry.as_ref())));
             records
         }

@@ -1,8 +1,8 @@
 //! Values for tests.
 
-use super::{BundleForms, WorkloadSvid};
+use super::{BundleForms, CachedWit, WorkloadSvid};
 use crate::entry::WorkloadEntry;
-use finial_core::{Bundle, EntryId, JwtAuthority, Selector, SelectorSet, SpiffeId, TrustDomain};
+use finial_core::{Bundle, EntryId, JwtAuthority, Secret, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_crypto::PrivateKey;
 use std::sync::Arc;
 
@@ -37,6 +37,20 @@ pub(crate) fn svid(entry: &WorkloadEntry, serial: u8) -> WorkloadSvid {
         revision_number: entry.revision_number,
         created_at: entry.created_at,
         signed_by: vec![vec![7].into()],
+    }
+}
+
+/// A token that ends at 2000.
+pub(crate) fn wit(entry: &WorkloadEntry) -> CachedWit {
+    CachedWit {
+        id: entry.spiffe_id.clone(),
+        token: format!("token of {}", entry.id),
+        key: Secret::new(format!("key of {}", entry.id)),
+        expires_at: 2_000,
+        rotate_at_ms: 1_000_000,
+        revision_number: entry.revision_number,
+        created_at: entry.created_at,
+        key_id: Some("k1".to_owned()),
     }
 }
 

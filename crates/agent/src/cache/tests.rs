@@ -7,8 +7,10 @@ fn empty() -> (Arc<Cache>, CacheWriter) {
     Cache::new(bundle("td", &["k1"]), 0, Arc::new(ManualClock::at(1_000)))
 }
 
-fn entries(list: &[WorkloadEntry]) -> Option<BTreeMap<EntryId, Arc<WorkloadEntry>>> {
-    Some(list.iter().map(|e| (e.id.clone(), Arc::new(e.clone()))).collect())
+fn entries(list: &[WorkloadEntry]) -> Option<Vec<Arc<WorkloadEntry>>> {
+    let mut entries: Vec<_> = list.iter().cloned().map(Arc::new).collect();
+    entries.sort_by(|a, b| a.id.cmp(&b.id));
+    Some(entries)
 }
 
 fn issued(list: &[&WorkloadEntry], serial: u8) -> Vec<(EntryId, Arc<WorkloadSvid>)> {
@@ -73,7 +75,7 @@ fn only_those_whom_a_change_concerns_are_woken() {
     assert!(woken(&mut first) && !woken(&mut second));
 
     // the same entries again: nobody
-    let same = cache.snapshot().records.iter().map(|r| (r.entry.id.clone(), r.entry.clone())).collect();
+    let same = cache.snapshot().records.iter().map(|r| r.entry.clone()).collect();
     writer.publish(Change { entries: Some(same), ..Change::default() });
     assert!(!woken(&mut first) && !woken(&mut second));
 
@@ -84,7 +86,7 @@ fn only_those_whom_a_change_concerns_are_woken() {
 
     // an entry goes: its workload only
     let left = cache.snapshot().record(&two.id).unwrap().entry.clone();
-    writer.publish(Change { entries: Some([(two.id.clone(), left)].into()), ..Change::default() });
+    writer.publish(Change { entries: Some(vec![left]), ..Change::default() });
     assert!(woken(&mut first) && !woken(&mut second));
     assert!(!first.current().has_identity());
 }

@@ -154,6 +154,10 @@ impl Protocol for Delta {
         self.due
     }
 
+    fn may_wait(&self, _refusal: &Status) -> bool {
+        false
+    }
+
     fn answer(&mut self, state: &ViewState, news: bool) -> Result<Option<Self::Answer>, Status> {
         if !self.begun || !(self.due || news) {
             return Ok(None);

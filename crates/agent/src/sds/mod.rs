@@ -10,7 +10,7 @@ mod tests;
 mod world;
 
 use crate::cache::{Cache, Subscription, View};
-use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, Limiter, caller_of, limited, limiter};
+use crate::workload_api::{ApiNames, Attestation, Call, Caller, Calls, Limiter, Waiting, caller_of, limited, limiter};
 use delta::Delta;
 use finial_config::{AgentRateLimits, SdsSettings};
 use finial_crypto::{hex, random_bytes};
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use stream::SecretStream;
 use tonic::{Request, Response, Status, Streaming};
-use world::World;
+use world::{Wanted, World};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "endpoints";
@@ -44,12 +44,14 @@ struct Inner {
     attestation: Arc<Attestation>,
     stream_secrets: Limiter,
     fetch_secrets: Limiter,
+    /// Where a proxy without an entry waits for one.
+    waiting: Option<Waiting>,
     calls: Calls,
 }
 
 /// A stream of which all is known but what is asked.
 struct Begun<Q> {
-    pid: i32,
+    caller: Arc<Caller>,
     requests: Streaming<Q>,
     subscription: Subscription,
     call: Call,
@@ -63,6 +65,7 @@ impl SdsApi {
     pub(crate) fn new(
         settings: SdsSettings,
         limits: AgentRateLimits,
+        waiting: Option<Waiting>,
         cache: Arc<Cache>,
         attestation: Arc<Attestation>,
     ) -> Self {
@@ -71,6 +74,7 @@ impl SdsApi {
             cache,
             stream_secrets: limiter(STREAM_SECRETS, limits.stream_secrets),
             fetch_secrets: limiter(FETCH_SECRETS, limits.fetch_secrets),
+            waiting,
             calls: Calls::new(attestation.metrics.clone(), ApiNames::SDS),
             attestation,
         }))
@@ -93,12 +97,9 @@ impl SdsApi {
     async fn begin<Q>(&self, request: Request<Streaming<Q>>, key: &'static str) -> Result<Begun<Q>, Status> {
         let mut call = self.0.calls.begin_for(key, &request);
         match self.enter(&request, STREAM_SECRETS, &self.0.stream_secrets).await {
-            Ok((caller, view)) => Ok(Begun {
-                pid: caller.peer.pid,
-                requests: request.into_inner(),
-                subscription: self.0.cache.subscribe(&view),
-                call,
-            }),
+            Ok((caller, view)) => {
+                Ok(Begun { caller, requests: request.into_inner(), subscription: self.0.cache.subscribe(&view), call })
+            }
             Err(status) => {
                 call.finish(status.code());
                 Err(status)
@@ -107,12 +108,29 @@ impl SdsApi {
     }
 
     async fn fetched(&self, request: Request<DiscoveryRequest>) -> Result<encoded::DiscoveryResponse, Status> {
-        let (caller, view) = self.enter(&request, FETCH_SECRETS, &self.0.fetch_secrets).await?;
-        let subscription = self.0.cache.subscribe(&view);
-        let mut states = subscription.states();
+        let (caller, mut view) = self.enter(&request, FETCH_SECRETS, &self.0.fetch_secrets).await?;
+        let wanted = Wanted::new(&self.0.settings, request.into_inner())?;
+        let settings = &self.0.settings;
+        let mut subscription = self.0.cache.subscribe(&view);
         // An SVID that is not there yet may be the one that is asked for; what there is then is what it gets.
+        let mut states = subscription.states();
         let _ = tokio::time::timeout(ISSUED_WITHIN, states.wait_for(|state| !state.incomplete || state.closed)).await;
-        world::fetch(&self.0.settings, &view.now(), request.into_inner()).inspect_err(|status| {
+        if wanted.answer(&view.now(), settings).is_err()
+            && let Some(waiting) = &self.0.waiting
+            && let Some(_place) = waiting.enter(&caller)
+        {
+            let came = states.wait_for(|state| state.closed || wanted.answer(state, settings).is_ok());
+            let came = tokio::time::timeout(waiting.longest, came).await;
+            if came.is_ok_and(|state| state.map_or(true, |state| state.closed)) {
+                return Err(Status::unavailable("the agent is shutting down"));
+            }
+            // Much may have happened to the process meanwhile.
+            view = self.0.attestation.view(&caller).await?;
+            subscription = self.0.cache.subscribe(&view);
+        }
+        let answer = wanted.answer(&view.now(), settings);
+        drop(subscription);
+        answer.inspect_err(|status| {
             let (pid, error) = (caller.peer.pid, status.message());
             tracing::error!(subsystem_name = SUBSYSTEM, pid, error, "Error building fetch secrets response");
         })
@@ -129,7 +147,8 @@ impl SecretDiscoveryService for SdsApi {
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let begun = self.begin(request, "rpc.sds.v3.stream_secrets").await?;
-        Ok(Response::new(SecretStream::new(World::new(self.0.settings.clone(), begun.pid), begun)))
+        let world = World::new(self.0.settings.clone(), begun.caller.peer.pid);
+        Ok(Response::new(SecretStream::new(world, begun, self.0.waiting.clone())))
     }
 
     async fn delta_secrets(
@@ -137,7 +156,9 @@ impl SecretDiscoveryService for SdsApi {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
         let begun = self.begin(request, "rpc.sds.v3.delta_secrets").await?;
-        Ok(Response::new(SecretStream::new(Delta::new(self.0.settings.clone(), begun.pid), begun)))
+        let delta = Delta::new(self.0.settings.clone(), begun.caller.peer.pid);
+        // It is told that there is nothing, and of what comes later.
+        Ok(Response::new(SecretStream::new(delta, begun, None)))
     }
 
     async fn fetch_secrets(

@@ -1,9 +1,10 @@
 //! The two halves of a discovery stream together: what the proxy asks, and what changes for it. No task; one timer, until the
-//! proxy has asked for something.
+//! proxy has asked for something, and one while it waits for an entry.
 
 use super::{Begun, SUBSYSTEM};
 use crate::cache::{Subscription, ViewState};
-use crate::workload_api::Call;
+use crate::workload_api::{Call, Caller, Waiting};
+use finial_runtime::Place;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -34,14 +35,41 @@ pub(crate) trait Protocol: Send + Unpin + 'static {
     /// Whether a request is still to be answered.
     fn owes(&self) -> bool;
 
+    /// Whether a proxy that was never answered may get what it wants later, when [`Protocol::answer`] refuses it like this.
+    fn may_wait(&self, refusal: &Status) -> bool;
+
     /// What is to be said now, if anything; `news` = the state is another than at the last call.
     fn answer(&mut self, state: &ViewState, news: bool) -> Result<Option<Self::Answer>, Status>;
+}
+
+/// A proxy that came before its entry.
+enum Patience {
+    /// It has not asked for what is not there, or may not wait.
+    Unused(Option<Waiting>),
+    /// It has a place until then.
+    Waits(Pin<Box<Sleep>>, #[allow(dead_code)] Place<u32>),
+    Over,
+}
+
+impl Patience {
+    /// Whether to wait on.
+    fn poll(&mut self, cx: &mut Context<'_>, caller: &Caller) -> bool {
+        if let Self::Unused(waiting) = self {
+            let entered = waiting.take().and_then(|waiting| Some((waiting.longest, waiting.enter(caller)?)));
+            let waits = |(longest, place)| Self::Waits(Box::pin(tokio::time::sleep(longest)), place);
+            *self = entered.map_or(Self::Over, waits);
+        }
+        match self {
+            Self::Waits(until, _) => until.as_mut().poll(cx).is_pending(),
+            _ => false,
+        }
+    }
 }
 
 /// The stream of one call.
 pub(crate) struct SecretStream<P: Protocol> {
     protocol: P,
-    pid: i32,
+    caller: Arc<Caller>,
     requests: Option<Streaming<P::Request>>,
     states: WatchStream<Arc<ViewState>>,
     /// The last one; none before there was an SVID for each entry.
@@ -50,6 +78,7 @@ pub(crate) struct SecretStream<P: Protocol> {
     /// Requests since the last answer.
     unanswered: usize,
     first_request: Option<Pin<Box<Sleep>>>,
+    patience: Patience,
     ended: bool,
     call: Call,
     /// Keeps the view's SVIDs in the cache.
@@ -57,16 +86,17 @@ pub(crate) struct SecretStream<P: Protocol> {
 }
 
 impl<P: Protocol> SecretStream<P> {
-    pub(super) fn new(protocol: P, begun: Begun<P::Request>) -> Self {
+    pub(super) fn new(protocol: P, begun: Begun<P::Request>, waiting: Option<Waiting>) -> Self {
         Self {
             protocol,
-            pid: begun.pid,
+            caller: begun.caller,
             requests: Some(begun.requests),
             states: WatchStream::new(begun.subscription.states()),
             state: None,
             news: false,
             unanswered: 0,
             first_request: Some(Box::pin(tokio::time::sleep(FIRST_REQUEST_WITHIN))),
+            patience: Patience::Unused(waiting),
             ended: false,
             call: begun.call,
             _subscription: begun.subscription,
@@ -109,7 +139,7 @@ impl<P: Protocol> SecretStream<P> {
                 }
                 Poll::Ready(Some(Err(status))) => {
                     if status.code() != Code::Cancelled {
-                        let (pid, error) = (self.pid, status.message());
+                        let (pid, error) = (self.caller.peer.pid, status.message());
                         tracing::error!(
                             subsystem_name = SUBSYSTEM,
                             pid,
@@ -134,9 +164,16 @@ impl<P: Protocol> SecretStream<P> {
         Poll::Pending
     }
 
-    fn answer(&mut self) -> Result<Option<P::Answer>, Status> {
+    fn answer(&mut self, cx: &mut Context<'_>) -> Result<Option<P::Answer>, Status> {
         let Some(state) = &self.state else { return Ok(None) };
-        self.protocol.answer(state, std::mem::take(&mut self.news))
+        match self.protocol.answer(state, std::mem::take(&mut self.news)) {
+            Ok(Some(answer)) => {
+                self.patience = Patience::Over;
+                Ok(Some(answer))
+            }
+            Err(refusal) if self.protocol.may_wait(&refusal) && self.patience.poll(cx, &self.caller) => Ok(None),
+            result => result,
+        }
     }
 }
 
@@ -153,14 +190,14 @@ impl<P: Protocol> Stream for SecretStream<P> {
         }
         for _ in 0..REQUESTS_IN_A_ROW {
             // Before the next request: each sees what the one before it was answered.
-            match this.answer() {
+            match this.answer(cx) {
                 Ok(Some(answer)) => {
                     this.unanswered = 0;
                     return Poll::Ready(Some(Ok(answer)));
                 }
                 Ok(None) => {}
                 Err(status) => {
-                    let (pid, error) = (this.pid, status.message());
+                    let (pid, error) = (this.caller.peer.pid, status.message());
                     tracing::error!(subsystem_name = SUBSYSTEM, pid, error, "Error building stream secrets response");
                     return Poll::Ready(this.end(Some(status)).map(Err));
                 }

@@ -50,16 +50,28 @@ fn respond(
     Encoded::new_secret(&DiscoveryResponse { version_info, resources, type_url, nonce })
 }
 
-/// The one answer to a request.
-pub(super) fn fetch(
-    settings: &SdsSettings,
-    state: &ViewState,
-    mut request: DiscoveryRequest,
-) -> Result<encoded::DiscoveryResponse, Status> {
-    let names = names_of(&mut request)?;
-    let secrets = Secrets { state, settings, roots: Roots::wanted_by(request.node.as_ref(), settings) };
-    let resources = secrets.asked(&names)?;
-    Ok(respond(resources, request.type_url, String::new(), String::new()))
+/// What is asked for once.
+pub(super) struct Wanted {
+    names: BTreeSet<String>,
+    type_url: String,
+    roots: Roots,
+}
+
+impl Wanted {
+    pub(super) fn new(settings: &SdsSettings, mut request: DiscoveryRequest) -> Result<Self, Status> {
+        let roots = Roots::wanted_by(request.node.as_ref(), settings);
+        Ok(Self { names: names_of(&mut request)?, type_url: request.type_url, roots })
+    }
+
+    /// The one answer.
+    pub(super) fn answer(
+        &self,
+        state: &ViewState,
+        settings: &SdsSettings,
+    ) -> Result<encoded::DiscoveryResponse, Status> {
+        let resources = Secrets { state, settings, roots: self.roots }.asked(&self.names)?;
+        Ok(respond(resources, self.type_url.clone(), String::new(), String::new()))
+    }
 }
 
 impl World {
@@ -105,6 +117,10 @@ impl Protocol for World {
 
     fn owes(&self) -> bool {
         self.due
+    }
+
+    fn may_wait(&self, refusal: &Status) -> bool {
+        self.version == 0 && refusal.code() == Code::InvalidArgument
     }
 
     fn answer(&mut self, state: &ViewState, news: bool) -> Result<Option<Self::Answer>, Status> {

@@ -1,7 +1,7 @@
-//! What is kept, as messages: entries with their X.509-SVIDs and keys, bundles, and the JWT-SVIDs in use.
+//! What is kept, as messages: entries with their X.509-SVIDs and keys, bundles, and the JWT- and WIT-SVIDs in use.
 
 use super::seal::Sealer;
-use crate::cache::{BundleForms, Bundles, CachedJwt, JwtKey, Record, Snapshot, WorkloadSvid};
+use crate::cache::{BundleForms, Bundles, CachedJwt, CachedWit, JwtKey, Record, Snapshot, WorkloadSvid};
 use crate::entry::WorkloadEntry;
 use bytes::Bytes;
 use finial_core::{EntryId, Secret, SpiffeId, TrustDomain, UnixSeconds};
@@ -75,6 +75,29 @@ struct KeptJwt {
     last_used_ms: i64,
 }
 
+#[derive(Clone, PartialEq, Message)]
+struct KeptWit {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    token: String,
+    /// Copied, and wiped by whoever is done with it.
+    #[prost(string, tag = "3")]
+    key: String,
+    #[prost(string, tag = "4")]
+    entry_id: String,
+    #[prost(int64, tag = "5")]
+    expires_at: i64,
+    #[prost(int64, tag = "6")]
+    rotate_at_ms: i64,
+    #[prost(int64, tag = "7")]
+    revision_number: i64,
+    #[prost(int64, tag = "8")]
+    created_at: i64,
+    #[prost(string, optional, tag = "9")]
+    key_id: Option<String>,
+}
+
 /// One of them.
 #[derive(Clone, PartialEq, Message)]
 struct Item {
@@ -86,6 +109,8 @@ struct Item {
     kept: Option<Kept>,
     #[prost(message, optional, tag = "4")]
     jwt: Option<KeptJwt>,
+    #[prost(message, optional, tag = "5")]
+    wit: Option<KeptWit>,
 }
 
 /// Wipes what is secret in an item.
@@ -99,6 +124,9 @@ impl Drop for Secrets<'_> {
         if let Some(jwt) = &mut self.0.jwt {
             jwt.token.zeroize();
         }
+        if let Some(wit) = &mut self.0.wit {
+            wit.key.zeroize();
+        }
     }
 }
 
@@ -106,6 +134,8 @@ impl Drop for Secrets<'_> {
 pub(super) struct Contents {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) jwts: Vec<(Arc<CachedJwt>, i64)>,
+    /// The least recently used first.
+    pub(super) wits: Vec<(EntryId, Arc<CachedWit>)>,
     pub(super) last_sync: UnixSeconds,
     pub(super) now: UnixSeconds,
 }
@@ -136,6 +166,10 @@ pub(super) fn write<W: Write>(to: &mut Sealer<W>, contents: &Contents, bytes_max
     }
     for (jwt, last_used_ms) in contents.jwts.iter().filter(|(jwt, _)| jwt.expires_at > contents.now) {
         put(Item { jwt: Some(kept_jwt(jwt, *last_used_ms)), ..Item::default() })?;
+    }
+    let known = |id| contents.snapshot.record(id).is_some();
+    for (id, wit) in contents.wits.iter().filter(|(id, wit)| wit.expires_at > contents.now && known(id)) {
+        put(Item { wit: Some(kept_wit(id, wit)), ..Item::default() })?;
     }
     for record in without {
         put(Item { kept: Some(kept(record, None)), ..Item::default() })?;
@@ -171,6 +205,20 @@ fn kept_jwt(jwt: &CachedJwt, last_used_ms: i64) -> KeptJwt {
         expires_at: jwt.expires_at,
         rotate_at_ms: jwt.rotate_at_ms,
         last_used_ms,
+    }
+}
+
+fn kept_wit(entry_id: &EntryId, wit: &CachedWit) -> KeptWit {
+    KeptWit {
+        id: wit.id.as_str().to_owned(),
+        token: wit.token.clone(),
+        key: wit.key.expose().clone(),
+        entry_id: entry_id.as_str().to_owned(),
+        expires_at: wit.expires_at,
+        rotate_at_ms: wit.rotate_at_ms,
+        revision_number: wit.revision_number,
+        created_at: wit.created_at,
+        key_id: wit.key_id.clone(),
     }
 }
 
@@ -219,8 +267,10 @@ pub(crate) struct Restored {
     pub(crate) own: Option<Arc<BundleForms>>,
     pub(crate) federated: BTreeMap<TrustDomain, Arc<BundleForms>>,
     pub(crate) jwts: Vec<(JwtKey, Arc<CachedJwt>, i64)>,
+    /// The least recently used first.
+    pub(crate) wits: Vec<(EntryId, CachedWit)>,
     pub(crate) last_sync: UnixSeconds,
-    /// Of SVIDs, both kinds, that ended meanwhile.
+    /// Of SVIDs, all kinds, that ended meanwhile.
     pub(crate) ended: usize,
 }
 
@@ -234,14 +284,15 @@ impl Restored {
     pub(super) fn take(&mut self, bytes: &[u8], own: &TrustDomain, now: UnixSeconds) -> bool {
         let Ok(mut item) = Item::decode(bytes) else { return false };
         let item = Secrets(&mut item);
-        let Item { about, bundle, kept, jwt } = &mut *item.0;
+        let Item { about, bundle, kept, jwt, wit } = &mut *item.0;
         if let Some(about) = about {
             self.last_sync = about.last_sync.min(now);
         }
         let bundle = bundle.as_ref().is_none_or(|bundle| self.take_bundle(bundle, own).is_some());
         let kept = kept.as_mut().is_none_or(|kept| self.take_kept(kept, now).is_some());
+        let jwt = jwt.as_mut().is_none_or(|jwt| self.take_jwt(jwt, now).is_some());
         // An item in which there is none of these is of a later version.
-        bundle && kept && jwt.as_mut().is_none_or(|jwt| self.take_jwt(jwt, now).is_some())
+        bundle && kept && jwt && wit.as_mut().is_none_or(|wit| self.take_wit(wit, now).is_some())
     }
 
     fn take_bundle(&mut self, bundle: &types::Bundle, own: &TrustDomain) -> Option<()> {
@@ -298,6 +349,25 @@ impl Restored {
             rotate_at_ms: jwt.rotate_at_ms,
         };
         self.jwts.push((JwtKey::new(&svid.id, &svid.audience), Arc::new(svid), jwt.last_used_ms));
+        Some(())
+    }
+
+    fn take_wit(&mut self, wit: &mut KeptWit, now: UnixSeconds) -> Option<()> {
+        if wit.expires_at <= now {
+            self.ended += 1;
+            return Some(());
+        }
+        let svid = CachedWit {
+            id: SpiffeId::parse(&wit.id).ok()?,
+            token: std::mem::take(&mut wit.token),
+            key: Secret::new(std::mem::take(&mut wit.key)),
+            expires_at: wit.expires_at,
+            rotate_at_ms: wit.rotate_at_ms,
+            revision_number: wit.revision_number,
+            created_at: wit.created_at,
+            key_id: wit.key_id.take(),
+        };
+        self.wits.push((EntryId::parse(&wit.entry_id).ok()?, svid));
         Some(())
     }
 }

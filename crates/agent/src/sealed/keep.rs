@@ -48,6 +48,7 @@ async fn write(context: &Arc<Context>, cache: &Cache, status: &AgentStatus, last
     let contents = Contents {
         snapshot: cache.snapshot(),
         jwts: cache.jwt.all(),
+        wits: cache.wit.all(),
         last_sync: status.last_sync(),
         now: context.clock.now(),
     };

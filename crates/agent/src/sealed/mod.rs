@@ -17,6 +17,7 @@ pub(crate) use keep::{keep, write_last};
 use content::Contents;
 use finial_config::AgentSettings;
 use finial_core::{SpiffeId, TrustDomain, UnixSeconds};
+use finial_runtime::files;
 use key::{SealingKey, Source};
 use seal::{Binding, OpenError, Sealer};
 use std::fs::File;
@@ -107,6 +108,7 @@ impl SealedCache {
             entries = restored.entries.len(),
             svids = restored.svids.len(),
             jwt_svids = restored.jwts.len(),
+            wit_svids = restored.wits.len(),
             ended = restored.ended,
             "Sealed cache loaded"
         );
@@ -137,7 +139,7 @@ impl SealedCache {
         }
         let mut left_out = 0;
         let mut bytes = 0;
-        crate::storage::replace(&self.path, |file| {
+        files::replace(&self.path, 0o600, |file| {
             let mut sealer = Sealer::new(BufWriter::new(file), key, &self.binding(agent))?;
             left_out = content::write(&mut sealer, contents, BYTES_MAX)?;
             let (buffered, written) = sealer.finish()?;
@@ -176,7 +178,7 @@ impl SealedCache {
     }
 
     fn remove(&self) {
-        for path in [&self.path, &crate::storage::beside(&self.path)] {
+        for path in [&self.path, &files::beside(&self.path)] {
             if let Err(error) = remove_file(path) {
                 tracing::error!(subsystem_name = SUBSYSTEM, path = %path.display(), %error, "Failed to remove the sealed cache");
             }

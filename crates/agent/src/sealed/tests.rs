@@ -4,7 +4,7 @@ use super::content::{Contents, Restored};
 use super::key::{SealingKey, Source};
 use super::seal::{self, Binding, ITEM_BYTES_MAX, OpenError, Sealer};
 use super::{FILE_NAME, SealedCache};
-use crate::cache::testing::{bundle, entry, svid};
+use crate::cache::testing::{bundle, entry, svid, wit};
 use crate::cache::{Bundles, Cache, CachedJwt, Change};
 use crate::entry::WorkloadEntry;
 use finial_config::{AgentSettings, Bootstrap, OfflineCache};
@@ -58,7 +58,7 @@ fn contents(entries: usize) -> Contents {
         .collect();
     let svids = all.iter().enumerate().filter(|(i, _)| i % 3 != 2);
     let svids = svids.map(|(i, e)| (e.id.clone(), Arc::new(svid(e, i as u8)))).collect();
-    let entries: BTreeMap<EntryId, Arc<WorkloadEntry>> = all.into_iter().map(|e| (e.id.clone(), Arc::new(e))).collect();
+    let entries: Vec<_> = all.into_iter().map(Arc::new).collect();
     let federated = BTreeMap::from([(TrustDomain::parse("other").unwrap(), bundle("other", &["o1"]))]);
     let own = cache.snapshot().bundles.own.clone();
     let bundles = Some(Bundles { own, federated });
@@ -79,7 +79,9 @@ fn contents(entries: usize) -> Contents {
         };
         (Arc::new(jwt), 5)
     };
-    Contents { snapshot: cache.snapshot(), jwts: vec![jwt("t", 1_500), jwt("old", NOW)], last_sync: 990, now: NOW }
+    let wits = cache.snapshot().records.iter().take(2).map(|r| (r.entry.id.clone(), Arc::new(wit(&r.entry)))).collect();
+    let jwts = vec![jwt("t", 1_500), jwt("old", NOW)];
+    Contents { snapshot: cache.snapshot(), jwts, wits, last_sync: 990, now: NOW }
 }
 
 fn assert_same(restored: &Restored, contents: &Contents) {
@@ -105,6 +107,12 @@ fn assert_same(restored: &Restored, contents: &Contents) {
     let tokens: Vec<_> = restored.jwts.iter().map(|(_, jwt, asked)| (jwt.token.as_str(), *asked)).collect();
     assert_eq!(tokens, [("t", 5)], "one that ended is not kept");
     assert_eq!(*restored.jwts[0].1, *contents.jwts[0].0);
+    assert_eq!(restored.wits.len(), contents.wits.len());
+    for ((id, now), (id_then, then)) in restored.wits.iter().zip(&contents.wits) {
+        assert_eq!((id, &now.id, &now.token, now.key.expose()), (id_then, &then.id, &then.token, then.key.expose()));
+        assert_eq!((now.expires_at, now.rotate_at_ms, &now.key_id), (then.expires_at, then.rotate_at_ms, &then.key_id));
+        assert_eq!((now.revision_number, now.created_at), (then.revision_number, then.created_at));
+    }
     assert_eq!(restored.last_sync, 990);
 }
 
@@ -134,7 +142,7 @@ fn what_has_ended_is_not_served() {
     let cache = SealedCache::at(&settings(dir.path()), "m1".into());
     cache.save(&agent(), &contents(3), false).unwrap();
     let later = cache.load(&agent(), 2_000).unwrap();
-    assert_eq!((later.svids.len(), later.jwts.len(), later.ended), (0, 0, 3));
+    assert_eq!((later.svids.len(), later.jwts.len(), later.wits.len(), later.ended), (0, 0, 0, 5));
     assert_eq!(later.entries.len(), 3, "the entries are what they were");
 }
 
@@ -212,7 +220,7 @@ fn killed_at_any_step_of_writing_there_is_one_whole_file() {
     save(&new);
     let whole = std::fs::read(&path).unwrap();
     save(&old);
-    let beside = crate::storage::beside(&path);
+    let beside = finial_runtime::files::beside(&path);
     for cut in (0..=whole.len()).step_by(97).chain([whole.len()]) {
         std::fs::write(&beside, &whole[..cut]).unwrap();
         assert_same(&SealedCache::at(&settings, "m1".into()).load(&agent(), NOW).unwrap(), &old);

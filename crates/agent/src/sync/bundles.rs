@@ -5,7 +5,7 @@ use crate::Context;
 use crate::cache::{BundleForms, Bundles};
 use crate::entry::WorkloadEntry;
 use crate::error::ServerError;
-use finial_core::{Bundle, EntryId, TrustDomain};
+use finial_core::{Bundle, TrustDomain};
 use finial_proto::convert::bundle_from_proto;
 use finial_proto::sync::VersionedBundle;
 use finial_proto::types;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 impl Syncer {
     /// All bundles, if any of them changed: our own, and those of `domains`.
-    pub(super) fn take_bundles(
+    pub(super) async fn take_bundles(
         &mut self,
         new: Vec<VersionedBundle>,
         gone: &[String],
@@ -48,15 +48,15 @@ impl Syncer {
         // Only now, as nothing can fail any more: what was told is not told again.
         self.told.extend(fresh);
         self.told.retain(|domain, _| stays(domain));
-        Ok(self.changed_bundles(&known, bundles))
+        Ok(self.changed_bundles(&known, bundles).await)
     }
 
     /// Of `new` entries, or else of those known, the trust domains that they federate with.
-    pub(super) fn federated_domains(
-        &self,
-        new: Option<&BTreeMap<EntryId, Arc<WorkloadEntry>>>,
-    ) -> BTreeSet<TrustDomain> {
-        new.unwrap_or(&self.entries).values().flat_map(|e| e.federates_with.iter().cloned()).collect()
+    pub(super) fn federated_domains(&self, new: Option<&[Arc<WorkloadEntry>]>) -> BTreeSet<TrustDomain> {
+        match new {
+            Some(new) => domains(new.iter()),
+            None => domains(self.cache().snapshot().records.iter().map(|record| &record.entry)),
+        }
     }
 
     /// All bundles, if any of them changed: our own, and those of `domains`.
@@ -78,11 +78,11 @@ impl Syncer {
                 Err(error) => warn_of_bundle(&domain, &error),
             }
         }
-        Ok(self.changed_bundles(&known, bundles))
+        Ok(self.changed_bundles(&known, bundles).await)
     }
 
     /// The bundles if they are others than those known.
-    fn changed_bundles(&mut self, known: &Bundles, bundles: Bundles) -> Option<Bundles> {
+    async fn changed_bundles(&mut self, known: &Bundles, bundles: Bundles) -> Option<Bundles> {
         self.context.metrics.gauge("sync_bundles_total", bundles.federated.len() as f64 + 1.0, &[]);
         let same_federated = known.federated.len() == bundles.federated.len()
             && known.federated.iter().zip(&bundles.federated).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
@@ -90,13 +90,13 @@ impl Syncer {
             return None;
         }
         if !Arc::ptr_eq(&known.own, &bundles.own) {
-            self.own_bundle_changed(&bundles.own);
+            self.own_bundle_changed(&bundles.own).await;
         }
         Some(bundles)
     }
 
-    fn own_bundle_changed(&mut self, own: &BundleForms) {
-        store_bundle(&self.context, own);
+    async fn own_bundle_changed(&mut self, own: &BundleForms) {
+        store_bundle(&self.context, own).await;
         self.tainted = own.tainted_x509();
         let tainted_jwt = own.tainted_jwt();
         if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
@@ -110,12 +110,16 @@ impl Syncer {
     }
 }
 
+fn domains<'a>(entries: impl Iterator<Item = &'a Arc<WorkloadEntry>>) -> BTreeSet<TrustDomain> {
+    entries.flat_map(|entry| &entry.federates_with).cloned().collect()
+}
+
 pub(super) fn roots(own: &BundleForms) -> Vec<Arc<[u8]>> {
     own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect()
 }
 
-fn store_bundle(context: &Context, own: &BundleForms) {
-    if let Err(error) = context.storage.store_bundle(&roots(own)) {
+async fn store_bundle(context: &Context, own: &BundleForms) {
+    if let Err(error) = context.storage.store_bundle(&roots(own)).await {
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not store bundle");
     }
 }

@@ -1,8 +1,9 @@
 //! Calls to the server. Nothing else in this crate speaks with it, besides attestation.
 
-use crate::entry::{WorkloadEntry, spiffe_id};
+use crate::cache::Record;
+use crate::entry::spiffe_id;
 use crate::error::ServerError;
-use crate::sync::entries::{EntrySync, SyncStats};
+use crate::sync::entries::{EntrySync, NewEntries, SyncStats};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use finial_core::{EntryId, SpiffeId, TrustDomain, UnixSeconds};
@@ -12,7 +13,6 @@ use finial_proto::sync::{WatchRequest, WatchResponse};
 use finial_proto::types;
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,17 +126,11 @@ impl ServerLink {
     }
 
     /// Brings `known` up to date; `None` if nothing changed.
-    pub(crate) async fn sync_entries(
-        &self,
-        known: &BTreeMap<EntryId, Arc<WorkloadEntry>>,
-    ) -> Result<(Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>, SyncStats), ServerError> {
+    pub(crate) async fn sync_entries(&self, known: &[Record]) -> Result<(NewEntries, SyncStats), ServerError> {
         within("failed to fetch authorized entries", RPC_TIMEOUT, self.sync_entries_stream(known)).await
     }
 
-    async fn sync_entries_stream(
-        &self,
-        known: &BTreeMap<EntryId, Arc<WorkloadEntry>>,
-    ) -> Result<(Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>, SyncStats), Status> {
+    async fn sync_entries_stream(&self, known: &[Record]) -> Result<(NewEntries, SyncStats), Status> {
         let (send, requests) = tokio::sync::mpsc::channel(1);
         let first = entry::SyncAuthorizedEntriesRequest { output_mask: Some(mask()), ids: Vec::new() };
         let gone = |_| Status::unavailable("the stream to the server ended");
@@ -182,10 +176,7 @@ impl ServerLink {
     }
 
     /// All entries in one answer, for servers that are asked the old way.
-    pub(crate) async fn all_entries(
-        &self,
-        known: &BTreeMap<EntryId, Arc<WorkloadEntry>>,
-    ) -> Result<(Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>, SyncStats), ServerError> {
+    pub(crate) async fn all_entries(&self, known: &[Record]) -> Result<(NewEntries, SyncStats), ServerError> {
         let request = entry::GetAuthorizedEntriesRequest { output_mask: Some(mask()) };
         let call = async { self.entries().get_authorized_entries(request).await };
         let answer = within("failed to fetch authorized entries", RPC_TIMEOUT, call).await?.into_inner();

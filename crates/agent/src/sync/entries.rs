@@ -1,12 +1,13 @@
 //! Bringing the known entries up to date: the server tells revisions, and we ask for what we do not have.
 
+use crate::cache::Record;
 use crate::entry::WorkloadEntry;
 use finial_core::EntryId;
 use finial_proto::digest::{Digests, bucket_of};
 use finial_proto::server::entry::EntryRevision;
 use finial_proto::sync::WatchResponse;
 use finial_proto::types;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// As log lines say it.
@@ -21,25 +22,29 @@ pub(crate) struct SyncStats {
     pub(crate) dropped: usize,
 }
 
+/// All entries in order of their IDs, those that did not change as the same values; `None` if none of them changed.
+pub(crate) type NewEntries = Option<Vec<Arc<WorkloadEntry>>>;
+
 /// What the server is told that we have.
-pub(crate) fn digests(known: &BTreeMap<EntryId, Arc<WorkloadEntry>>) -> Vec<u64> {
+pub(crate) fn digests(known: &[Record]) -> Vec<u64> {
     if known.is_empty() {
         return Vec::new();
     }
     let mut digests = Digests::sized_for(known.len());
-    for (id, entry) in known {
-        digests.add(id.as_str(), entry.revision_number, entry.created_at);
+    for Record { entry, .. } in known {
+        digests.add(entry.id.as_str(), entry.revision_number, entry.created_at);
     }
     digests.into_inner()
 }
 
 /// One sync under way. Nothing changes before it is finished.
 pub(crate) struct EntrySync<'a> {
-    known: &'a BTreeMap<EntryId, Arc<WorkloadEntry>>,
-    /// Still authorized, by ID.
-    seen: HashSet<String>,
+    /// In order of entry IDs.
+    known: &'a [Record],
+    /// Which of those are still authorized.
+    seen: Vec<bool>,
     wanted: BTreeSet<String>,
-    fresh: HashMap<EntryId, WorkloadEntry>,
+    fresh: BTreeMap<EntryId, WorkloadEntry>,
     stats: SyncStats,
 }
 
@@ -48,21 +53,32 @@ fn is_stale(entry: &WorkloadEntry, revision_number: i64, created_at: i64) -> boo
     entry.revision_number != revision_number || (created_at != 0 && entry.created_at != created_at)
 }
 
+fn find<'a>(known: &'a [Record], id: &str) -> Option<(usize, &'a Arc<WorkloadEntry>)> {
+    let at = known.binary_search_by(|record| record.entry.id.as_str().cmp(id)).ok()?;
+    known.get(at).map(|record| (at, &record.entry))
+}
+
 impl<'a> EntrySync<'a> {
-    pub(crate) fn new(known: &'a BTreeMap<EntryId, Arc<WorkloadEntry>>) -> Self {
-        Self {
-            known,
-            seen: HashSet::new(),
-            wanted: BTreeSet::new(),
-            fresh: HashMap::new(),
-            stats: SyncStats::default(),
-        }
+    /// Of what is known, in order of entry IDs.
+    pub(crate) fn new(known: &'a [Record]) -> Self {
+        let (wanted, fresh, stats) = Default::default();
+        Self { known, seen: vec![false; known.len()], wanted, fresh, stats }
     }
 
     /// Takes known entries for still authorized.
-    pub(crate) fn keep(&mut self, still: impl Fn(&str) -> bool) {
-        let kept = self.known.keys().map(EntryId::as_str).filter(|id| still(id));
-        self.seen.extend(kept.map(str::to_owned));
+    fn keep(&mut self, still: impl Fn(&str) -> bool) {
+        for (seen, record) in self.seen.iter_mut().zip(self.known) {
+            *seen |= still(record.entry.id.as_str());
+        }
+    }
+
+    /// Takes one for still authorized; what is known of it.
+    fn see(&mut self, id: &str) -> Option<&'a Arc<WorkloadEntry>> {
+        let (at, entry) = find(self.known, id)?;
+        if let Some(seen) = self.seen.get_mut(at) {
+            *seen = true;
+        }
+        Some(entry)
     }
 
     /// Takes a whole answer of the stream.
@@ -85,11 +101,10 @@ impl<'a> EntrySync<'a> {
                 );
                 continue;
             }
-            let current = self.known.get(revision.id.as_str());
-            if current.is_none_or(|e| is_stale(e, revision.revision_number, revision.created_at)) {
+            let known = self.see(&revision.id);
+            if known.is_none_or(|e| is_stale(e, revision.revision_number, revision.created_at)) {
                 self.wanted.insert(revision.id.clone());
             }
-            self.seen.insert(revision.id.clone());
         }
     }
 
@@ -102,38 +117,43 @@ impl<'a> EntrySync<'a> {
     pub(crate) fn entries(&mut self, page: Vec<types::Entry>) {
         for entry in page {
             let (id, revision_number) = (entry.id.clone(), entry.revision_number);
+            // Also one that makes no sense is still authorized: the version that we know stays.
+            let known = self.see(&id);
             let entry = match WorkloadEntry::try_from(entry) {
                 Ok(entry) => entry,
                 Err(error) => {
                     tracing::warn!(subsystem_name = SUBSYSTEM, entry_id = %id, revision_number, %error,
                         "Received malformed entry from SPIRE server; are the server and agent versions compatible?"
                     );
-                    self.seen.insert(id); // still authorized: the version that we know stays
                     continue;
                 }
             };
-            match self.known.get(&entry.id) {
+            match known {
                 None => self.stats.missing += 1,
                 Some(old) if is_stale(old, entry.revision_number, entry.created_at) => self.stats.stale += 1,
                 Some(_) => {}
             }
-            self.seen.insert(id);
             self.fresh.insert(entry.id.clone(), entry);
         }
     }
 
-    /// All entries now, unless they are what they were.
-    pub(crate) fn finish(mut self) -> (Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>, SyncStats) {
-        self.fresh.retain(|id, entry| self.known.get(id).is_none_or(|old| **old != *entry));
-        self.stats.dropped = self.known.keys().filter(|id| !self.seen.contains(id.as_str())).count();
+    /// All entries now.
+    pub(crate) fn finish(mut self) -> (NewEntries, SyncStats) {
+        let same =
+            |id: &EntryId, entry: &WorkloadEntry| find(self.known, id.as_str()).is_some_and(|(_, e)| **e == *entry);
+        self.fresh.retain(|id, entry| !same(id, entry));
+        self.stats.dropped = self.seen.iter().filter(|seen| !**seen).count();
         let changed = !self.fresh.is_empty() || self.stats.dropped > 0;
         let entries = changed.then(|| {
-            let kept = self.known.iter().filter(|(id, _)| self.seen.contains(id.as_str()));
-            let mut entries: BTreeMap<_, _> = kept.map(|(id, e)| (id.clone(), e.clone())).collect();
-            entries.extend(self.fresh.into_iter().map(|(id, e)| (id, Arc::new(e))));
+            let kept = self.known.iter().zip(&self.seen).filter(|(_, seen)| **seen).map(|(record, _)| &record.entry);
+            let kept = kept.filter(|entry| !self.fresh.contains_key(&entry.id));
+            let mut entries: Vec<_> = kept.cloned().collect();
+            entries.reserve_exact(self.fresh.len());
+            entries.extend(self.fresh.into_values().map(Arc::new));
+            entries.sort_by(|a, b| a.id.cmp(&b.id)); // two runs, each in order
             entries
         });
-        self.stats.total = entries.as_ref().unwrap_or(self.known).len();
+        self.stats.total = entries.as_ref().map_or(self.known.len(), Vec::len);
         (entries, self.stats)
     }
 }
@@ -154,8 +174,19 @@ mod tests {
         }
     }
 
-    fn known(list: &[types::Entry]) -> BTreeMap<EntryId, Arc<WorkloadEntry>> {
-        list.iter().map(|e| WorkloadEntry::try_from(e.clone()).unwrap()).map(|e| (e.id.clone(), Arc::new(e))).collect()
+    fn all(list: &[types::Entry]) -> Vec<Arc<WorkloadEntry>> {
+        let entry = |e: &types::Entry| Arc::new(WorkloadEntry::try_from(e.clone()).unwrap());
+        let mut entries: Vec<_> = list.iter().map(entry).collect();
+        entries.sort_by(|a, b| a.id.cmp(&b.id));
+        entries
+    }
+
+    fn records(entries: &[Arc<WorkloadEntry>]) -> Vec<Record> {
+        entries.iter().cloned().map(Record::new).collect()
+    }
+
+    fn known(list: &[types::Entry]) -> Vec<Record> {
+        records(&all(list))
     }
 
     fn revision(entry: &types::Entry) -> EntryRevision {
@@ -217,7 +248,7 @@ mod tests {
             let list = |map: &std::collections::BTreeMap<u8, (i64, i64)>| -> Vec<_> {
                 map.iter().map(|(id, (r, c))| wire(&format!("e{id}"), *r, *c)).collect()
             };
-            let (known_before, wanted) = (known(&list(&ours)), known(&list(&theirs)));
+            let (known_before, wanted) = (known(&list(&ours)), all(&list(&theirs)));
             let mut answer = WatchResponse::default();
             match digests(&known_before) {
                 sums if sums.is_empty() => {
@@ -235,7 +266,7 @@ mod tests {
             }
             let mut sync = EntrySync::new(&known_before);
             sync.pushed(&mut answer);
-            let after = sync.finish().0.unwrap_or(known_before);
+            let after = sync.finish().0.unwrap_or_else(|| all(&list(&ours)));
             prop_assert_eq!(&after, &wanted);
             // And then a change.
             let mut then = theirs.clone();
@@ -246,10 +277,11 @@ mod tests {
                 removed_entry_ids: gone.iter().map(|g| format!("e{g}")).collect(),
                 ..Default::default()
             };
-            let mut sync = EntrySync::new(&after);
+            let known = records(&after);
+            let mut sync = EntrySync::new(&known);
             sync.pushed(&mut answer);
             let last = sync.finish().0.unwrap_or_else(|| after.clone());
-            prop_assert_eq!(last, known(&list(&then)));
+            prop_assert_eq!(last, all(&list(&then)));
         }
 
         #[test]
@@ -272,12 +304,12 @@ mod tests {
                 sync.entries(theirs.clone());
             }
             let (entries, stats) = sync.finish();
-            let expected = known(&theirs);
-            prop_assert_eq!(entries.is_none(), expected == known_before);
-            prop_assert_eq!(entries.as_ref().unwrap_or(&known_before), &expected);
+            let (before, expected) = (all(&ours), all(&theirs));
+            prop_assert_eq!(entries.is_none(), expected == before);
+            prop_assert_eq!(entries.as_ref().unwrap_or(&before), &expected);
             prop_assert_eq!(stats.total, expected.len());
-            for (id, entry) in entries.iter().flatten() {
-                if let Some(before) = known_before.get(id).filter(|b| ***b == **entry) {
+            for entry in entries.iter().flatten() {
+                if let Some((_, before)) = find(&known_before, entry.id.as_str()).filter(|(_, b)| ***b == **entry) {
                     prop_assert!(Arc::ptr_eq(before, entry), "unchanged entries stay the same value");
                 }
             }

@@ -1,6 +1,6 @@
 //! The one loop that speaks with the server: entries, bundles, workloads' SVIDs and the agent's own.
 //!
-//! What to do is decided by [`plan`], a pure function. A Finial server tells what changes through a stream ([`watch`]), and is
+//! What to do is decided by [`plan`], a pure function, and when by [`run`]. A Finial server tells what changes through a stream ([`watch`]), and is
 //! then hardly ever asked; SPIRE's is asked at every interval.
 
 mod bundles;
@@ -10,13 +10,13 @@ pub(crate) mod jwt;
 mod mint;
 mod pace;
 pub(crate) mod plan;
+mod run;
 mod watch;
 pub(crate) mod wit;
 
 use crate::Context;
 use crate::attest;
 use crate::cache::{BundleForms, Cache, CacheWriter, Change, Record};
-use crate::entry::WorkloadEntry;
 use crate::error::{AgentError, ServerError, Verdict};
 use crate::status::AgentStatus;
 use crate::svid::{AgentKey, AgentSvid};
@@ -26,25 +26,17 @@ use finial_config::RebootstrapMode;
 use finial_core::{EntryId, ErrorKind, TrustDomain, UnixSeconds};
 use finial_crypto::tls::TlsIdentity;
 use finial_proto::sync::{BundleVersion, WatchRequest, WatchResponse};
-use finial_runtime::Backoff;
 use finial_runtime::log::Time;
-use pace::{Outcome, Pace};
 use plan::{BatchSize, Input, plan};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::time::Instant;
-use watch::{Event, Watch};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "manager";
 
-/// After failing to get SVIDs, at first and at most.
-const SVID_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4 * 60));
 /// SVIDs in the cache, unless configured.
 const SVIDS_KEPT: usize = 1000;
-/// How often due renewals are looked for, also when syncs are rarer.
-const TICK: Duration = Duration::from_secs(5);
 /// Keys made before other tasks get their turn.
 const KEYS_AT_ONCE: usize = 8;
 
@@ -56,8 +48,6 @@ pub(crate) struct Syncer {
     identity: Arc<TlsIdentity>,
     pub(crate) status: Arc<AgentStatus>,
     svid: AgentSvid,
-    /// All entries, those for SVID stores included.
-    pub(crate) entries: BTreeMap<EntryId, Arc<WorkloadEntry>>,
     /// Bundles that the server told of by itself, with their versions.
     told: BTreeMap<TrustDomain, (Arc<BundleForms>, u64)>,
     batch: BatchSize,
@@ -91,7 +81,6 @@ impl Syncer {
             identity,
             status,
             svid,
-            entries: BTreeMap::new(),
             told: BTreeMap::new(),
             batch: BatchSize::new(),
             unknown_since_ms: None,
@@ -112,7 +101,7 @@ impl Syncer {
         let context = self.context.clone();
         let mut retry = attest::Retry::new(&context);
         loop {
-            self.store();
+            self.store().await;
             let error = tokio::select! {
                 result = self.first_attempt() => match result {
                     Ok(_) => return Ok(true),
@@ -120,7 +109,7 @@ impl Syncer {
                 },
                 () = context.shutdown.cancelled() => return Ok(false),
             };
-            self.heed_at_start(&error)?;
+            self.heed_at_start(&error).await?;
             if retry.wait(&context.shutdown, "Failed to initialize manager", error.into()).await?.is_none() {
                 return Ok(false);
             }
@@ -134,133 +123,26 @@ impl Syncer {
     }
 
     /// What a refusal of the first sync means.
-    pub(crate) fn heed_at_start(&mut self, error: &ServerError) -> Result<(), AgentError> {
+    pub(crate) async fn heed_at_start(&mut self, error: &ServerError) -> Result<(), AgentError> {
         let what = match error.verdict() {
             Verdict::Reattest => "Agent needs to re-attest",
             Verdict::Banned => "Agent is banned",
-            Verdict::UnknownAuthority => return self.unknown_authority(error),
+            Verdict::UnknownAuthority => return self.unknown_authority(error).await,
             Verdict::Retry => return Ok(()),
         };
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "{what}: removing SVID and shutting down");
-        self.delete_svid();
+        self.delete_svid().await;
         Err(AgentError::new(finial_proto::convert::kind_of(error.status.code()), error.to_string()))
-    }
-
-    /// Runs until it fails or is dropped.
-    pub(crate) async fn run(mut self) -> Result<(), AgentError> {
-        let context = self.context.clone();
-        let mut pace = Pace::new(context.settings.sync_interval);
-        let mut svid_backoff = Backoff::new(SVID_BACKOFF.0, SVID_BACKOFF.1).shape(1.5, 0.1);
-        let mut next_sync = self.first_sync.unwrap_or_else(|| Instant::now() + pace.first());
-        let mut next_tick = Instant::now();
-        let mut svids_not_before = Instant::now();
-        let mut watch = Watch::new(self.link.generation());
-        loop {
-            watch.follow(self.link.generation());
-            let cache = self.cache().clone();
-            let wanted = async {
-                // A timer takes a millisecond even for what is over.
-                if Instant::now() < svids_not_before {
-                    tokio::time::sleep_until(svids_not_before).await;
-                }
-                cache.wanted().await;
-            };
-            let result = tokio::select! {
-                () = tokio::time::sleep_until(next_sync) => {
-                    let result = self.synchronize().await;
-                    let wait = pace.after(self.outcome(&result));
-                    next_sync = Instant::now() + if watch.is_open() && result.is_ok() { pace.told() } else { wait };
-                    if self.svid.is_tainted(&self.tainted) {
-                        next_tick = Instant::now();
-                    }
-                    result.inspect_err(|error| tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed"))
-                }
-                () = tokio::time::sleep_until(next_tick) => {
-                    let own = self.rotate_own().await;
-                    next_tick = Instant::now() + TICK;
-                    own?;
-                    if watch.is_open() {
-                        self.status.synced(self.context.clock.now());
-                    }
-                    self.cache().forget_idle_views();
-                    let recent = self.svids_updated.is_some_and(|at| at.elapsed() < TICK.mul_f64(0.9));
-                    if recent || Instant::now() < svids_not_before { Ok(true) } else { self.update_svids().await }
-                }
-                () = wanted => self.update_svids().await,
-                event = watch.next() => match event {
-                    Event::Due => {
-                        watch.open(self.link.watch(self.what_we_have()));
-                        continue;
-                    }
-                    Event::Opened => {
-                        tracing::debug!(subsystem_name = SUBSYSTEM, "The server tells of changes by itself");
-                        next_sync = Instant::now() + pace.told();
-                        continue;
-                    }
-                    Event::Answer(answer) => {
-                        let result = self.take_answer(*answer).await;
-                        if result.is_err() {
-                            // Another stream tells it again, and would fail again at once.
-                            watch.lost();
-                            next_sync = next_sync.min(Instant::now() + pace.first());
-                        }
-                        if self.svid.is_tainted(&self.tainted) {
-                            next_tick = Instant::now();
-                        }
-                        result.inspect_err(|error| tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed"))
-                    }
-                    Event::Ended => {
-                        next_sync = next_sync.min(Instant::now() + pace.first());
-                        continue;
-                    }
-                    Event::Failed(error) => {
-                        next_sync = next_sync.min(Instant::now() + pace.first());
-                        if matches!(error.verdict(), Verdict::Retry | Verdict::UnknownAuthority) {
-                            tracing::info!(subsystem_name = SUBSYSTEM, %error, "The server does not tell of changes now; asking for them meanwhile");
-                            continue;
-                        }
-                        Err(error)
-                    }
-                },
-            };
-            match &result {
-                Ok(true) => {
-                    svid_backoff.reset();
-                    svids_not_before = Instant::now();
-                }
-                // The server would not give some: workloads that ask for them must not make us ask all the time.
-                Ok(false) => {
-                    svids_not_before = Instant::now() + svid_backoff.next_wait();
-                    next_tick = next_tick.min(svids_not_before);
-                }
-                Err(error) => {
-                    self.status.set_away_because(error.to_string());
-                    // Whatever is wrong with the connection, the next call has a new one.
-                    self.link.release();
-                    svids_not_before = Instant::now() + svid_backoff.next_wait();
-                    next_tick = next_tick.min(svids_not_before);
-                    self.heed(error).await?;
-                }
-            }
-        }
-    }
-
-    fn outcome(&self, result: &Result<bool, ServerError>) -> Outcome {
-        match result {
-            Ok(_) => Outcome::Synced { empty: self.cache().snapshot().svid_count() == 0 },
-            Err(error) if error.verdict() == Verdict::UnknownAuthority => Outcome::UnknownAuthority,
-            Err(_) => Outcome::Failed,
-        }
     }
 
     /// Does what a refusal of the server asks for.
     async fn heed(&mut self, error: &ServerError) -> Result<(), AgentError> {
         match error.verdict() {
             Verdict::Retry => Ok(()),
-            Verdict::UnknownAuthority => self.unknown_authority(error),
+            Verdict::UnknownAuthority => self.unknown_authority(error).await,
             Verdict::Banned => {
                 tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
-                self.delete_svid();
+                self.delete_svid().await;
                 Err(AgentError::new(ErrorKind::Denied, error.to_string()))
             }
             Verdict::Reattest => {
@@ -270,17 +152,16 @@ impl Syncer {
                 } else {
                     Err(AgentError::internal("attestation method is not re-attestable"))
                 };
-                reattested.map_err(|reason| {
-                    tracing::error!(subsystem_name = SUBSYSTEM, error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
-                    self.delete_svid();
-                    AgentError::new(ErrorKind::Denied, error.to_string())
-                })
+                let Err(reason) = reattested else { return Ok(()) };
+                tracing::error!(subsystem_name = SUBSYSTEM, error = %reason, "Agent failed re-attestation; removing SVID and shutting down");
+                self.delete_svid().await;
+                Err(AgentError::new(ErrorKind::Denied, error.to_string()))
             }
         }
     }
 
     /// The server is signed by an authority that we do not know. Ends the agent, at once or after the configured delay.
-    fn unknown_authority(&mut self, error: &ServerError) -> Result<(), AgentError> {
+    async fn unknown_authority(&mut self, error: &ServerError) -> Result<(), AgentError> {
         let settings = &self.context.settings;
         // An agent that may not attest again would only lose what it has.
         if settings.rebootstrap_mode == RebootstrapMode::Never || !self.svid.reattestable {
@@ -297,7 +178,7 @@ impl Syncer {
         }
         tracing::warn!(subsystem_name = SUBSYSTEM, "Trust Bundle and Server don't agree, rebootstrapping");
         self.context.sealed.forget();
-        self.context.storage.store(&[], false, &[])?;
+        self.context.storage.store(&[], false, &[]).await?;
         Err(AgentError::internal("shutting down for rebootstrapping"))
     }
 
@@ -317,22 +198,18 @@ impl Syncer {
     }
 
     async fn fetch(&mut self) -> Result<Change, ServerError> {
-        let settings = &self.context.settings;
-        let (entries, stats) = if settings.use_sync_authorized_entries {
-            self.link.sync_entries(&self.entries).await?
+        let known = self.cache().snapshot();
+        let (entries, stats) = if self.context.settings.use_sync_authorized_entries {
+            self.link.sync_entries(&known.records).await?
         } else {
-            self.link.all_entries(&self.entries).await?
+            self.link.all_entries(&known.records).await?
         };
-        let bundles = self.fetch_bundles(self.federated_domains(entries.as_ref())).await?;
-        Ok(Change { entries: self.take_entries(entries, stats), bundles, ..Change::default() })
+        let bundles = self.fetch_bundles(self.federated_domains(entries.as_deref())).await?;
+        self.count(stats);
+        Ok(Change { entries, bundles, ..Change::default() })
     }
 
-    /// What of new entries is for the cache, which must have it: they are known from now on, and nobody tells of them again.
-    fn take_entries(
-        &mut self,
-        entries: Option<BTreeMap<EntryId, Arc<WorkloadEntry>>>,
-        stats: SyncStats,
-    ) -> Option<BTreeMap<EntryId, Arc<WorkloadEntry>>> {
+    fn count(&self, stats: SyncStats) {
         let metrics = &self.context.metrics;
         metrics.gauge("sync_entries_total", stats.total as f64, &[]);
         metrics.gauge("sync_entries_missing", stats.missing as f64, &[]);
@@ -341,9 +218,6 @@ impl Syncer {
         metrics.count("lru_cache_entry_add", stats.missing as f64, &[]);
         metrics.count("lru_cache_entry_update", stats.stale as f64, &[]);
         metrics.count("lru_cache_entry_remove", stats.dropped as f64, &[]);
-        let entries = entries?;
-        self.entries = entries.clone();
-        Some(entries)
     }
 
     /// For the server to compare with what we may have.
@@ -353,21 +227,20 @@ impl Syncer {
             version: *version,
         };
         WatchRequest {
-            entry_digests: entries::digests(&self.entries),
+            entry_digests: entries::digests(&self.cache().snapshot().records),
             bundles: self.told.iter().map(version).collect(),
         }
     }
 
     /// What the server told by itself, and whatever SVIDs follow from it; see [`Syncer::update_svids`].
     async fn take_answer(&mut self, mut answer: WatchResponse) -> Result<bool, ServerError> {
-        let (entries, stats) = {
-            let mut sync = EntrySync::new(&self.entries);
-            sync.pushed(&mut answer);
-            sync.finish()
-        };
-        let domains = self.federated_domains(entries.as_ref());
-        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains)?;
-        let entries = self.take_entries(entries, stats);
+        let known = self.cache().snapshot();
+        let mut sync = EntrySync::new(&known.records);
+        sync.pushed(&mut answer);
+        let (entries, stats) = sync.finish();
+        let domains = self.federated_domains(entries.as_deref());
+        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains).await?;
+        self.count(stats);
         self.writer.publish(Change { entries, bundles, ..Change::default() });
         let complete = self.update_svids().await?;
         self.status.synced(self.context.clock.now());
@@ -518,12 +391,12 @@ impl Syncer {
         match attest::verdict_of(&error) {
             Verdict::Banned => {
                 tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
-                self.delete_svid();
+                self.delete_svid().await;
                 Err(error)
             }
             Verdict::Reattest if !self.svid.reattestable => {
                 tracing::error!(subsystem_name = SUBSYSTEM, %error, "Agent failed re-attestation; removing SVID and shutting down");
-                self.delete_svid();
+                self.delete_svid().await;
                 Err(error)
             }
             _ => Ok(()), // at the next tick
@@ -537,41 +410,41 @@ impl Syncer {
         let chain = answer.cert_chain.iter().map(|der| Arc::from(der.as_ref())).collect();
         let svid = AgentSvid::new(chain, key, self.svid.reattestable, self.context.rotation, &self.context.jitter)?;
         tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "Successfully rotated agent SVID");
-        self.use_svid(svid)
+        self.use_svid(svid).await
     }
 
     async fn reattest(&mut self) -> Result<(), AgentError> {
         let svid = attest::reattest(&self.context, self.cache().clone(), &self.svid).await?;
-        self.use_svid(svid)
+        self.use_svid(svid).await
     }
 
-    fn use_svid(&mut self, mut svid: AgentSvid) -> Result<(), AgentError> {
+    async fn use_svid(&mut self, mut svid: AgentSvid) -> Result<(), AgentError> {
         svid.accept_tainted(&self.tainted);
         svid.install(&self.identity)?;
         self.status.svid_changed(&svid);
         self.svid = svid;
-        self.store_svid();
+        self.store_svid().await;
         self.link.release();
         Ok(())
     }
 
-    fn store_svid(&self) {
-        if let Err(error) = self.context.storage.store_svid(&self.svid.chain, self.svid.reattestable) {
+    async fn store_svid(&self) {
+        if let Err(error) = self.context.storage.store_svid(&self.svid.chain, self.svid.reattestable).await {
             tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Could not store SVID");
         }
     }
 
     /// SVID and bundle, in one write.
-    pub(crate) fn store(&self) {
+    pub(crate) async fn store(&self) {
         let roots = bundles::roots(&self.cache().snapshot().bundles.own);
-        if let Err(error) = self.context.storage.store(&self.svid.chain, self.svid.reattestable, &roots) {
+        if let Err(error) = self.context.storage.store(&self.svid.chain, self.svid.reattestable, &roots).await {
             tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Could not store SVID");
         }
     }
 
-    fn delete_svid(&self) {
+    async fn delete_svid(&self) {
         self.context.sealed.forget();
-        if let Err(error) = self.context.storage.delete_svid() {
+        if let Err(error) = self.context.storage.delete_svid().await {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, "Failed to remove SVID");
         }
     }

@@ -3,8 +3,10 @@
 
 use super::fake::wire_entry;
 use super::harness::{Running, StandsStill, World, secure, until, within};
+use super::sds::{asked, words};
 use finial_config::WaitForEntry;
 use finial_net::client::uds_channel;
+use finial_proto::envoy::secret::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use finial_proto::sync::WatchResponse;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::*;
@@ -13,6 +15,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// Not a test by itself: the process that other tests start. It makes the calls that it is told at the same time, on one
@@ -22,11 +26,11 @@ async fn workload_process() {
     let (Ok(socket), Ok(calls)) = (std::env::var("FINIAL_TEST_SOCKET"), std::env::var("FINIAL_TEST_CALLS")) else {
         return;
     };
-    let client = SpiffeWorkloadApiClient::new(uds_channel(socket));
+    let channel = uds_channel(socket);
     let made = calls.split(' ').map(|call| {
-        let client = client.clone();
+        let channel = channel.clone();
         async move {
-            match make(client, call).await {
+            match make(channel, call).await {
                 Ok(got) => println!("\nRESULT {call} {got}"),
                 Err(status) => println!("\nRESULT {call} {:?}: {}", status.code(), status.message()),
             }
@@ -35,7 +39,8 @@ async fn workload_process() {
     futures::future::join_all(made).await;
 }
 
-async fn make(mut client: SpiffeWorkloadApiClient<tonic::transport::Channel>, call: &str) -> Result<String, Status> {
+async fn make(channel: Channel, call: &str) -> Result<String, Status> {
+    let mut client = SpiffeWorkloadApiClient::new(channel.clone());
     let none = || Status::unknown("the stream ended");
     match call {
         "x509" => {
@@ -49,6 +54,16 @@ async fn make(mut client: SpiffeWorkloadApiClient<tonic::transport::Channel>, ca
         "jwt-bundles" => {
             let mut stream = client.fetch_jwt_bundles(secure(JwtBundlesRequest {})).await?.into_inner();
             Ok(stream.message().await?.ok_or_else(none)?.bundles.into_keys().collect())
+        }
+        "sds-fetch" => {
+            let answer = SecretDiscoveryServiceClient::new(channel).fetch_secrets(asked(&["default"])).await?;
+            Ok(answer.into_inner().resources.iter().map(words).collect())
+        }
+        "sds-stream" => {
+            // The proxy says no more, and does not go away.
+            let requests = tokio_stream::once(asked(&["default"])).chain(tokio_stream::pending());
+            let mut stream = SecretDiscoveryServiceClient::new(channel).stream_secrets(requests).await?.into_inner();
+            Ok(stream.message().await?.ok_or_else(none)?.resources.iter().map(words).collect())
         }
         jwt => {
             let spiffe_id = jwt.strip_prefix("jwt=").unwrap_or_default().to_owned();
@@ -117,24 +132,25 @@ async fn create(world: &World, id: &str, path: &str) {
 async fn an_entry_that_comes_meanwhile_is_served_at_once() {
     let world = world(100).await;
     let agent = started(&world).await;
-    let mut workload = Workload::start(&agent, "x509 jwt x509-bundles jwt-bundles");
+    let mut workload = Workload::start(&agent, "x509 jwt x509-bundles jwt-bundles sds-fetch sds-stream");
     attested(&world, 1).await;
     // Without any timer: told by the server, and passed on.
     let still = StandsStill::begin();
     create(&world, "e1", "/web").await;
-    let mut results =
-        [workload.result().await, workload.result().await, workload.result().await, workload.result().await];
+    let mut results = Vec::new();
+    for _ in 0..6 {
+        results.push(workload.result().await);
+    }
     drop(still);
     results.sort();
-    let web = "spiffe://td/web";
     let want = [
-        "jwt-bundles spiffe://td".into(),
-        format!("jwt {web}"),
-        format!("x509 {web}"),
-        "x509-bundles spiffe://td".into(),
+        "jwt spiffe://td/web",
+        "jwt-bundles spiffe://td",
+        "sds-fetch default = spiffe://td/web",
+        "sds-stream default = spiffe://td/web",
+        "x509 spiffe://td/web",
+        "x509-bundles spiffe://td",
     ];
-    let mut want: [String; 4] = want;
-    want.sort();
     assert_eq!(results, want);
     within(workload.child.wait()).await.unwrap();
     agent.stop().await;
@@ -158,8 +174,33 @@ async fn waiting_ends_with_the_refusal_that_comes_at_once_otherwise() {
     let mut world = world(100).await;
     world.settings.wait_for_entry = Some(WaitForEntry { longest: Duration::from_millis(20), waiters_max: 100 });
     let agent = started(&world).await;
-    let mut workload = Workload::start(&agent, "x509");
-    assert_eq!(workload.result().await, "x509 PermissionDenied: no identity issued");
+    let mut workload = Workload::start(&agent, "x509 sds-fetch sds-stream");
+    let mut results = [workload.result().await, workload.result().await, workload.result().await];
+    results.sort();
+    let refused = "InvalidArgument: workload is not authorized for the requested identities [\"default\"]";
+    let want = [
+        format!("sds-fetch {refused}"),
+        format!("sds-stream {refused}"),
+        "x509 PermissionDenied: no identity issued".to_owned(),
+    ];
+    assert_eq!(results, want);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_one_too_many_is_refused_at_once_and_one_that_has_its_secrets_has_no_place() {
+    let world = world(2).await; // one of one user
+    let agent = started(&world).await;
+    let mut first = Workload::start(&agent, "sds-stream sds-fetch");
+    let refused = first.result().await;
+    assert!(refused.contains("InvalidArgument: workload is not authorized"), "{refused}");
+    create(&world, "e1", "/web").await;
+    let served = first.result().await;
+    assert!(served.ends_with("default = spiffe://td/web"), "{served}");
+    let mut other = Workload::start(&agent, "jwt=spiffe://td/api");
+    attested(&world, 2).await;
+    create(&world, "e2", "/api").await;
+    assert_eq!(other.result().await, "jwt=spiffe://td/api spiffe://td/api", "the place is free again");
     agent.stop().await;
 }
 

@@ -167,3 +167,40 @@ async fn many_are_asked_for_in_pieces() {
     assert_eq!((answer.svids.len(), world.server.calls("BatchNewWITSVID")), (150, 2));
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn a_restart_without_a_server_serves_the_same_tokens() {
+    let mut world = world().await;
+    super::outage::keep_sealed(&mut world);
+    world.server.state().wit_ttl = 3600;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let first = next(&mut stream(&agent, "").await.unwrap()).await.unwrap();
+    agent.stop().await;
+    world.server.state().away = true;
+    let agent = world.started().await;
+    let mut held = stream(&agent, "").await.unwrap();
+    assert_eq!(next(&mut held).await.unwrap(), first, "with the key");
+    // Who had none waits for the server, and gets one as soon as it is back.
+    world.server.state().away = false;
+    world.entry("e2", "/api", &["test:any"]);
+    let both = next(&mut held).await.unwrap();
+    assert_eq!((both.svids.len(), &both.svids[0]), (2, &first.svids[0]));
+    agent.stop().await;
+}
+
+/// An entry that was deleted and made again may have its old ID and revision.
+#[tokio::test]
+async fn an_entry_made_again_with_another_spiffe_id_has_its_token_at_once() {
+    let world = world().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let mut held = stream(&agent, "").await.unwrap();
+    assert_eq!(next(&mut held).await.unwrap().svids[0].spiffe_id, "spiffe://td/web");
+    let again = finial_proto::types::Entry { created_at: 77, ..wire_entry("e1", "/api", &["test:any"]) };
+    let calls = world.server.calls("BatchNewWITSVID");
+    world.server.state().entries.insert("e1".into(), again);
+    assert_eq!(next(&mut held).await.unwrap().svids[0].spiffe_id, "spiffe://td/api");
+    assert_eq!(world.server.calls("BatchNewWITSVID"), calls + 1, "asked for once");
+    agent.stop().await;
+}

@@ -9,11 +9,12 @@ mod wit;
 
 pub(crate) use call::{ApiNames, Call, Calls, answered};
 pub(crate) use caller::{ATTESTOR_TIMEOUT, Attestation, Caller, CallerConnection, LOOKS_MAX, Report};
+pub(crate) use waiting::Waiting;
 
 use crate::cache::{Cache, Subscription, View, ViewState};
 use crate::sync::jwt::JwtFetcher;
 use crate::sync::wit::WitFetcher;
-use finial_config::{AgentRateLimits, WaitForEntry};
+use finial_config::AgentRateLimits;
 use finial_core::{Clock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_crypto::verify_jwt_svid;
 use finial_proto::convert::json_to_struct;
@@ -26,7 +27,6 @@ use std::fmt;
 use std::sync::Arc;
 use stream::AnswerStream;
 use tonic::{Request, Response, Status};
-use waiting::Waiting;
 use wit::WitStream;
 
 /// As log lines say it.
@@ -97,8 +97,8 @@ pub(crate) struct Settings {
     /// Selector types, or longer prefixes up to a colon, that may be logged.
     pub(crate) log_selectors: Vec<String>,
     pub(crate) rate_limits: AgentRateLimits,
-    /// Whether a workload without an entry waits for one.
-    pub(crate) wait_for_entry: Option<WaitForEntry>,
+    /// Where a workload without an entry waits for one.
+    pub(crate) waiting: Option<Waiting>,
 }
 
 struct Inner {
@@ -110,7 +110,6 @@ struct Inner {
     wit: Option<Arc<WitFetcher>>,
     clock: Arc<dyn Clock>,
     limits: Limits,
-    waiting: Option<Waiting>,
     calls: Calls,
 }
 
@@ -129,8 +128,7 @@ impl WorkloadApi {
     ) -> Self {
         let limits = Limits::new(&settings.rate_limits);
         let calls = Calls::new(attestation.metrics.clone(), ApiNames::WORKLOAD);
-        let waiting = settings.wait_for_entry.map(Waiting::new);
-        Self(Arc::new(Inner { settings, cache, attestation, jwt, wit, clock, limits, waiting, calls }))
+        Self(Arc::new(Inner { settings, cache, attestation, jwt, wit, clock, limits, calls }))
     }
 
     /// Who calls, and what they may see.

@@ -10,6 +10,7 @@ pub mod docker;
 pub mod envoy;
 pub mod gvisor;
 pub mod kube;
+pub mod oidc;
 mod process;
 mod proxy;
 mod spire;

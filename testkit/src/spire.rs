@@ -23,7 +23,7 @@ pub fn require_spire() -> PathBuf {
 }
 
 impl Flavor {
-    fn binary(self, dir: &Workdir, name: &str) -> PathBuf {
+    pub(crate) fn binary(self, dir: &Workdir, name: &str) -> PathBuf {
         match self {
             Self::Spire => require_spire().join(name),
             Self::Finial => {

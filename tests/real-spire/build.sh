@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 version=1.15.3
 out=${FINIAL_CACHE:-$HOME/.cache/finial}/spire-$version
-built() { [ -x "$out/spire-server" ] && [ -x "$out/spire-agent" ]; }
+built() { [ -x "$out/spire-server" ] && [ -x "$out/spire-agent" ] && [ -x "$out/oidc-discovery-provider" ]; }
 policy_there() { [ -f "$out/policy.rego" ] && [ -f "$out/policy_data.json" ]; }
 built && policy_there && exit 0
 mkdir -p "$out"
@@ -21,5 +21,6 @@ fi
 built && exit 0
 GOFLAGS="-mod=mod -buildvcs=false" go build \
     -ldflags "-s -w -X github.com/spiffe/spire/pkg/common/version.gittag=$version" \
-    -o "$tmp/" github.com/spiffe/spire/cmd/spire-server github.com/spiffe/spire/cmd/spire-agent
-mv "$tmp/spire-server" "$tmp/spire-agent" "$out/"
+    -o "$tmp/" github.com/spiffe/spire/cmd/spire-server github.com/spiffe/spire/cmd/spire-agent \
+    github.com/spiffe/spire/support/oidc-discovery-provider
+mv "$tmp/spire-server" "$tmp/spire-agent" "$tmp/oidc-discovery-provider" "$out/"

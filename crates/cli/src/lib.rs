@@ -39,6 +39,7 @@ mod health;
 mod json;
 mod launch;
 mod logger;
+mod oidc;
 mod rpc;
 mod server;
 
@@ -91,10 +92,11 @@ Commands:
     server    All commands of spire-server: `finial server run -config server.conf`
     agent     All commands of spire-agent: `finial agent api fetch x509`
     entries   Registration entries as files under version control: export, diff, import, apply
+    oidc      All of oidc-discovery-provider: `finial oidc -config oidc-discovery-provider.conf`
     explain   Why a process gets the identities that it gets, or none: `finial explain -pid N`
     dev       A trust domain on this machine, to look at and to try things with
 
-Called as spire-server or spire-agent (links to this program), it is that program, flag for flag.
+Called as spire-server, spire-agent or oidc-discovery-provider (links to this program), it is that program, flag for flag.
 ";
 
 /// The arguments of this process, its own name first. Bytes that are not text are replaced.
@@ -113,6 +115,7 @@ pub fn finial_main() -> ExitCode {
         "spire-server" => return spire_server().main(&args, &io).into(),
         "spire-agent" => return spire_agent().main(&args, &io).into(),
         "finial-agent" => return finial_agent().main(&args, &io).into(),
+        "oidc-discovery-provider" => return oidc::main(&args, &io).into(),
         _ => {}
     }
     let rest = args.get(1..).unwrap_or_default();
@@ -120,6 +123,7 @@ pub fn finial_main() -> ExitCode {
         Some("server") => Program { name: "finial server", ..spire_server() }.main(rest, &io).into(),
         Some("agent") => Program { name: "finial agent", ..finial_agent() }.main(rest, &io).into(),
         Some("entries") => finial_entries().main(rest, &io).into(),
+        Some("oidc") => oidc::main(rest, &io).into(),
         Some("explain") => finial_explain().main(&args, &io).into(),
         Some("dev") => dev::main(rest),
         Some("-v" | "-version" | "--version") => {

@@ -31,8 +31,8 @@ pub use duration::{format_go_duration, parse_go_duration};
 pub use expand::expand_env;
 pub use nearest::nearest;
 pub use oidc::{
-    OIDC_CONFIG_DEFAULT, OidcDocuments, OidcHealth, OidcListen, OidcSettings, OidcSource, load_oidc, parse_oidc,
-    socket_address,
+    OIDC_CONFIG_DEFAULT, OidcDocuments, OidcEndpoint, OidcHealth, OidcListen, OidcSettings, OidcSource, load_oidc,
+    parse_oidc, socket_address,
 };
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
 pub use problem::{ConfigError, Loaded, Notice, Problem, Readable};

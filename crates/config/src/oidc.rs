@@ -21,20 +21,27 @@ const ACME_CACHE_DEFAULT: &str = "./.acme-cache";
 pub struct OidcSettings {
     /// How to log.
     pub log: LogSettings,
-    /// Whether each request is logged, at level debug.
-    pub log_requests: bool,
-    /// The names it is asked under; requests to others are refused. Never empty.
-    pub domains: Vec<String>,
-    /// Where it listens.
-    pub listen: OidcListen,
+    /// Where and what it answers.
+    pub endpoint: OidcEndpoint,
     /// Where the keys come from.
     pub source: OidcSource,
     /// How often they are asked for.
     pub poll_interval: Duration,
     /// The listener for probes.
     pub health: Option<OidcHealth>,
+}
+
+/// Where a provider answers, and what. Servers can have one too (`experimental { oidc { } }`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OidcEndpoint {
+    /// The names it is asked under; requests to others are refused. Never empty.
+    pub domains: Vec<String>,
+    /// Where it listens.
+    pub listen: OidcListen,
     /// What the documents say.
     pub documents: OidcDocuments,
+    /// Whether each request is logged, at level debug.
+    pub log_requests: bool,
 }
 
 /// What the documents say, and at which paths they are.
@@ -105,7 +112,7 @@ pub struct OidcHealth {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Raw {
+pub(crate) struct Raw {
     log_level: String,
     log_format: String,
     log_path: String,
@@ -206,12 +213,39 @@ pub fn parse_oidc(path: &Path, text: &str) -> Result<Loaded<OidcSettings>, Box<C
 }
 
 /// `None` after a problem that was reported.
-fn resolve(r: &mut Resolver, raw: Raw) -> Option<OidcSettings> {
+fn resolve(r: &mut Resolver, mut raw: Raw) -> Option<OidcSettings> {
     r.log_settings("", &raw.log_level, &raw.log_format, &raw.log_path, false);
+    let source = source(r, raw.server_api.take(), raw.workload_api.take(), raw.file.take());
+    let health = raw.health_checks.take().map(|health| health_checks(r, health));
+    let endpoint = endpoint(r, raw);
+    let (source, poll_interval) = source?;
+    Some(OidcSettings { log: r.log.clone(), endpoint: endpoint?, source, poll_interval, health })
+}
+
+/// That of a server, which serves its own keys, logs as it does and has probes of its own.
+pub(crate) fn of_server(r: &mut Resolver, raw: Raw) -> Option<OidcEndpoint> {
+    r.base = &["server", "experimental", "oidc"];
+    let elsewhere = [
+        ("server_api", raw.server_api.is_some()),
+        ("workload_api", raw.workload_api.is_some()),
+        ("file", raw.file.is_some()),
+        ("health_checks", raw.health_checks.is_some()),
+        ("log_level", !raw.log_level.is_empty()),
+        ("log_format", !raw.log_format.is_empty()),
+        ("log_path", !raw.log_path.is_empty()),
+    ];
+    for (key, _) in elsewhere.into_iter().filter(|(_, set)| *set) {
+        let hint = "remove it: a server serves its own keys, and has a log and probes already";
+        r.problem(&[key], format!("experimental.oidc: {key} has no meaning in a server"), hint);
+    }
+    let endpoint = endpoint(r, raw);
+    r.base = &[];
+    endpoint
+}
+
+fn endpoint(r: &mut Resolver, raw: Raw) -> Option<OidcEndpoint> {
     let domains = domains(r, raw.domains);
     let listen = listen(r, raw.acme, raw.serving_cert_file, &raw.insecure_addr, &raw.listen_socket_path);
-    let source = source(r, raw.server_api, raw.workload_api, raw.file);
-    let health = raw.health_checks.map(|health| health_checks(r, health));
     for (key, url) in [("jwt_issuer", &raw.jwt_issuer), ("jwks_uri", &raw.jwks_uri)] {
         check_url(r, key, url);
     }
@@ -225,15 +259,9 @@ fn resolve(r: &mut Resolver, raw: Raw) -> Option<OidcSettings> {
         );
     }
     let some = |text: String| (!text.is_empty()).then_some(text);
-    let (source, poll_interval) = source?;
-    Some(OidcSettings {
-        log: r.log.clone(),
-        log_requests: raw.log_requests,
+    Some(OidcEndpoint {
         domains,
         listen: listen?,
-        source,
-        poll_interval,
-        health,
         documents: OidcDocuments {
             issuer: some(raw.jwt_issuer),
             jwks_uri: some(raw.jwks_uri),
@@ -241,6 +269,7 @@ fn resolve(r: &mut Resolver, raw: Raw) -> Option<OidcSettings> {
             allow_insecure_scheme: raw.allow_insecure_scheme,
             path_prefix: raw.server_path_prefix,
         },
+        log_requests: raw.log_requests,
     })
 }
 

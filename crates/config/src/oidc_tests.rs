@@ -12,11 +12,11 @@ const LEAST: &str = "domains = [\"x.test\"]\nserver_api { address = \"unix:///ru
 #[test]
 fn what_is_not_written_has_spires_defaults() {
     let settings = parse(&format!("{LEAST} insecure_addr = \":8080\"")).unwrap();
-    assert_eq!(settings.domains, ["x.test"]);
-    assert_eq!(settings.listen, OidcListen::Insecure(":8080".into()));
+    assert_eq!(settings.endpoint.domains, ["x.test"]);
+    assert_eq!(settings.endpoint.listen, OidcListen::Insecure(":8080".into()));
     assert_eq!(settings.source, OidcSource::Server("/run/api.sock".into()));
     assert_eq!(settings.poll_interval, Duration::from_secs(10));
-    assert_eq!((settings.health, settings.documents), (None, OidcDocuments::default()));
+    assert_eq!((settings.health, settings.endpoint.documents), (None, OidcDocuments::default()));
 }
 
 #[test]
@@ -37,17 +37,16 @@ fn all_that_can_be_written_is_read() {
         "#,
     )
     .unwrap();
-    assert_eq!(settings.domains, ["a.test", "b.test"]);
+    assert_eq!(settings.endpoint.domains, ["a.test", "b.test"]);
     assert_eq!(settings.poll_interval, Duration::from_secs(3));
     let health = OidcHealth { port: 8008, ready_path: "/ready".into(), live_path: "/alive".into() };
     assert_eq!(settings.health, Some(health));
     let domain = TrustDomain::parse("example.org").unwrap();
     assert_eq!(settings.source, OidcSource::Workload("/run/agent.sock".into(), domain));
-    let OidcListen::ServingCert { address, file_sync_interval, .. } = settings.listen else {
-        panic!("another listener")
-    };
+    let OidcEndpoint { listen, documents, log_requests, .. } = settings.endpoint;
+    let OidcListen::ServingCert { address, file_sync_interval, .. } = listen else { panic!("another listener") };
     assert_eq!((address.to_string().as_str(), file_sync_interval.as_secs()), ("127.0.0.1:8443", 60));
-    assert!(settings.log_requests && settings.documents.set_key_use && settings.documents.allow_insecure_scheme);
+    assert!(log_requests && documents.set_key_use && documents.allow_insecure_scheme);
 }
 
 #[test]
@@ -57,10 +56,10 @@ fn everything_wrong_is_named_at_once() {
     assert_eq!(
         said,
         [
-            "domain \"Ä.test\" must already be punycode encoded",
-            "either acme, serving_cert_file, insecure_addr or listen_socket_path must be configured",
             "exactly one of the server_api, workload_api, or file sections must be configured",
             "health_checks: bind_port 99999 is not a TCP port",
+            "domain \"Ä.test\" must already be punycode encoded",
+            "either acme, serving_cert_file, insecure_addr or listen_socket_path must be configured",
             "the jwt_issuer url must contain a scheme",
         ]
     );
@@ -92,4 +91,31 @@ fn what_excludes_each_other_is_refused_in_spires_words() {
     let tcp = "domains = [\"x\"]\ninsecure_addr = \":1\"\nserver_api { address = \"tcp:1\" }";
     let message = "address must use the unix name system in the server_api configuration section";
     assert_eq!(parse(tcp).unwrap_err(), [message]);
+}
+
+#[test]
+fn a_server_may_have_one_of_its_own() {
+    let server = |oidc: &str| {
+        let text = format!(
+            "server {{ trust_domain = \"td\" data_dir = \"d\"\n experimental {{ oidc {{ {oidc} }} }} }}\nplugins {{\n\
+             DataStore \"sql\" {{}}\n KeyManager \"memory\" {{}} }}"
+        );
+        crate::parse_server(Path::new("server.conf"), &text, &crate::ServerOverrides::default())
+    };
+    let loaded = server("domains = [\"x.test\"] insecure_addr = \"127.0.0.1:8080\"").unwrap();
+    let endpoint = loaded.settings.oidc.unwrap();
+    assert_eq!(
+        (endpoint.domains, endpoint.listen),
+        (vec!["x.test".into()], OidcListen::Insecure("127.0.0.1:8080".into()))
+    );
+    let refused = server("insecure_addr = \":1\"\n file { path = \"x\" }\n jwks_uri = \"x\"").unwrap_err();
+    let said: Vec<_> = refused.problems.iter().map(|p| (p.message.as_str(), p.pos.map(|pos| pos.line))).collect();
+    assert_eq!(
+        said,
+        [
+            ("experimental.oidc: file has no meaning in a server", Some(3)),
+            ("at least one domain must be configured", Some(2)),
+            ("the jwks_uri url must contain a scheme", Some(4)),
+        ]
+    );
 }

@@ -22,6 +22,8 @@ pub(crate) struct Resolver {
     pub(crate) root: Value,
     pub(crate) problems: Vec<Problem>,
     pub(crate) notices: Vec<Notice>,
+    /// Where the keys stand that problems are reported of; empty at the top of the file.
+    pub(crate) base: &'static [&'static str],
     /// Keys that a flag set, so that no place in the file is named for them.
     pub(crate) overridden: Vec<&'static str>,
     pub(crate) log: LogSettings,
@@ -70,6 +72,7 @@ impl Resolver {
             root: Value::empty(),
             problems: Vec::new(),
             notices: Vec::new(),
+            base: &[],
             overridden,
             log: LogSettings::default(),
             plugins: None,
@@ -123,6 +126,7 @@ impl Resolver {
 
     /// Reports a problem of the key that `path` leads to; its section is named if the key is not written.
     pub(crate) fn problem(&mut self, path: &[&str], message: impl Into<String>, hint: &str) {
+        let path = &[self.base, path].concat();
         let by_flag = path.last().is_some_and(|key| self.overridden.contains(key));
         let pos = (1..=path.len()).rev().find_map(|n| self.root.find_pos(path.get(..n)?)).filter(|_| !by_flag);
         let hint = (!hint.is_empty()).then(|| hint.into());

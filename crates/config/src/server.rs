@@ -1,6 +1,6 @@
 //! Resolved server settings.
 
-use crate::{HealthSettings, LogSettings, PluginConfig, ProfilingSettings, TelemetrySettings};
+use crate::{HealthSettings, LogSettings, OidcEndpoint, PluginConfig, ProfilingSettings, TelemetrySettings};
 use finial_core::{EndpointProfile, KeyType, SpiffeId, TrustDomain};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -64,6 +64,8 @@ pub struct ServerSettings {
     pub wit_issuer: Option<String>,
     /// Whether `experimental { feature_flags }` names `wit-svid`.
     pub wit_svids_enabled: bool,
+    /// `experimental { oidc { } }`, of our own: an OIDC discovery provider in the server.
+    pub oidc: Option<OidcEndpoint>,
     /// `profiling_*`.
     pub profiling: ProfilingSettings,
     /// `log_*`.
@@ -108,6 +110,7 @@ impl ServerSettings {
             wit_key_type: KeyType::EcP256,
             wit_issuer: None,
             wit_svids_enabled: false,
+            oidc: None,
             profiling: ProfilingSettings::default(),
             log: LogSettings::default(),
             telemetry: TelemetrySettings::default(),

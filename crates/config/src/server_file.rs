@@ -3,6 +3,7 @@
 mod federation;
 
 use crate::duration::format_go_duration;
+use crate::oidc;
 use crate::problem::{ConfigError, Loaded, Readable};
 use crate::raw::{self, RawHealth, RawTelemetry};
 use crate::resolve::{Resolver, read_text};
@@ -118,6 +119,7 @@ struct RawExperimental {
     wit_issuer: String,
     feature_flags: Vec<String>,
     named_pipe_name: String,
+    oidc: Option<oidc::Raw>,
 }
 
 #[derive(Default, Deserialize)]
@@ -218,7 +220,7 @@ pub(crate) fn trust_domain(r: &mut Resolver, section: &str, text: &str) -> Optio
 
 fn resolve_rest(
     r: &mut Resolver,
-    s: RawServer,
+    mut s: RawServer,
     telemetry: RawTelemetry,
     health: RawHealth,
     unused: &[finial_hcl::Unused],
@@ -278,6 +280,7 @@ fn resolve_rest(
     out.health = health.resolve(r);
     r.unknown_keys(unused, section_name);
     r.experimental_warning("server");
+    out.oidc = s.experimental.oidc.take().and_then(|raw| oidc::of_server(r, raw));
     experimental(r, &s.experimental, out);
 }
 

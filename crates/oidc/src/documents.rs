@@ -2,7 +2,7 @@
 
 use crate::keys::Keys;
 use bytes::Bytes;
-use finial_config::OidcDocuments;
+use finial_config::OidcEndpoint;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
@@ -23,13 +23,11 @@ const NEVER_CACHED: [(HeaderName, &str); 3] = [
 ];
 
 /// Answers requests.
-pub struct Documents {
+pub(crate) struct Documents {
     keys: Keys,
-    domains: Vec<String>,
-    settings: OidcDocuments,
+    endpoint: OidcEndpoint,
     /// Whether requests come over TLS.
     tls: bool,
-    log_requests: bool,
 }
 
 /// OpenID Connect Discovery 1.0, section 3: what is required, and what is true of a trust domain.
@@ -50,13 +48,13 @@ struct JwkSet {
 
 impl Documents {
     /// `tls` tells whether the requests that will be answered come over TLS.
-    pub fn new(keys: Keys, domains: Vec<String>, settings: OidcDocuments, tls: bool, log_requests: bool) -> Self {
-        Self { keys, domains, settings, tls, log_requests }
+    pub(crate) fn new(keys: Keys, endpoint: OidcEndpoint, tls: bool) -> Self {
+        Self { keys, endpoint, tls }
     }
 
     /// Answers `GET <prefix>/.well-known/openid-configuration` and `GET <prefix>/keys`.
-    pub fn respond(&self, request: &Parts) -> Response<Full<Bytes>> {
-        if self.log_requests {
+    pub(crate) fn respond(&self, request: &Parts) -> Response<Full<Bytes>> {
+        if self.endpoint.log_requests {
             let user_agent = text(&request.headers, header::USER_AGENT.as_str()).unwrap_or_default();
             tracing::debug!(method = %request.method, url = %request.uri, "user-agent" = user_agent, "Incoming request");
         }
@@ -79,7 +77,7 @@ impl Documents {
 
     /// A path below the prefix.
     fn path(&self, path: &str) -> String {
-        join(&self.settings.path_prefix, path)
+        join(&self.endpoint.documents.path_prefix, path)
     }
 
     fn discovery(&self, request: &Parts) -> Response<Full<Bytes>> {
@@ -87,18 +85,19 @@ impl Documents {
         let asked = text(headers, "x-forwarded-host").or_else(|| text(headers, "host"));
         let asked = asked.or_else(|| request.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default();
         let domain = domain_of(asked);
-        if !self.domains.iter().any(|d| d == domain) {
+        if !self.endpoint.domains.iter().any(|d| d == domain) {
             return error(StatusCode::BAD_REQUEST, &format!("domain {domain:?} is not allowed"));
         }
-        let secure = self.tls || !self.settings.allow_insecure_scheme || forwarded_proto(headers) == Some("https");
+        let secure =
+            self.tls || !self.endpoint.documents.allow_insecure_scheme || forwarded_proto(headers) == Some("https");
         let own = format!("{}://{asked}", if secure { "https" } else { "http" });
-        let issuer = self.settings.issuer.clone();
-        let jwks_uri = match (&self.settings.jwks_uri, &issuer) {
+        let issuer = self.endpoint.documents.issuer.clone();
+        let jwks_uri = match (&self.endpoint.documents.jwks_uri, &issuer) {
             (Some(uri), _) => uri.clone(),
             (None, Some(issuer)) => beside(issuer),
             (None, None) => format!("{own}{}", self.path("/keys")),
         };
-        let prefix = match self.settings.path_prefix.as_str() {
+        let prefix = match self.endpoint.documents.path_prefix.as_str() {
             "/" => "",
             prefix => prefix,
         };
@@ -120,7 +119,7 @@ impl Documents {
             return error(StatusCode::NOT_IMPLEMENTED, "jwt not supported/enabled in this service");
         }
         let keys = set.keys.iter().map(|key| {
-            let used = self.settings.set_key_use.then(|| ("use".to_owned(), Value::from("sig")));
+            let used = self.endpoint.documents.set_key_use.then(|| ("use".to_owned(), Value::from("sig")));
             used.into_iter().chain(key.clone()).collect()
         });
         let mut response = json(&JwkSet { keys: keys.collect() });

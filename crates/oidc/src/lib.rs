@@ -1,7 +1,8 @@
 //! The OIDC discovery provider: a trust domain's JWT keys as relying parties of OpenID Connect look for them (OpenID
 //! Connect Discovery 1.0, RFC 7517).
 //!
-//! `keys` holds the last key set; a `source` keeps it current; `documents` answers requests from it; `serve` listens.
+//! `keys` holds the last key set; a `source` keeps it current; `documents` answers requests from it; `serve` listens. A server that has a provider in it
+//! sets [`Keys`] by itself.
 
 mod documents;
 mod health;
@@ -9,6 +10,5 @@ mod keys;
 mod serve;
 mod source;
 
-pub use documents::Documents;
 pub use keys::Keys;
-pub use serve::{ServeError, serve};
+pub use serve::{ServeError, run, serve};

@@ -4,7 +4,7 @@ use crate::documents::Documents;
 use crate::health::Probes;
 use crate::keys::Keys;
 use crate::source;
-use finial_config::{OidcListen, OidcSettings, socket_address};
+use finial_config::{OidcEndpoint, OidcListen, OidcSettings, socket_address};
 use finial_core::Clock;
 use finial_crypto::tls::{KeyExchange, server_config_with};
 use finial_net::https_server::{LIMITS, Listen, serve_with};
@@ -15,6 +15,9 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+
+/// Who speaks in the log.
+const SUBSYSTEM: &str = "oidc";
 
 /// Why a provider does not start.
 #[derive(Debug, thiserror::Error)]
@@ -43,17 +46,13 @@ pub enum ServeError {
     Io(#[from] io::Error),
 }
 
-/// Serves until shutdown. Gives the address it got, if it listens on TCP.
+/// Runs a provider until shutdown: follows its source, answers requests and probes.
 ///
 /// # Errors
 /// When it cannot listen as it was told.
-pub async fn serve(
-    settings: OidcSettings,
-    clock: Arc<dyn Clock>,
-    spawner: &Spawner,
-) -> Result<Option<SocketAddr>, ServeError> {
+pub async fn run(settings: OidcSettings, clock: Arc<dyn Clock>, spawner: &Spawner) -> Result<(), ServeError> {
     let keys = Keys::new(clock.clone());
-    let (listen, address) = listen(&settings.listen, clock, spawner).await?;
+    serve(settings.endpoint, keys.clone(), clock, spawner).await?;
     let following = source::follow(settings.source, settings.poll_interval, keys.clone(), spawner.clone());
     spawner.service("key source", async move {
         following.await;
@@ -62,15 +61,30 @@ pub async fn serve(
     if let Some(health) = settings.health {
         let all = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), health.port);
         let listener = tls::bind(all).map_err(|error| ServeError::Listen(all, error))?;
-        let probes = Probes::new(keys.clone(), health, settings.poll_interval);
+        let probes = Probes::new(keys, health, settings.poll_interval);
         serve_with(Listen::Plain(listener), Arc::new(move |r| probes.respond(r)), "health checks", spawner)?;
     }
-    if settings.log_requests {
-        tracing::info!("Logging all requests");
+    Ok(())
+}
+
+/// Answers requests with `keys`, which somebody else keeps current, until shutdown. Gives the address it got, if it listens on
+/// TCP.
+///
+/// # Errors
+/// When it cannot listen as it was told.
+pub async fn serve(
+    endpoint: OidcEndpoint,
+    keys: Keys,
+    clock: Arc<dyn Clock>,
+    spawner: &Spawner,
+) -> Result<Option<SocketAddr>, ServeError> {
+    let (listen, address) = listen(&endpoint.listen, clock, spawner).await?;
+    if endpoint.log_requests {
+        tracing::info!(subsystem_name = SUBSYSTEM, "Logging all requests");
     }
     let secure = matches!(listen, Listen::Tls(..));
-    let documents = Documents::new(keys, settings.domains, settings.documents, secure, settings.log_requests);
-    serve_with(listen, Arc::new(move |r| documents.respond(r)), "documents", spawner)?;
+    let documents = Documents::new(keys, endpoint, secure);
+    serve_with(listen, Arc::new(move |r| documents.respond(r)), SUBSYSTEM, spawner)?;
     Ok(address)
 }
 
@@ -87,20 +101,21 @@ async fn listen(
     match listen {
         OidcListen::Insecure(address) => {
             let (listener, local) = bind(socket_address(address).map_err(ServeError::Address)?)?;
-            tracing::warn!(address = %local, "Serving HTTP (insecure)");
+            tracing::warn!(subsystem_name = SUBSYSTEM, address = %local, "Serving HTTP (insecure)");
             Ok((Listen::Plain(listener), Some(local)))
         }
         OidcListen::Socket(path) => {
             let incoming = unix::bind(path, 0o777, 0o755, LIMITS)?;
-            tracing::info!(network = "unix", address = %path.display(), "Serving HTTP");
+            tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Serving HTTP");
             Ok((Listen::Unix(incoming), None))
         }
         OidcListen::ServingCert { certificate, key, address, file_sync_interval } => {
             let files = CertFiles { certificate: certificate.clone(), key: key.clone() };
-            let identity = serving_cert::serve(files, *file_sync_interval, "oidc", spawner).await?;
+            let identity = serving_cert::serve(files, *file_sync_interval, SUBSYSTEM, spawner).await?;
             let config = server_config_with(KeyExchange::default(), identity, None, clock)?;
             let (listener, local) = bind(*address)?;
             tracing::info!(
+                subsystem_name = SUBSYSTEM,
                 cert_file_path = %certificate.display(),
                 address = %local,
                 "Serving HTTPS using certificate loaded from disk"

@@ -133,6 +133,7 @@ unreloadable! {
     wit_key_type: "wit_key_type",
     wit_issuer: "wit_issuer",
     wit_svids_enabled: "feature_flags",
+    oidc: "experimental oidc",
     profiling: "profiling_enabled",
     telemetry: "telemetry",
     health: "health_checks",

@@ -105,13 +105,22 @@ async fn serve(settings: ServerSettings, reload: Arc<Load>, spawner: Spawner, lo
     let Some(plugins) = launch::unless_shutdown(spawner.shutdown(), plugins).await else { return Ok(()) };
     let plugins = plugins?;
     let health = Health::default();
-    let environment =
-        Environment { clock, spawner: spawner.clone(), metrics, health: health.clone(), log: Some(log.clone()) };
+    let environment = Environment {
+        clock: clock.clone(),
+        spawner: spawner.clone(),
+        metrics,
+        health: health.clone(),
+        log: Some(log.clone()),
+    };
     let starting = finial_server::start(&settings, plugins, environment);
     let running = match launch::unless_shutdown(spawner.shutdown(), starting).await {
         Some(started) => started?,
         None => return Ok(()),
     };
+    if let Some(endpoint) = &settings.oidc {
+        let serving = crate::oidc::beside(endpoint.clone(), running.bundles, clock, &spawner).await;
+        serving.map_err(|error| format!("experimental oidc: {error}"))?;
+    }
     health.start(&launch::health_settings(&settings.health), &spawner).await;
     Reloader { load: reload, settings, live: running.live, log }.start(&spawner)?;
     Ok(())

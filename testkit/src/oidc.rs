@@ -1,0 +1,101 @@
+//! OIDC discovery providers of either kind, and what they answer to curl.
+
+use crate::process::{self, Output, Process, Workdir, eventually, free_port};
+use crate::spire::Flavor;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A running `oidc-discovery-provider` that probes may ask.
+pub struct Provider {
+    /// The process.
+    pub process: Process,
+    /// Its configuration, sockets and log.
+    pub dir: Workdir,
+    health: u16,
+}
+
+/// What a provider said to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The status; 0 if there was no answer.
+    pub status: u16,
+    /// Names in small letters, and values.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: String,
+}
+
+impl Answered {
+    /// A header's value; empty if it is not there.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
+    }
+}
+
+impl Provider {
+    /// Starts one with this configuration, in which `DIR` is its folder, and waits until it has keys.
+    pub fn start(flavor: Flavor, config: &str) -> Self {
+        let mut provider = Self::begin(flavor, config);
+        eventually("the provider is ready", || {
+            if let Some(code) = provider.process.ended() {
+                panic!("the provider ended with {code}:\n{}", provider.process.log());
+            }
+            let ready = provider.probe("/ready");
+            if ready.status == 200 { Ok(()) } else { Err(format!("{ready:?}\n{}", provider.process.log())) }
+        });
+        provider
+    }
+
+    /// The same without waiting.
+    pub fn begin(flavor: Flavor, config: &str) -> Self {
+        let (dir, health) = (Workdir::new(), free_port());
+        let config = config.replace("DIR", &dir.path().display().to_string());
+        let text = format!("log_level = \"DEBUG\"\nhealth_checks {{ bind_port = {health} }}\n{config}");
+        let file = dir.write("oidc.conf", &text);
+        let mut command = process::command(flavor.binary(&dir, "oidc-discovery-provider"));
+        command.arg("-config").arg(file).current_dir(dir.path());
+        let process = Process::start("provider", dir.path().join("provider.log"), &mut command);
+        Self { process, dir, health }
+    }
+
+    /// Runs the program to its end with these arguments.
+    pub fn command(flavor: Flavor, args: &[&str]) -> Output {
+        let dir = Workdir::new();
+        Output::of(process::command(flavor.binary(&dir, "oidc-discovery-provider")).args(args).current_dir(dir.path()))
+    }
+
+    /// What a probe of this path is told.
+    pub fn probe(&self, path: &str) -> Answered {
+        curl(&[&format!("http://127.0.0.1:{}{path}", self.health)])
+    }
+
+    /// A file in its folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// Asks by curl, which gets these arguments: the URL, headers (`-H`), a socket (`--unix-socket`).
+pub fn curl(args: &[&str]) -> Answered {
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--include", "--noproxy", "*", "--max-time", "20"]).args(args);
+    parsed(&Output::of(&mut command).stdout)
+}
+
+fn parsed(text: &str) -> Answered {
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
+    let headers = lines.filter_map(|line| line.split_once(": ")).map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned()));
+    Answered { status, headers: headers.collect(), body: body.to_owned() }
+}
+
+/// A certificate for `localhost` and its key, PEM, in `dir`; gives both files. It is its own root.
+pub fn web_certificate(dir: &Path, name: &str) -> [PathBuf; 2] {
+    let [certificate, key] = ["crt", "key"].map(|ending| dir.join(format!("{name}.{ending}")));
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
+    command.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout"]).arg(&key);
+    Output::of(command.arg("-out").arg(&certificate)).ok();
+    [certificate, key]
+}

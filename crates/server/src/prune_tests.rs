@@ -4,11 +4,11 @@ use crate::testing::{HOUR, START, trust_domain};
 use finial_core::{
     AgentRecord, Bundle, Entry, JoinToken, JwtAuthority, ManualClock, Selector, SelectorSet, TrustDomain,
 };
-use finial_store::{EntryFilter, StoreSettings};
+use finial_store::StoreSettings;
 use std::sync::Mutex;
 
 #[derive(Default)]
-struct Heard(Mutex<Vec<String>>);
+struct Heard(Mutex<Vec<String>>, Mutex<HashSet<SpiffeId>>);
 
 impl PruneListener for Heard {
     fn entries_pruned(&self, ids: &[EntryId]) {
@@ -16,6 +16,9 @@ impl PruneListener for Heard {
     }
     fn agents_pruned(&self, ids: &[SpiffeId]) {
         self.0.lock().unwrap().extend(ids.iter().map(ToString::to_string));
+    }
+    fn agents_in_use(&self) -> HashSet<SpiffeId> {
+        self.1.lock().unwrap().clone()
     }
 }
 
@@ -63,23 +66,26 @@ fn entry(name: &str, expires_at: i64) -> Entry {
     }
 }
 
-#[tokio::test]
-async fn each_job_removes_what_has_expired_and_tells() {
-    let f = fixture().await;
-    f.store.create_entries(vec![entry("never", 0), entry("soon", START + 10)]).await.unwrap();
-    f.store.create_join_token(&JoinToken { token: "t".into(), expires_at: START + 60 }, None).await.unwrap();
-    let agent = AgentRecord {
-        id: trust_domain().agent_id("join_token/t").unwrap(),
+fn agent(name: &str, expires_at: i64) -> AgentRecord {
+    AgentRecord {
+        id: trust_domain().agent_id(&format!("join_token/{name}")).unwrap(),
         attestation_type: "join_token".into(),
         serial_number: "1".into(),
-        expires_at: START + 60,
+        expires_at,
         new_serial_number: String::new(),
         new_expires_at: 0,
         can_reattest: false,
         agent_version: String::new(),
         selectors: selectors(),
-    };
-    f.store.create_or_update_node(&agent).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_job_removes_what_has_expired_and_tells() {
+    let f = fixture().await;
+    f.store.create_entries(vec![entry("never", 0), entry("soon", START + 10)]).await.unwrap();
+    f.store.create_join_token(&JoinToken { token: "t".into(), expires_at: START + 60 }, None).await.unwrap();
+    f.store.create_or_update_node(&agent("t", START + 60)).await.unwrap();
     for job in Job::ALL {
         // The bundle cannot be pruned as there is none; nothing else has expired.
         let _ = f.pruner.job(job, f.clock.now()).await;
@@ -88,7 +94,7 @@ async fn each_job_removes_what_has_expired_and_tells() {
     f.clock.advance(3000);
     f.pruner.run_job(Job::Entries).await;
     assert_eq!(*f.heard.0.lock().unwrap(), ["soon"]);
-    assert_eq!(f.store.count_entries(&EntryFilter::default()).await.unwrap(), 1);
+    assert_eq!(f.store.entries_after(0, 10).await.unwrap().0.len(), 1);
     f.pruner.run_job(Job::Agents).await;
     f.pruner.run_job(Job::JoinTokens).await;
     assert_eq!(f.heard.0.lock().unwrap().len(), 1, "an hour after the end, not before");
@@ -132,16 +138,87 @@ async fn authorities_leave_the_bundle_a_day_after_their_end() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_wrong_for_a_while_costs_nothing() {
+async fn an_agent_with_an_svid_that_is_not_stored_or_not_used_yet_stays() {
     let f = fixture().await;
-    tokio::time::pause();
-    let mut seen = (Instant::now(), f.clock.now_ms());
-    tokio::time::advance(MINUTE).await;
-    f.clock.advance(60);
-    assert!(!f.pruner.clock_jumped(&mut seen, Instant::now()));
-    f.clock.advance(365 * 24 * HOUR);
-    assert!(f.pruner.clock_jumped(&mut seen, Instant::now()));
-    assert!(!f.pruner.clock_jumped(&mut seen, Instant::now()), "the new time is taken from then on");
-    f.clock.advance(-365 * 24 * HOUR);
-    assert!(f.pruner.clock_jumped(&mut seen, Instant::now()));
+    for name in ["gone", "held", "renewed"] {
+        f.store.create_or_update_node(&agent(name, START + 60)).await.unwrap();
+    }
+    let id = |name: &str| agent(name, 0).id;
+    f.heard.1.lock().unwrap().insert(id("held"));
+    f.store.renew_node(&id("renewed"), &["1".into()], "2", START + 10 * HOUR).await.unwrap();
+    f.clock.advance(3 * HOUR);
+    f.pruner.run_job(Job::Agents).await;
+    let gone = || std::mem::take(&mut *f.heard.0.lock().unwrap());
+    assert_eq!(gone(), [id("gone").to_string()]);
+    f.heard.1.lock().unwrap().clear();
+    f.pruner.run_job(Job::Agents).await;
+    assert_eq!(gone(), [id("held").to_string()]);
+    f.clock.advance(9 * HOUR);
+    f.pruner.run_job(Job::Agents).await;
+    assert_eq!(gone(), [id("renewed").to_string()]);
+}
+
+#[tokio::test]
+async fn those_that_stay_leave_room_for_others_in_a_batch() {
+    let mut f = fixture().await;
+    f.pruner.settings.agents.as_mut().unwrap().batch_size = 1;
+    for name in ["held", "gone"] {
+        f.store.create_or_update_node(&agent(name, START + 60)).await.unwrap();
+    }
+    f.heard.1.lock().unwrap().insert(agent("held", 0).id);
+    f.clock.advance(3 * HOUR);
+    f.pruner.run_job(Job::Agents).await;
+    assert_eq!(*f.heard.0.lock().unwrap(), [agent("gone", 0).id.to_string()]);
+}
+
+/// Steps through minutes, with a wall clock.
+struct Minutes(Agenda, Instant, i64);
+
+impl Minutes {
+    fn every(job: Job) -> Duration {
+        if job == Job::Agents { 60 * MINUTE } else { 5 * MINUTE }
+    }
+
+    fn new() -> Self {
+        let now = Instant::now();
+        Self(Agenda::new(Self::every, now, START * 1000), now, START * 1000)
+    }
+
+    fn next(&mut self, count: u32, is_away: bool) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for _ in 0..count {
+            self.1 += MINUTE;
+            self.2 += 60_000;
+            jobs.extend(self.0.next(Self::every, self.1, self.2, is_away));
+        }
+        jobs
+    }
+
+    fn set_clock(&mut self, seconds: i64) {
+        self.2 += seconds * 1000;
+    }
+}
+
+#[test]
+fn after_an_outage_agents_have_time_to_show_their_renewed_svids() {
+    let mut minutes = Minutes::new();
+    assert!(!minutes.next(50, false).contains(&Job::Agents));
+    assert!(!minutes.next(30, true).contains(&Job::Agents), "due, and nobody could store a renewal");
+    let after = minutes.next(9, false);
+    assert!(!after.contains(&Job::Agents) && after.contains(&Job::Entries), "{after:?}");
+    assert!(minutes.next(1, false).contains(&Job::Agents), "no hour later");
+    assert!(!minutes.next(59, false).contains(&Job::Agents));
+    assert!(minutes.next(1, false).contains(&Job::Agents));
+}
+
+#[test]
+fn a_clock_that_was_wrong_for_a_while_costs_nothing() {
+    let mut minutes = Minutes::new();
+    assert_eq!(minutes.next(4, false), []);
+    minutes.set_clock(365 * 24 * HOUR);
+    assert_eq!(minutes.next(5, false), [], "left out");
+    assert_eq!(minutes.next(1, false).len(), 5, "the new time is taken from then on");
+    minutes.next(4, false);
+    minutes.set_clock(-365 * 24 * HOUR);
+    assert_eq!(minutes.next(1, false), []);
 }

@@ -142,7 +142,7 @@ impl Store {
             let mut named = Vec::with_capacity(rows.len());
             for row in &rows {
                 // What names no trust domain is no bundle that anybody could read.
-                if let Ok(name) = TrustDomain::parse(row.str(1)?) {
+                if let Ok(Ok(name)) = row.str(1).map(TrustDomain::parse) {
                     named.push((name, row.int(0)?));
                 }
             }

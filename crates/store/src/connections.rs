@@ -3,9 +3,10 @@
 //! SQLite has one connection that writes, lent to one transaction at a time, and a few that only read. Each call on one
 //! costs two switches to its thread and back, which is most of what a small transaction costs. So the writing connection
 //! is no member of a pool, and small reads borrow it while nobody writes. A database server has a pool for everything,
-//! and one for a replica if there is one.
+//! and a [`Replica`] for a start if there is one.
 
 use crate::StoreError;
+use crate::replica::Replica;
 use crate::sql::{ACQUIRE_MAX, Conn, Connector, Dialect, Pool, Pooled};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub(crate) enum Connections {
     /// SQLite. A database in memory is seen by the connection that made it only, so it has no readers.
     File { writer: Writer, readers: Option<Arc<Pool>> },
     /// PostgreSQL or MySQL.
-    Server { primary: Arc<Pool>, replica: Option<Arc<Pool>> },
+    Server { primary: Arc<Pool>, replica: Option<Replica> },
 }
 
 /// The writing connection of SQLite.
@@ -52,7 +53,7 @@ impl Connections {
         }
     }
 
-    pub(crate) fn replica(&self) -> Option<&Arc<Pool>> {
+    pub(crate) fn replica(&self) -> Option<&Replica> {
         match self {
             Self::File { .. } => None,
             Self::Server { replica, .. } => replica.as_ref(),
@@ -95,22 +96,18 @@ impl Connections {
         }
     }
 
-    /// The same where a view of some moments ago is good enough: from the replica, if it is there and answers.
-    pub(crate) async fn read_stale(&self) -> Result<Tx, StoreError> {
-        if let Self::Server { replica: Some(replica), .. } = self {
-            match replica.take_with(replica.dialect().begin_read()).await {
-                Ok(conn) => return Ok(Tx::pooled(conn, true)),
-                Err(error) => tracing::warn!(%error, "the read-only database does not serve; reading from the primary"),
-            }
-        }
-        self.read().await
-    }
-
-    /// The same at a start, when nobody writes yet: another connection to SQLite would cost a thread and a page cache.
-    pub(crate) async fn read_at_start(&self) -> Result<Tx, StoreError> {
+    /// The same for a page of all entries or agents. At a start, when nobody writes yet, another connection to SQLite would
+    /// cost a thread and a page cache, and a replica may do the work.
+    pub(crate) async fn read_page(&self) -> Result<Tx, StoreError> {
         match self {
             Self::File { writer, .. } => writer.begin(Dialect::Sqlite.begin_read()).await,
-            Self::Server { .. } => self.read().await,
+            Self::Server { replica, .. } => match replica {
+                Some(replica) => match replica.read().await {
+                    Some(conn) => Ok(Tx::pooled(conn, true)),
+                    None => self.read().await,
+                },
+                None => self.read().await,
+            },
         }
     }
 
@@ -135,9 +132,10 @@ impl Connections {
                 writer.close().await;
             }
             Self::Server { primary, replica } => {
-                for pool in [Some(primary), replica.as_ref()].into_iter().flatten() {
-                    pool.close().await;
+                if let Some(replica) = replica {
+                    replica.pool().close().await;
                 }
+                primary.close().await;
             }
         }
     }

@@ -33,7 +33,7 @@ impl EventFeed {
     }
 
     /// What listing and pruning are counted as.
-    fn calls(self) -> (&'static str, &'static str) {
+    pub(crate) fn calls(self) -> (&'static str, &'static str) {
         match self {
             Self::Entries => ("datastore.registration_entry_event.list", "datastore.registration_entry_event.prune"),
             Self::Nodes => ("datastore.node_event.list", "datastore.node_event.prune"),
@@ -42,17 +42,6 @@ impl EventFeed {
 }
 
 impl Store {
-    /// At most `limit` events after the one with ID `after`.
-    pub async fn list_events(&self, feed: EventFeed, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
-        self.counted(feed.calls().0, async {
-            let (table, subject) = feed.table();
-            let query = format!("SELECT id, {subject} FROM {table} WHERE id > ? ORDER BY id LIMIT ?");
-            let rows = self.connection().await?.all(Query::new(query).bind(after).bind(limit)).await?;
-            rows.iter().map(|row| Ok(Event { id: row.int(0)?, subject: row.text(1)? })).collect()
-        })
-        .await
-    }
-
     /// Deletes the events of both feeds that were written before `before`, and returns how many.
     pub async fn prune_events(&self, before: UnixSeconds) -> Result<u64, StoreError> {
         transact!(self, |tx| {

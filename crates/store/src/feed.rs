@@ -15,6 +15,11 @@ use std::time::{Duration, Instant};
 /// Numbers of events, from the first to the last, both included.
 pub type Span = (i64, i64);
 
+/// Which PostgreSQL database it is, also on a standby.
+pub(crate) const DATABASE: &str = "(SELECT system_identifier::text FROM pg_control_system()) || ':' \
+    || (SELECT oid::text FROM pg_database WHERE datname = current_database()) || ':'";
+/// Which history of it a primary writes, in hexadecimal.
+pub(crate) const TIMELINE: &str = "substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
 /// The channel on which writers tell that there is something new (PostgreSQL).
 const CHANNEL: &str = "finial_changes";
 /// How long connecting to listen may take.
@@ -137,11 +142,9 @@ impl Feed {
     /// A standby gives no horizon, and is not followed: what it shows may be older than what is known.
     fn postgres_beat(&self, entries: &[Span], agents: &[Span]) -> String {
         let history = if self.no_history.load(Ordering::Relaxed) {
-            "''"
+            "''".to_owned()
         } else {
-            "CASE WHEN pg_is_in_recovery() THEN '' ELSE (SELECT system_identifier::text FROM pg_control_system()) || ':' \
-             || (SELECT oid::text FROM pg_database WHERE datname = current_database()) || ':' \
-             || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
+            format!("CASE WHEN pg_is_in_recovery() THEN '' ELSE {DATABASE} || {TIMELINE} END")
         };
         let fingerprint = |table: &str| {
             format!(
@@ -161,20 +164,21 @@ impl Feed {
     pub async fn events_after(&self, feed: EventFeed, after: i64, limit: u32) -> Result<Vec<Event>, StoreError> {
         let (table, subject) = feed.table();
         let text = format!("SELECT id, {subject} FROM {table} WHERE id > ? ORDER BY id LIMIT ?");
-        self.events(Query::new(text).bind(after).bind(limit)).await
+        self.store.counted(feed.calls().0, self.events(Query::new(text).bind(after).bind(limit))).await
     }
 
     /// The events within these spans, in order.
     pub async fn events_within(&self, feed: EventFeed, spans: &[Span]) -> Result<Vec<Event>, StoreError> {
         let (table, subject) = feed.table();
         let text = format!("SELECT id, {subject} FROM {table} WHERE {} ORDER BY id", within(spans));
-        self.events(Query::once(text)).await
+        self.store.counted(feed.calls().0, self.events(Query::once(text))).await
     }
 
     async fn events(&self, query: Query<'_>) -> Result<Vec<Event>, StoreError> {
         let mut conn = self.store.connection().await?;
         let rows = conn.all(query).await?;
-        rows.iter().map(|row| Ok(Event { id: row.int(0)?, subject: row.text(1)? })).collect()
+        // A subject that is no text names nothing.
+        rows.iter().map(|row| Ok(Event { id: row.int(0)?, subject: row.text(1).unwrap_or_default() })).collect()
     }
 
     /// A mark for what was skipped so far: whoever may still fill it runs below the mark. It is the ID of a transaction

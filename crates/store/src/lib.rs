@@ -17,6 +17,7 @@ mod journals;
 mod migrations;
 mod nodes;
 mod page;
+mod replica;
 mod schema;
 mod settings;
 mod sql;

@@ -136,10 +136,15 @@ impl Store {
     /// are no more. All of one page are of one moment.
     pub async fn agents_after(&self, after: i64, count: u32) -> Result<(Vec<AgentRow>, Option<i64>), StoreError> {
         self.counted("datastore.node.list", async {
-            let mut tx = self.read_at_start().await?;
-            let query = Query::new(format!("{SELECT} WHERE e.id > ? ORDER BY e.id LIMIT ?"));
-            let page = rows(&mut tx, query.bind(after).bind(count)).await;
-            let (read, agents) = self.finish_read(tx, page).await?;
+            let (read, agents) = loop {
+                let mut tx = self.read_page().await?;
+                let query = Query::new(format!("{SELECT} WHERE e.id > ? ORDER BY e.id LIMIT ?"));
+                let page = rows(&mut tx, query.bind(after).bind(count)).await;
+                match self.finish_read(tx, page).await {
+                    Err(error) if self.leave_replica(&error) => {}
+                    result => break result?,
+                }
+            };
             let full = read.len() >= usize::try_from(count).unwrap_or(usize::MAX);
             Ok((agents, read.last().copied().filter(|_| full)))
         })
@@ -258,13 +263,15 @@ impl Store {
         .await
     }
 
-    /// Deletes at most `batch` agents whose SVID ended before `expired_before` (never banned ones; those that cannot
-    /// attest again only when asked). Returns their IDs and those of the alias entries that went with them.
+    /// Deletes at most `batch` agents whose SVIDs, a renewed one among them that was not used yet, ended before
+    /// `expired_before`: never banned ones, never those to `keep`, and those that cannot attest again only when asked.
+    /// Returns their IDs and those of the alias entries that went with them.
     pub async fn prune_nodes(
         &self,
         expired_before: UnixSeconds,
         include_non_reattestable: bool,
         batch: u32,
+        keep: &HashSet<SpiffeId>,
     ) -> Result<(Vec<SpiffeId>, Vec<EntryId>), StoreError> {
         self.counted("datastore.node.prune", async {
             let filter = AgentFilter {
@@ -274,12 +281,12 @@ impl Store {
                 ..AgentFilter::default()
             };
             let now = self.now();
-            let page = Page { token: String::new(), size: batch.max(1) };
+            let batch = usize::try_from(batch.max(1)).unwrap_or(usize::MAX);
             transact!(self, |tx| {
-                let lock = tx.dialect().for_update();
-                let expired = list(&mut tx, &filter, Some(&page), lock).await?;
+                let limit = i64::try_from(batch.saturating_add(keep.len())).unwrap_or(i64::MAX);
+                let expired = expired(&mut tx, &filter, expired_before, limit).await?;
                 let (mut agents, mut entries) = (Vec::new(), Vec::new());
-                for agent in expired.items {
+                for agent in expired.into_iter().filter(|agent| !keep.contains(&agent.id)).take(batch) {
                     // another server may be pruning, too
                     if let Some((agent, aliases)) = delete(&mut tx, &agent.id, now).await? {
                         agents.push(agent.id);
@@ -459,10 +466,27 @@ async fn list(
     Ok(Listed::new(hydrate(conn, &rows).await?, page, last))
 }
 
+/// The agents that match and whose renewed SVID, if there is one, has ended, too.
+async fn expired(
+    conn: &mut Conn,
+    filter: &AgentFilter,
+    before: UnixSeconds,
+    limit: i64,
+) -> Result<Vec<AgentRecord>, StoreError> {
+    let mut query = Query::once(format!("{SELECT} WHERE 1 = 1"));
+    filter.clauses(&mut query, conn.dialect())?;
+    query.push(" AND (e.new_expires_at IS NULL OR ").push_time(conn.dialect(), "e.new_expires_at", "<", before);
+    query.push(") ORDER BY e.id LIMIT ").push_bind(limit);
+    query.push(conn.dialect().for_update());
+    let rows = conn.all(query).await?;
+    hydrate(conn, &rows).await
+}
+
 /// The row IDs of what was read, and the agents among them.
 async fn rows(conn: &mut Conn, query: Query<'_>) -> Result<(Vec<i64>, Vec<AgentRow>), StoreError> {
     let read = conn.all(query).await?;
-    let numbers = read.iter().map(|row| Ok((row.text(1)?, row.int(0)?))).collect::<Result<Vec<_>, StoreError>>()?;
+    let name = |row: &Row| row.text(1).unwrap_or_default(); // of a bad row, which is left out
+    let numbers = read.iter().map(|row| Ok((name(row), row.int(0)?))).collect::<Result<Vec<_>, StoreError>>()?;
     let by_id: HashMap<&str, i64> = numbers.iter().map(|(id, row)| (id.as_str(), *row)).collect();
     let agents = hydrate(conn, &read).await?.into_iter();
     let agents = agents.map(|agent| (by_id.get(agent.id.as_str()).copied().unwrap_or_default(), agent)).collect();
@@ -503,17 +527,22 @@ impl AgentFilter {
 async fn hydrate(conn: &mut Conn, rows: &[Row]) -> Result<Vec<AgentRecord>, StoreError> {
     let mut agents = Vec::with_capacity(rows.len());
     for some in rows.chunks(LIST_MAX) {
-        let ids = some.iter().map(|row| row.str(1)).collect::<Result<Vec<_>, _>>()?;
+        let ids: Vec<&str> = some.iter().map(|row| row.str(1).unwrap_or_default()).collect();
         let mut query = Query::new("SELECT spiffe_id, type, value FROM node_resolver_map_entries WHERE spiffe_id IN ");
         query.push_list(ids.iter().copied());
-        let mut selectors: HashMap<String, Vec<Selector>> = HashMap::with_capacity(ids.len());
+        let selector = |row: &Row| Ok(Selector { kind: row.text(1)?, value: row.text(2)? });
+        let mut selectors = HashMap::with_capacity(ids.len());
         for row in conn.all(query.keep(ids.len() == 1)).await? {
-            selectors.entry(row.text(0)?).or_default().push(Selector { kind: row.text(1)?, value: row.text(2)? });
+            entry_rows::add_part(selectors.entry(row.text(0)?).or_insert(Ok(Vec::new())), selector(&row));
         }
         for (id, row) in ids.iter().zip(some) {
-            match from_row(row, SelectorSet::new(selectors.remove(*id).unwrap_or_default())) {
+            let selectors = selectors.remove(*id).unwrap_or(Ok(Vec::new()));
+            match selectors.and_then(|selectors| from_row(row, SelectorSet::new(selectors))) {
                 Ok(agent) => agents.push(agent),
-                Err(error) => tracing::error!(spiffe_id = id, %error, "Invalid agent in the datastore; left out"),
+                Err(error) => {
+                    let row = row.int(0).unwrap_or_default();
+                    tracing::error!(row, spiffe_id = id, %error, "Invalid agent in the datastore; left out");
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::StoreError;
 use crate::dsn::{mysql, postgres};
-use crate::sql::{Connector, Place};
+use crate::sql::{Connector, Dialect, Place};
 use serde::Deserialize;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -184,9 +184,19 @@ impl SqlConfig {
             }
         };
         let replica = Some(&self.ro_connection_string).filter(|text| !text.is_empty());
+        let replica = replica.map(|text| self.connector(text, "ro_connection_string: ")).transpose()?;
+        let usable = |replica: &Connector| {
+            let usable = replica.dialect() == Dialect::Postgres;
+            if !usable {
+                tracing::warn!(
+                    "ro_connection_string has no effect on MySQL, which does not tell whether a replica is behind"
+                );
+            }
+            usable
+        };
         Ok(ServerSettings {
             primary: self.connector(&self.connection_string, "")?,
-            replica: replica.map(|text| self.connector(text, "ro_connection_string: ")).transpose()?,
+            replica: replica.filter(usable),
             open_max: self.max_open_conns.map_or(OPEN_MAX, |most| limit(most).unwrap_or(UNLIMITED)),
             idle_max: self.max_idle_conns.map_or(OPEN_MAX, |most| limit(most).unwrap_or(0)),
             lifetime,

@@ -1,6 +1,7 @@
 //! The handle: the lock, the connections, and how a transaction begins and ends.
 
 use crate::connections::{Connections, Tx, Writer};
+use crate::replica::Replica;
 use crate::sql::{Connector, Dialect, Moment, Place, Pool, Query};
 use crate::{StoreError, StoreSettings, migrations};
 use finial_core::Clock;
@@ -57,14 +58,6 @@ impl Store {
         let version = store.database_version().await?;
         let (read_only, kind) = (settings.read_only, dialect.name());
         tracing::info!(subsystem_name = "sql", read_only, r#type = kind, version, "Connected to SQL database");
-        if let Some(replica) = store.inner.connections.replica() {
-            match replica.take().await {
-                Ok(_) => {
-                    tracing::info!(subsystem_name = "sql", read_only = true, r#type = kind, "Connected to SQL database")
-                }
-                Err(error) => tracing::warn!(subsystem_name = "sql", %error, "The read-only database does not serve"),
-            }
-        }
         Ok(store)
     }
 
@@ -134,14 +127,13 @@ impl Store {
         self.inner.connections.read().await
     }
 
-    /// The same where a view of some moments ago is good enough, from a replica if there is one.
-    pub(crate) async fn read_stale(&self) -> Result<Tx, StoreError> {
-        self.inner.connections.read_stale().await
+    /// The same for a page of all entries or agents.
+    pub(crate) async fn read_page(&self) -> Result<Tx, StoreError> {
+        self.inner.connections.read_page().await
     }
 
-    /// The same for a start, when nobody writes yet.
-    pub(crate) async fn read_at_start(&self) -> Result<Tx, StoreError> {
-        self.inner.connections.read_at_start().await
+    pub(crate) fn replica(&self) -> Option<&Replica> {
+        self.inner.connections.replica()
     }
 
     /// Ends a reading transaction.
@@ -217,7 +209,8 @@ async fn connect(settings: &StoreSettings) -> Result<Connections, StoreError> {
     if let Some(server) = &settings.server {
         let pool =
             |connector: &Connector| Pool::new(connector.clone(), server.open_max, server.idle_max, server.lifetime);
-        return Ok(Connections::Server { primary: pool(&server.primary), replica: server.replica.as_ref().map(pool) });
+        let replica = server.replica.as_ref().map(|connector| Replica::new(pool(connector)));
+        return Ok(Connections::Server { primary: pool(&server.primary), replica });
     }
     let place = settings.path.clone().map_or(Place::Memory, Place::File);
     let mut options = settings.connect_options();

@@ -5,10 +5,9 @@ mod common;
 use common::*;
 use finial_core::{AgentRecord, Bundle, ErrorKind, JoinToken, JwtAuthority, MatchBehavior, X509Authority};
 use finial_proto::journal;
-use finial_store::{
-    AgentFilter, AgentUpdate, BundleMask, CaJournal, DeleteMode, EntryFilter, EventFeed, Page, Store, StoreError,
-};
+use finial_store::{AgentFilter, AgentUpdate, BundleMask, CaJournal, DeleteMode, EventFeed, Page, Store, StoreError};
 use prost::Message;
+use std::collections::HashSet;
 
 on_every_database!(
     bundles_are_created_changed_and_listed,
@@ -215,7 +214,7 @@ async fn deleting_a_bundle_minds_the_entries_that_federate(lab: Lab) {
         assert_eq!(kind, ErrorKind::FailedPrecondition);
         assert_eq!(text, "datastore-sql: cannot delete bundle; federated with 1 registration entries");
         assert_eq!(store.delete_bundle(&td("a.test"), mode).await.unwrap(), std::slice::from_ref(&federated.id));
-        assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), left);
+        assert_eq!(entries(&store).await.len(), left);
         assert_eq!(store.fetch_bundle(&td("a.test")).await.unwrap(), None);
         if let Some(stays) = store.fetch_entry(&federated.id).await.unwrap() {
             assert_eq!(stays.federates_with, []);
@@ -261,7 +260,7 @@ async fn agents_attest_renew_and_are_banned(lab: Lab) {
         fails(store.delete_node(&first.id).await),
         (ErrorKind::NotFound, "datastore-sql: record not found".into())
     );
-    assert_eq!(store.list_events(EventFeed::Nodes, 0, 100).await.unwrap().len(), 6);
+    assert_eq!(events(&store, EventFeed::Nodes).await.len(), 6);
 }
 
 async fn agents_are_filtered(lab: Lab) {
@@ -303,10 +302,20 @@ async fn agents_are_filtered(lab: Lab) {
     let (some, after) = store.agents_after(0, 3).await.unwrap();
     let (rest, end) = store.agents_after(after.unwrap(), 3).await.unwrap();
     assert_eq!((some.len(), rest.len(), end), (3, 2, None));
-    let (gone, _) = store.prune_nodes(NOW + 3601, false, 1).await.unwrap();
+    let keep = HashSet::new();
+    let (gone, _) = store.prune_nodes(NOW + 3601, false, 1, &keep).await.unwrap();
     assert_eq!(gone, [id("/spire/agent/a")], "in batches");
-    let (gone, _) = store.prune_nodes(NOW + 3601, true, 100).await.unwrap();
+    let (gone, _) = store.prune_nodes(NOW + 3601, true, 100, &keep).await.unwrap();
     assert_eq!(gone, ["b", "d", "e"].map(|n| id(&format!("/spire/agent/{n}"))), "never the banned one");
+    for name in ["f", "g"] {
+        put(name, &|_| ()).await;
+    }
+    let (f, g) = (id("/spire/agent/f"), id("/spire/agent/g"));
+    store.renew_node(&f, &["12345".into()], "2", NOW + 9000).await.unwrap();
+    let keep = HashSet::from([g.clone()]);
+    assert_eq!(store.prune_nodes(NOW + 9000, true, 100, &keep).await.unwrap().0, [], "renewed, and to be kept");
+    assert_eq!(store.prune_nodes(NOW + 9001, true, 1, &HashSet::new()).await.unwrap().0, [f]);
+    assert_eq!(store.prune_nodes(NOW + 3601, true, 1, &HashSet::new()).await.unwrap().0, [g]);
 }
 
 fn token(text: &str) -> JoinToken {
@@ -329,7 +338,7 @@ async fn a_join_token_brings_its_agent_and_takes_its_alias_along(lab: Lab) {
     assert_eq!(store.fetch_node(&record.id).await.unwrap(), Some(record.clone()));
     let (_, aliases) = store.delete_node(&record.id).await.unwrap();
     assert_eq!(aliases.iter().map(|e| e.id.as_str()).collect::<Vec<_>>(), ["alias"]);
-    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1, "the operator's entry stays");
+    assert_eq!(entries(&store).await.len(), 1, "the operator's entry stays");
     store.create_join_token(&token("late"), None).await.unwrap();
     let late = store.attest_by_join_token("late", &record, NOW + 61).await.unwrap();
     assert_eq!(late, Some(token("late")), "the caller sees that it expired");

@@ -4,7 +4,7 @@
 mod common;
 use common::*;
 use finial_core::AgentRecord;
-use finial_store::{AgentFilter, EntryFilter, Store, StoreError, StoreSettings};
+use finial_store::{AgentFilter, Store, StoreError, StoreSettings};
 use tokio::task::JoinSet;
 
 on_every_database!(
@@ -42,7 +42,7 @@ async fn older_schemas_are_brought_forward(lab: Lab) {
         new.jwt_svid_include_jti = true;
         create(&store, new.clone()).await;
         assert_eq!(store.fetch_entry(&new.id).await.unwrap(), Some(new));
-        assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 2);
+        assert_eq!(entries(&store).await.len(), 2);
         assert_eq!(store.count_nodes(&AgentFilter::default()).await.unwrap(), 1);
         store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
         store.close().await;
@@ -79,7 +79,7 @@ async fn the_next_minor_release_may_have_been_there(lab: Lab) {
     let next = "UPDATE migrations SET version = 26, code_version = '1.16.0-dev'";
     let Some((store, opened)) = reopened(lab, &[next], false).await else { return };
     let store = store.unwrap();
-    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1);
+    assert_eq!(entries(&store).await.len(), 1);
     store.close().await;
     assert_eq!(opened.stated().await, (26, "1.16.0-dev".to_owned()));
 }
@@ -202,7 +202,7 @@ async fn moments_of_every_time_zone_are_compared_as_moments() {
         let filter = AgentFilter { expires_before: Some(before), ..AgentFilter::default() };
         assert_eq!(store.count_nodes(&filter).await.unwrap(), count);
     }
-    let entries = store.list_entries(&EntryFilter::default(), None).await.unwrap().items;
+    let entries = entries(&store).await;
     assert_eq!(entries[0].created_at, NOW + 1, "rounded to the nearest second");
     assert_eq!(store.prune_events(NOW - 10).await.unwrap(), 0);
     assert_eq!(store.prune_events(NOW - 9).await.unwrap(), 1);

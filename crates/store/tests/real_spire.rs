@@ -7,7 +7,7 @@ mod common;
 mod older;
 use common::*;
 use finial_core::{AgentRecord, Entry, JoinToken, SystemClock};
-use finial_store::{AgentFilter, EntryFilter, EntryUpdate, Store, StoreSettings};
+use finial_store::{AgentFilter, EntryUpdate, Store, StoreSettings};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -241,8 +241,8 @@ fn our_entry_text(e: &Entry) -> String {
 }
 
 async fn our_entries(store: &Store) -> Vec<String> {
-    let listed = store.list_entries(&EntryFilter::default(), None).await.unwrap();
-    sorted(listed.items.iter().map(our_entry_text).collect())
+    let all = entries(store).await;
+    sorted(all.iter().map(our_entry_text).collect())
 }
 
 async fn our_agents(store: &Store) -> Vec<String> {

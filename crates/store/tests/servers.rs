@@ -4,9 +4,7 @@
 mod common;
 use common::*;
 use finial_core::{Bundle, JoinToken, JwtAuthority};
-use finial_store::{
-    AgentUpdate, CaJournal, EntryFilter, EntryUpdate, EventFeed, Page, Store, StoreError, StoreSettings,
-};
+use finial_store::{AgentUpdate, CaJournal, EntryUpdate, EventFeed, Store, StoreError};
 use tokio::task::JoinSet;
 
 on_every_database!(
@@ -82,7 +80,7 @@ async fn every_update_of_an_entry_counts(lab: Lab) {
     callers.join_all().await;
     let stored = opened.fetch_entry(&id).await.unwrap().unwrap();
     assert_eq!((stored.revision_number, stored.selectors.len()), (24, 2));
-    assert_eq!(opened.list_events(EventFeed::Entries, 0, 100).await.unwrap().len(), 25);
+    assert_eq!(events(&opened, EventFeed::Entries).await.len(), 25);
 }
 
 async fn an_entry_id_is_given_once(lab: Lab) {
@@ -98,7 +96,7 @@ async fn an_entry_id_is_given_once(lab: Lab) {
         }
         assert_eq!(callers.join_all().await.into_iter().sum::<usize>(), 20);
     }
-    let all = opened.list_entries(&EntryFilter::default(), None).await.unwrap().items;
+    let all = entries(&opened).await;
     assert_eq!((all.len(), all.iter().filter(|e| e.selectors.len() == 1).count()), (100, 100));
 }
 
@@ -189,67 +187,92 @@ async fn journals_stay_apart() {
     assert_eq!(ids, vec![(true, vec![9]); 3]);
 }
 
-/// Lists and counts of entries come from the replica; agents, single rows and writes from the primary, as in SPIRE. Without
-/// the replica all goes on.
+/// A store with a read-only database beside its own.
+async fn with_replica(primary: &str, replica: &str) -> Store {
+    let config = finial_store::SqlConfig {
+        database_type: "postgres".into(),
+        connection_string: primary.into(),
+        ro_connection_string: replica.into(),
+        ..Default::default()
+    };
+    Store::open(config.resolve().unwrap(), clock()).await.unwrap()
+}
+
+/// The names of all entries, and how many agents there are.
+async fn everything(store: &Store) -> (Vec<String>, usize) {
+    let names = entries(store).await.iter().map(|entry| entry.id.to_string()).collect();
+    (names, store.agents_after(0, 100).await.unwrap().0.len())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_is_read_where_a_moment_ago_will_do() {
+async fn a_standby_is_read_at_a_start_if_it_has_everything() {
     let Some(pair) = testkit::PostgresPair::start() else { return };
     let database = pair.primary.database();
     pair.wait_caught_up();
-    let view = pair.standby.view(&database);
-    let config = finial_store::SqlConfig {
-        database_type: "postgres".into(),
-        connection_string: database.dsn(),
-        ro_connection_string: view.dsn(),
-        ..Default::default()
-    };
-    let settings: StoreSettings = config.resolve().unwrap();
-    let store = Store::open(settings, clock()).await.unwrap();
+    let standby = pair.standby.view(&database);
+    let store = with_replica(&database.dsn(), &standby.dsn()).await;
     create(&store, entry("1", "/1", "/p", &["t:a"])).await;
     store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
-    pair.wait_caught_up();
-    pair.primary.stop();
-    assert_eq!(store.list_entries(&EntryFilter::default(), None).await.unwrap().items.len(), 1, "from the replica");
-    let page = Page { token: String::new(), size: 5 };
-    for error in [
-        store.list_nodes(&Default::default(), Some(&page)).await.unwrap_err(),
-        store.count_nodes(&Default::default()).await.unwrap_err(),
-        store.fetch_node(&id("/spire/agent/a")).await.unwrap_err(),
-    ] {
-        assert_eq!(error.kind(), finial_core::ErrorKind::Unavailable, "{error}");
-    }
-    pair.primary.start_again();
+    let one = (vec!["1".to_owned()], 1);
+
+    // Nobody waits for it to catch up but the call itself.
+    let before = standby.statements();
+    store.read_from_replica().await;
+    assert_eq!(everything(&store).await, one);
+    assert!(standby.statements() >= before + 6, "it was asked for the pages, too");
+    store.read_from_primary();
     pair.standby.stop();
-    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1, "the primary answers instead");
+    assert_eq!(everything(&store).await, one, "not asked any more");
+    store.read_from_replica().await;
+    assert_eq!(everything(&store).await, one, "it is away");
+    pair.standby.start_again();
+
+    // It goes away, and later others are told to go, in the middle of reading.
+    pair.wait_caught_up();
+    store.read_from_replica().await;
+    pair.standby.stop();
+    assert_eq!(everything(&store).await, one);
+    pair.standby.start_again();
+
+    // It stands still: what it does not have is read from the primary.
+    pair.wait_caught_up();
+    standby.sql("SELECT pg_wal_replay_pause()");
+    create(&store, entry("2", "/2", "/p", &["t:a"])).await;
+    store.read_from_replica().await;
+    let two = (vec!["1".to_owned(), "2".to_owned()], 1);
+    assert_eq!(everything(&store).await, two);
+    standby.sql("SELECT pg_wal_replay_resume()");
+    pair.wait_caught_up();
+    store.read_from_replica().await;
+    assert_eq!(everything(&store).await, two);
+
+    // Once promoted it goes its own way.
+    pair.standby.promote();
+    let own = Store::open(settings("postgres", &standby.dsn()), clock()).await.unwrap();
+    create(&own, entry("3", "/3", "/p", &["t:a"])).await;
+    store.read_from_replica().await;
+    assert_eq!(everything(&store).await, two);
 }
 
-/// The same on MariaDB. The replica is another database here, so that what was read tells where.
+/// Whatever else is named as read-only is not read: the primary itself, and another database of the same or another server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_of_mariadb_is_read_alike() {
-    let (Some(primary), Some(behind)) = (Lab::MySql.open().await, Lab::MySql.open().await) else { return };
-    create(&behind, entry("stale", "/stale", "/p", &["t:a"])).await;
-    let dsn = |opened: &Opened| opened.database.as_ref().unwrap().dsn();
-    let replica = testkit::Proxy::to(behind.database.as_ref().unwrap().port());
-    let config = finial_store::SqlConfig {
-        database_type: "mysql".into(),
-        connection_string: dsn(&primary),
-        ro_connection_string: behind.database.as_ref().unwrap().dsn_at(replica.port()),
-        ..Default::default()
-    };
-    let store = Store::open(config.resolve().unwrap(), clock()).await.unwrap();
-    let new = create(&store, entry("new", "/new", "/p", &["t:a"])).await;
-    create(&store, entry("second", "/second", "/p", &["t:a"])).await;
-    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
-    let listed = async || {
-        let listed = store.list_entries(&EntryFilter::default(), None).await.unwrap().items;
-        listed.into_iter().map(|entry| entry.id.to_string()).collect::<Vec<_>>()
-    };
-    assert_eq!(listed().await, ["stale"], "from the replica");
-    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 1);
-    assert_eq!(store.fetch_entry(&new.id).await.unwrap(), Some(new));
-    assert_eq!(store.count_nodes(&Default::default()).await.unwrap(), 1, "from the primary");
-    replica.weather(testkit::Weather::Refusing);
-    replica.cut(None);
-    assert_eq!(listed().await, ["new", "second"], "the primary answers instead");
-    assert_eq!(store.count_entries(&EntryFilter::default()).await.unwrap(), 2);
+async fn what_is_no_standby_is_not_read() {
+    let Some(pair) = testkit::PostgresPair::start() else { return };
+    let (database, beside) = (pair.primary.database(), pair.primary.database());
+    let Some(elsewhere) = testkit::postgres() else { return };
+    for other in [&beside, &elsewhere] {
+        let store = Store::open(settings("postgres", &other.dsn()), clock()).await.unwrap();
+        create(&store, entry("foreign", "/foreign", "/p", &["t:a"])).await;
+        store.close().await;
+    }
+    pair.wait_caught_up();
+    let others = [database.dsn(), beside.dsn(), elsewhere.dsn(), pair.standby.view(&beside).dsn()];
+    for (nth, replica) in others.into_iter().enumerate() {
+        let store = with_replica(&database.dsn(), &replica).await;
+        let name = nth.to_string();
+        create(&store, entry(&name, &format!("/{name}"), "/p", &["t:a"])).await;
+        store.read_from_replica().await;
+        let expected: Vec<String> = (0..=nth).map(|n| n.to_string()).collect();
+        assert_eq!(everything(&store).await.0, expected, "{replica}");
+    }
 }

@@ -80,8 +80,8 @@ impl Server {
 /// Everything in the database, in the same form.
 pub async fn stored(store: &Store) -> Vec<String> {
     let mut all = Vec::new();
-    let entries = store.list_entries(&Default::default(), None).await.unwrap().items;
-    all.extend(entries.iter().map(|e| format!("{:?}", finial_proto::convert::entry_to_proto(e))));
+    let (entries, _) = store.entries_after(0, u32::MAX).await.unwrap();
+    all.extend(entries.iter().map(|(_, e)| format!("{:?}", finial_proto::convert::entry_to_proto(e))));
     all.extend(store.list_nodes(&Default::default(), None).await.unwrap().items.iter().map(|a| format!("{a:?}")));
     let mut bundles = store.list_bundles(None).await.unwrap().items;
     bundles.sort_by(|a, b| a.trust_domain.cmp(&b.trust_domain));

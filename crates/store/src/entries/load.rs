@@ -1,6 +1,6 @@
 //! Reading many entries at once: a page of rows, and what belongs to all of them by ranges of their row IDs.
 
-use super::rows::{SELECT, from_row};
+use super::rows::{SELECT, from_row, readable};
 use crate::sql::{Conn, Dialect, Query, Row};
 use crate::{Store, StoreError};
 use finial_core::{Entry, EntryId, Selector, SelectorSet};
@@ -51,8 +51,12 @@ impl Store {
         self.counted("datastore.registration_entry.list", async {
             if self.dialect() == Dialect::Sqlite {
                 // one statement needs no transaction
-                let (packed, next) = super::packed::read(&mut *self.connection().await?, after, count).await?;
-                return Ok((Page::Packed(packed), next));
+                match super::packed::read(&mut *self.connection().await?, after, count).await {
+                    Ok((packed, next)) => return Ok((Page::Packed(packed), next)),
+                    // A value that JSON cannot hold, bytes for example; row by row it is told whose it is.
+                    Err(StoreError::Sql(_) | StoreError::BadRow { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
             let (entries, next) = self.rows_after(after, count).await?;
             Ok((Page::Read(entries), next))
@@ -71,9 +75,14 @@ impl Store {
     }
 
     async fn rows_after(&self, after: i64, count: u32) -> Result<(Vec<EntryRow>, Option<i64>), StoreError> {
-        let mut tx = self.read_at_start().await?;
-        let page = page(&mut tx, after, count).await;
-        self.finish_read(tx, page).await
+        loop {
+            let mut tx = self.read_page().await?;
+            let page = page(&mut tx, after, count).await;
+            match self.finish_read(tx, page).await {
+                Err(error) if self.leave_replica(&error) => {}
+                result => return result,
+            }
+        }
     }
 
     /// The entries with these IDs, with their row IDs; missing ones are left out.
@@ -101,12 +110,12 @@ async fn page(conn: &mut Conn, after: i64, count: u32) -> Result<(Vec<EntryRow>,
     for row in &rows {
         let id = row.int(0)?;
         let selector = |row: &Row| Ok(Selector { kind: row.text(1)?, value: row.text(2)? });
-        let set = SelectorSet::new(selectors.of(id, selector)?);
         let text = |row: &Row| row.text(1);
-        match from_row(row, set, names.of(id, text)?, &bundles.of(id, text)?) {
-            Ok(entry) => entries.push((id, entry)),
-            Err(error) => tracing::error!(row = id, %error, "Invalid registration entry in the datastore; left out"),
-        }
+        // A part that cannot be read takes its entry with it: with fewer selectors it would be for more workloads.
+        let entry = selectors.of(id, selector).and_then(|selectors| {
+            from_row(row, SelectorSet::new(selectors), names.of(id, text)?, &bundles.of(id, text)?)
+        });
+        entries.extend(readable(row, entry).map(|entry| (id, entry)));
     }
     Ok((entries, (rows.len() >= usize::try_from(count).unwrap_or(usize::MAX)).then_some(last)))
 }
@@ -123,7 +132,7 @@ impl Parts {
         Ok(Self(conn.all(Query::new(query).bind(after).bind(last)).await?.into_iter().peekable()))
     }
 
-    /// Those of one entry; entries are asked for in order.
+    /// Those of one entry; entries are asked for in order, and what was left of one is passed over with the next.
     fn of<T>(&mut self, id: i64, read: impl Fn(&Row) -> Result<T, StoreError>) -> Result<Vec<T>, StoreError> {
         let mut parts = Vec::new();
         while let Some(row) = self.0.peek() {

@@ -13,7 +13,7 @@ pub(crate) use filter::selector_clauses;
 pub use load::EntryRow;
 
 use crate::store::transact;
-use crate::{EventFeed, Listed, Page, Store, StoreError, events};
+use crate::{EventFeed, Store, StoreError, events};
 use finial_core::{Entry, EntryId, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
 
 /// What became of one entry of a batch.
@@ -71,39 +71,61 @@ impl EntryUpdate {
     }
 }
 
+/// How many transactions a batch that the database refuses may take: all who write wait for it.
+const TRIES_MAX: usize = 256;
+
 /// Runs a block for a batch in one transaction. If the database itself refuses (a value that is too long for its column,
-/// say), each item on its own tells which it is; what fails otherwise then ends the batch only where nobody knows what was
-/// stored.
+/// say), halves of it tell which item it is. After [`TRIES_MAX`] of them, what is refused is refused together. What fails
+/// otherwise then ends the batch only where nobody knows what was stored.
 macro_rules! each_of {
     ($store:expr, $items:expr, |$tx:ident, $some:ident| $work:expr) => {{
-        let $some = &$items[..];
-        if $some.is_empty() {
-            return Ok(Vec::new());
-        }
-        match transact!($store, |$tx| $work) {
-            Err(refused @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) if $some.len() == 1 => {
-                Ok(vec![Err(refused)])
-            }
-            Err(StoreError::AlreadyExists(_) | StoreError::Database(_)) => {
-                let mut results = Vec::with_capacity($items.len());
-                for $some in $items.chunks(1) {
-                    // Where no connection is to be had those that were stored before are told all the same.
-                    match async { transact!($store, |$tx| $work) }.await {
-                        Ok(done) => results.extend(done),
-                        Err(error) if error.leaves_doubt() => return Err(error),
-                        Err(StoreError::Busy(seconds)) => {
-                            let rest = $items.len() - results.len();
-                            results.extend((0..rest).map(|_| Err(StoreError::Busy(seconds))));
-                            break;
-                        }
-                        Err(error) => results.push(Err(error)),
+        let all = &$items[..];
+        let mut results = Vec::with_capacity(all.len());
+        let (mut waiting, mut tries) = (vec![all], 0);
+        while let Some($some) = waiting.pop().filter(|some| !some.is_empty()) {
+            tries += 1;
+            match async { transact!($store, |$tx| $work) }.await {
+                Ok(done) => results.extend(done),
+                Err(refused @ (StoreError::AlreadyExists(_) | StoreError::Database(_))) => {
+                    if $some.len() == 1 {
+                        results.push(Err(refused));
+                    } else if tries < TRIES_MAX {
+                        let (first, rest) = $some.split_at($some.len() / 2);
+                        waiting.extend([rest, first]);
+                    } else {
+                        results.extend($some.iter().map(|_| Err(refused_together(&refused))));
                     }
                 }
-                Ok(results)
+                Err(error) if tries == 1 || error.leaves_doubt() => return Err(error),
+                // Where no connection is to be had those that were stored before are told all the same.
+                Err(StoreError::Busy(seconds)) => {
+                    let rest = all.len().saturating_sub(results.len());
+                    results.extend((0..rest).map(|_| Err(StoreError::Busy(seconds))));
+                    break;
+                }
+                Err(error) if $some.len() == 1 => results.push(Err(error)),
+                Err(error) => results.extend($some.iter().map(|_| Err(for_each(&error)))),
             }
-            result => result,
         }
+        Ok(results)
     }};
+}
+
+/// What ended several together.
+fn for_each(error: &StoreError) -> StoreError {
+    match error {
+        StoreError::Contended(text) => StoreError::Contended(text.clone()),
+        error => StoreError::Database(error.to_string()),
+    }
+}
+
+/// What is told of each when there are too many to find out which of them it is.
+fn refused_together(refused: &StoreError) -> StoreError {
+    let text = refused.to_string();
+    let cause = text.strip_prefix("datastore-sql: ").unwrap_or(&text);
+    StoreError::Database(format!(
+        "not stored, as the database refuses too much of the batch: try fewer at once ({cause})"
+    ))
 }
 
 impl Store {
@@ -133,26 +155,6 @@ impl Store {
             let found = rows::fetch(&mut tx, ids, "").await;
             let found = self.finish_read(tx, found).await?;
             Ok(found.into_iter().map(|(_, entry)| entry).collect())
-        })
-        .await
-    }
-
-    /// The entries that match. The server lists from memory; this is what its answers are compared with in tests.
-    pub async fn list_entries(&self, filter: &EntryFilter, page: Option<&Page>) -> Result<Listed<Entry>, StoreError> {
-        self.counted("datastore.registration_entry.list", async {
-            let mut tx = self.read_stale().await?;
-            let listed = rows::list(&mut tx, filter, page).await;
-            self.finish_read(tx, listed).await
-        })
-        .await
-    }
-
-    /// How many entries match. The server counts in memory; this is what its answers are compared with in tests.
-    pub async fn count_entries(&self, filter: &EntryFilter) -> Result<u64, StoreError> {
-        self.counted("datastore.registration_entry.count", async {
-            let mut tx = self.read_stale().await?;
-            let count = rows::count(&mut tx, filter).await;
-            self.finish_read(tx, count).await
         })
         .await
     }

@@ -1,8 +1,8 @@
 //! Entries as rows: one in `registered_entries`, and one per selector, DNS name and federated trust domain beside it.
 
-use super::{EntryFilter, EntryUpdate};
+use super::EntryUpdate;
+use crate::StoreError;
 use crate::sql::{Conn, Dialect, LIST_MAX, Moment, Query, Row, insert_rows};
-use crate::{Listed, Page, StoreError};
 use finial_core::{Entry, EntryId, Selector, SelectorSet, SpiffeId, TrustDomain, UnixSeconds};
 use finial_proto::common::registration_entry::AdditionalAttributes;
 use prost::Message;
@@ -211,67 +211,61 @@ pub(crate) async fn children(conn: &mut Conn, parent: &SpiffeId) -> Result<Vec<(
     hydrate(conn, &rows).await
 }
 
-pub(crate) async fn list(
-    conn: &mut Conn,
-    filter: &EntryFilter,
-    page: Option<&Page>,
-) -> Result<Listed<Entry>, StoreError> {
-    let mut query = Query::once(format!("{SELECT} WHERE e.id > "));
-    query.push_bind(page.map_or(Ok(0), Page::after)?);
-    filter.clauses(&mut query, conn.dialect())?;
-    query.push(" ORDER BY e.id");
-    if let Some(page) = page {
-        query.push(" LIMIT ").push_bind(page.size);
-    }
-    let rows = conn.all(query).await?;
-    let last = rows.last().map(|row| row.int(0)).transpose()?;
-    let entries = hydrate(conn, &rows).await?;
-    Ok(Listed::new(entries.into_iter().map(|(_, entry)| entry).collect(), page, last))
-}
-
-pub(crate) async fn count(conn: &mut Conn, filter: &EntryFilter) -> Result<u64, StoreError> {
-    let mut query = Query::once("SELECT COUNT(*) FROM registered_entries e WHERE 1 = 1");
-    filter.clauses(&mut query, conn.dialect())?;
-    Ok(conn.one(query).await?.int(0)?.unsigned_abs())
-}
-
-/// Completes rows of [`SELECT`] with their selectors, DNS names and trust domains. A row that cannot be an entry is
-/// logged and left out, as one bad row must not take the others away.
+/// Completes rows of [`SELECT`] with their selectors, DNS names and trust domains, those of them that are entries.
 async fn hydrate(conn: &mut Conn, rows: &[Row]) -> Result<Vec<(i64, Entry)>, StoreError> {
     let mut entries = Vec::with_capacity(rows.len());
     for some in rows.chunks(LIST_MAX) {
         let ids = some.iter().map(|row| row.int(0)).collect::<Result<Vec<_>, _>>()?;
-        let mut selectors: HashMap<i64, Vec<Selector>> = HashMap::with_capacity(ids.len());
-        for row in parts(conn, "type, value FROM selectors", &ids, "id").await? {
-            selectors.entry(row.int(0)?).or_default().push(Selector { kind: row.text(1)?, value: row.text(2)? });
-        }
-        let mut names: HashMap<i64, Vec<String>> = HashMap::new();
-        for row in parts(conn, "value FROM dns_names", &ids, "id").await? {
-            names.entry(row.int(0)?).or_default().push(row.text(1)?);
-        }
-        let mut bundles: HashMap<i64, Vec<String>> = HashMap::new();
+        let selector = |row: &Row| Ok(Selector { kind: row.text(1)?, value: row.text(2)? });
+        let mut selectors = parts(conn, "type, value FROM selectors", &ids, "id", selector).await?;
+        let text = |row: &Row| row.text(1);
+        let mut names = parts(conn, "value FROM dns_names", &ids, "id", text).await?;
         let federated = "b.trust_domain FROM federated_registration_entries JOIN bundles b ON b.id = bundle_id";
-        for row in parts(conn, federated, &ids, "bundle_id").await? {
-            bundles.entry(row.int(0)?).or_default().push(row.text(1)?);
-        }
+        let mut bundles = parts(conn, federated, &ids, "bundle_id", text).await?;
         for (id, row) in ids.iter().zip(some) {
-            let take = |map: &mut HashMap<i64, Vec<String>>| map.remove(id).unwrap_or_default();
-            let set = SelectorSet::new(selectors.remove(id).unwrap_or_default());
-            match from_row(row, set, take(&mut names), &take(&mut bundles)) {
-                Ok(entry) => entries.push((*id, entry)),
-                Err(error) => {
-                    tracing::error!(row = id, %error, "Invalid registration entry in the datastore; left out")
-                }
-            }
+            let take = |map: &mut HashMap<i64, Result<Vec<String>, StoreError>>| map.remove(id).unwrap_or(Ok(vec![]));
+            let entry = selectors.remove(id).unwrap_or(Ok(vec![])).and_then(|selectors| {
+                from_row(row, SelectorSet::new(selectors), take(&mut names)?, &take(&mut bundles)?)
+            });
+            entries.extend(readable(row, entry).map(|entry| (*id, entry)));
         }
     }
     Ok(entries)
 }
 
-async fn parts(conn: &mut Conn, what: &str, ids: &[i64], order: &str) -> Result<Vec<Row>, StoreError> {
+/// The entry, if it is one: a bad row is named in the log and left out, as it must not take the others away.
+pub(super) fn readable(row: &Row, entry: Result<Entry, StoreError>) -> Option<Entry> {
+    let name = |error: &StoreError| {
+        let (row, entry_id) = (row.int(0).unwrap_or_default(), row.str(1).unwrap_or_default());
+        tracing::error!(row, entry_id, %error, "Invalid registration entry in the datastore; left out");
+    };
+    entry.inspect_err(name).ok()
+}
+
+/// What belongs to each of these entries; an error where a part of it cannot be read.
+async fn parts<T>(
+    conn: &mut Conn,
+    what: &str,
+    ids: &[i64],
+    order: &str,
+    read: impl Fn(&Row) -> Result<T, StoreError>,
+) -> Result<HashMap<i64, Result<Vec<T>, StoreError>>, StoreError> {
     let list = id_list(ids.iter().copied());
     let query = format!("SELECT registered_entry_id, {what} WHERE registered_entry_id IN ({list}) ORDER BY {order}");
-    conn.all(Query::once(query)).await
+    let mut parts = HashMap::with_capacity(ids.len());
+    for row in conn.all(Query::once(query)).await? {
+        add_part(parts.entry(row.int(0)?).or_insert(Ok(Vec::new())), read(&row));
+    }
+    Ok(parts)
+}
+
+/// Adds to what belongs to one row; what cannot be read stays as an error.
+pub(crate) fn add_part<T>(parts: &mut Result<Vec<T>, StoreError>, part: Result<T, StoreError>) {
+    match (parts, part) {
+        (Ok(all), Ok(part)) => all.push(part),
+        (parts @ Ok(_), Err(error)) => *parts = Err(error),
+        (Err(_), _) => {}
+    }
 }
 
 fn id_list(ids: impl Iterator<Item = i64>) -> String {

@@ -24,11 +24,13 @@ impl Row {
         T: Type<Sqlite> + Type<Postgres> + Type<MySql>,
     {
         use sqlx::Row as _;
-        Ok(match self {
-            Self::Sqlite(row) => row.try_get_unchecked(at)?,
-            Self::Postgres(row) => row.try_get_unchecked(at)?,
-            Self::MySql(row) => row.try_get_unchecked(at)?,
-        })
+        let value = match self {
+            Self::Sqlite(row) => row.try_get_unchecked(at),
+            Self::Postgres(row) => row.try_get_unchecked(at),
+            Self::MySql(row) => row.try_get_unchecked(at),
+        };
+        // The row's fault, not the database's.
+        value.map_err(|e| StoreError::BadRow { what: format!("column {at}"), cause: e.to_string() })
     }
 
     pub(crate) fn text(&self, at: usize) -> Result<String, StoreError> {

@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use finial_core::{AgentRecord, Bundle, Entry, EntryId, ManualClock, Selector, SelectorSet, SpiffeId, TrustDomain};
-use finial_store::{SqlConfig, Store, StoreSettings};
+use finial_store::{Event, EventFeed, SqlConfig, Store, StoreSettings};
 use std::sync::Arc;
 
 pub const NOW: i64 = 1_795_385_010;
@@ -205,6 +205,16 @@ pub fn agent(path: &str) -> AgentRecord {
 
 pub fn bundle(name: &str) -> Bundle {
     Bundle::empty(td(name))
+}
+
+/// All entries, as a server reads them.
+pub async fn entries(store: &Store) -> Vec<Entry> {
+    store.entries_after(0, u32::MAX).await.unwrap().0.into_iter().map(|(_, entry)| entry).collect()
+}
+
+/// The events so far.
+pub async fn events(store: &Store, feed: EventFeed) -> Vec<Event> {
+    store.feed(std::time::Duration::ZERO).events_after(feed, 0, 1000).await.unwrap()
 }
 
 /// Creates one entry that must succeed and be new.

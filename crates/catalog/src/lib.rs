@@ -4,9 +4,11 @@ use finial_config::{PluginConfig, PluginDataError, nearest};
 use finial_core::Secret;
 use finial_hcl::Value;
 use finial_plugin::{
-    AgentNodeAttestor, AgentPlugins, HostServices, KeyManager, PluginContext, PluginError, ServerNodeAttestor,
-    ServerPlugins, SvidStore, UpstreamAuthority, WorkloadAttestor,
+    AgentNodeAttestor, AgentPlugins, BundlePublisher, CredentialComposer, HostServices, KeyManager, Notifier,
+    PluginContext, PluginError, ServerNodeAttestor, ServerPlugins, SvidStore, UpstreamAuthority, WorkloadAttestor,
 };
+use finial_plugins_base::bundle_publisher::File;
+use finial_plugins_base::credential_composer::UniqueId;
 use finial_plugins_base::key_manager::{Disk, Memory};
 use finial_plugins_base::node_attestor::JoinTokenAgent;
 use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
@@ -14,8 +16,9 @@ use finial_plugins_base::workload_attestor::{Gvisor, Slurm, Systemd, Unix, fence
 use finial_plugins_base::{svid_store, upstream_authority};
 use finial_plugins_containers::{Docker, K8s};
 use finial_plugins_external::{
-    ExternalAgentNodeAttestor, ExternalError, ExternalKeyManager, ExternalServerNodeAttestor, ExternalSvidStore,
-    ExternalUpstreamAuthority, ExternalWorkloadAttestor, Plugin, Service, Surroundings,
+    ExternalAgentNodeAttestor, ExternalBundlePublisher, ExternalCredentialComposer, ExternalError, ExternalKeyManager,
+    ExternalNotifier, ExternalServerNodeAttestor, ExternalSvidStore, ExternalUpstreamAuthority,
+    ExternalWorkloadAttestor, Plugin, Service, Surroundings,
 };
 use finial_runtime::Spawner;
 use std::collections::BTreeMap;
@@ -40,14 +43,6 @@ pub enum CatalogError {
     /// An external plugin that cannot be used.
     #[error(transparent)]
     External(#[from] ExternalError),
-    /// What cannot be external yet.
-    #[error("failed to load plugin {name:?}: external plugins of type {kind:?} are not supported here yet")]
-    NotExternal {
-        /// The kind.
-        kind: String,
-        /// The name.
-        name: String,
-    },
     /// SPIRE refuses this as well.
     #[error("the built-in join_token node attestor cannot be overridden by an external plugin")]
     ExternalJoinToken,
@@ -104,9 +99,6 @@ impl CatalogError {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("plugin types are {}", KINDS.join(", ")),
             }),
-            Self::NotExternal { kind, .. } if kind == "KeyManager" => {
-                Some("TLS needs the agent's key in memory: use KeyManager \"disk\" or \"memory\"".into())
-            }
             Self::Count { kind, got: 0, .. } => Some(format!("add a {kind} to the plugins section")),
             Self::Count { kind, .. } => {
                 Some(format!("remove the others, or disable them with enabled = false: {kind}"))
@@ -189,6 +181,21 @@ const UPSTREAM_AUTHORITIES: Kind<Arc<dyn UpstreamAuthority>> = Kind {
     ],
 };
 
+const CREDENTIAL_COMPOSERS: Kind<Arc<dyn CredentialComposer>> = Kind {
+    service: Service::CredentialComposer,
+    external: |plugin| Arc::new(ExternalCredentialComposer(plugin)),
+    built_in: &[(UniqueId::NAME, |_, _| Ok(Arc::new(UniqueId::new()?)))],
+};
+
+const NOTIFIERS: Kind<Arc<dyn Notifier>> =
+    Kind { service: Service::Notifier, external: |plugin| Arc::new(ExternalNotifier(plugin)), built_in: &[] };
+
+const BUNDLE_PUBLISHERS: Kind<Arc<dyn BundlePublisher>> = Kind {
+    service: Service::BundlePublisher,
+    external: |plugin| Arc::new(ExternalBundlePublisher(plugin)),
+    built_in: &[(File::NAME, |data, _| Ok(Arc::new(File::new(data)?)))],
+};
+
 /// Builds and configures the plugins of a server, in the order of the configuration.
 ///
 /// # Errors
@@ -202,6 +209,7 @@ pub async fn build_server_plugins(
     let mut key_managers = Vec::new();
     let mut node_attestors = BTreeMap::new();
     let mut upstream_authorities = Vec::new();
+    let (mut credential_composers, mut notifiers, mut bundle_publishers) = (Vec::new(), Vec::new(), Vec::new());
     let (mut join_token, mut datastores) = (false, Vec::new());
     for config in configs.iter().filter(|c| c.enabled) {
         match (config.kind.as_str(), config.name.as_str()) {
@@ -217,16 +225,25 @@ pub async fn build_server_plugins(
                 node_attestors.insert(name.to_owned(), make(&SERVER_NODE_ATTESTORS, config, &around).await?);
             }
             ("UpstreamAuthority", _) => upstream_authorities.push(make(&UPSTREAM_AUTHORITIES, config, &around).await?),
-            ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => {
-                return Err(none_yet(config));
-            }
+            ("CredentialComposer", _) => credential_composers.push(make(&CREDENTIAL_COMPOSERS, config, &around).await?),
+            ("Notifier", _) => notifiers.push(make(&NOTIFIERS, config, &around).await?),
+            ("BundlePublisher", _) => bundle_publishers.push(make(&BUNDLE_PUBLISHERS, config, &around).await?),
             (kind, _) => return Err(CatalogError::UnknownKind(kind.to_owned())),
         }
     }
     exactly_one("DataStore", datastores)?;
     let key_manager = exactly_one("KeyManager", key_managers)?;
     let upstream_authority = at_most_one("UpstreamAuthority", upstream_authorities)?;
-    Ok(ServerPlugins { key_manager, node_attestors, join_token, upstream_authority, host: around.host })
+    Ok(ServerPlugins {
+        key_manager,
+        node_attestors,
+        join_token,
+        upstream_authority,
+        credential_composers,
+        notifiers,
+        bundle_publishers,
+        host: around.host,
+    })
 }
 
 /// Builds and configures the plugins of an agent. A join token takes the place of the configured node attestor, as in SPIRE.
@@ -245,7 +262,6 @@ pub async fn build_agent_plugins(
     for config in configs.iter().filter(|c| c.enabled) {
         let name = || config.name.clone();
         match config.kind.as_str() {
-            "KeyManager" if config.command.is_some() => return Err(none_yet(config)),
             "KeyManager" => key_managers.push((name(), make(&AGENT_KEY_MANAGERS, config, &around).await?)),
             "NodeAttestor" => node_attestors.push((name(), make(&AGENT_NODE_ATTESTORS, config, &around).await?)),
             "WorkloadAttestor" => workload_attestors.push(make(&WORKLOAD_ATTESTORS, config, &around).await?),
@@ -283,7 +299,9 @@ pub fn check_server_plugins<'a>(
         ("NodeAttestor", JoinTokenAgent::NAME) if config.command.is_none() => load(config).map(drop),
         ("NodeAttestor", _) => check(&SERVER_NODE_ATTESTORS, config, context),
         ("UpstreamAuthority", _) => check(&UPSTREAM_AUTHORITIES, config, context),
-        ("Notifier" | "BundlePublisher" | "CredentialComposer", _) => Err(none_yet(config)),
+        ("CredentialComposer", _) => check(&CREDENTIAL_COMPOSERS, config, context),
+        ("Notifier", _) => check(&NOTIFIERS, config, context),
+        ("BundlePublisher", _) => check(&BUNDLE_PUBLISHERS, config, context),
         (kind, _) => Err(CatalogError::UnknownKind(kind.to_owned())),
     };
     let of_kind = |kind: &str| enabled().filter(|c| c.kind == kind).collect::<Vec<_>>();
@@ -305,7 +323,7 @@ pub fn check_agent_plugins<'a>(
 ) -> Vec<(Option<&'a PluginConfig>, CatalogError)> {
     let enabled = || configs.iter().filter(|c| c.enabled);
     let check = |config: &PluginConfig| match config.kind.as_str() {
-        "KeyManager" if config.command.is_some() => Err(none_yet(config)),
+        "KeyManager" if config.command.is_some() => check(&AGENT_KEY_MANAGERS, config, context),
         "KeyManager" => find(&AGENT_KEY_MANAGERS, config).and_then(|_| load(config)).map(drop),
         "NodeAttestor" => check(&AGENT_NODE_ATTESTORS, config, context),
         "WorkloadAttestor" => check(&WORKLOAD_ATTESTORS, config, context),
@@ -374,14 +392,6 @@ fn find<T>(kind: &Kind<T>, config: &PluginConfig) -> Result<Make<T>, CatalogErro
     let row = table.iter().find(|(name, _)| *name == config.name);
     let (_, make) = row.ok_or_else(|| unknown(config, &table.iter().map(|(name, _)| *name).collect::<Vec<_>>()))?;
     Ok(*make)
-}
-
-/// Of kinds that there are none of.
-fn none_yet(config: &PluginConfig) -> CatalogError {
-    if config.command.is_some() {
-        return CatalogError::NotExternal { kind: config.kind.clone(), name: config.name.clone() };
-    }
-    unknown(config, &[])
 }
 
 fn configured(config: &PluginConfig) {
@@ -498,6 +508,17 @@ mod tests {
     }
 
     #[test]
+    fn plugins_of_which_there_may_be_several_keep_their_order() {
+        let file = |name: &str| plugin("BundlePublisher", "file", &format!("path = \"{name}\" \n format = \"pem\""));
+        let more = vec![file("a"), plugin("CredentialComposer", "uniqueid", ""), file("b")];
+        let built = server_plugins(&[server(), more].concat()).expect("builds");
+        assert_eq!(built.credential_composers[0].name(), "uniqueid");
+        assert_eq!((built.bundle_publishers.len(), built.notifiers.len()), (2, 0));
+        let bad = plugin("BundlePublisher", "file", "path = \"a\"");
+        assert_eq!(refusal(&[server(), vec![bad]].concat()), "failed to configure plugin \"file\": format is required");
+    }
+
+    #[test]
     fn what_does_not_exist_is_refused_in_the_words_of_spire() {
         let with = |extra: PluginConfig| [server(), vec![extra]].concat();
         let text = refusal(&with(plugin("NodeAttestor", "aws_iid", "")));
@@ -515,16 +536,16 @@ mod tests {
             PluginConfig { command: Some(PathBuf::from("/bin/x")), ..plugin("NodeAttestor", "join_token", "") };
         assert!(refusal(&with(external)).contains("cannot be overridden by an external plugin"));
         let external = |kind: &str| PluginConfig { command: Some(PathBuf::from("/bin/x")), ..plugin(kind, "x", "") };
-        let text = refusal(&with(external("Notifier")));
-        assert!(text.contains("external plugins of type \"Notifier\" are not supported here yet"), "{text}");
-        let text = refusal(&with(external("UpstreamAuthority")));
-        assert!(
-            text.starts_with("failed to load plugin \"x\": failed to launch plugin: /bin/x: no such file"),
-            "{text}"
-        );
-        let error =
-            agent_plugins(&[external("KeyManager"), agent().remove(1), agent().remove(2)], None).err().expect("no");
-        assert!(error.hint().is_some_and(|hint| hint.contains("key in memory")), "{error}");
+        for kind in ["UpstreamAuthority", "Notifier", "BundlePublisher", "CredentialComposer"] {
+            let text = refusal(&with(external(kind)));
+            let expected = "failed to load plugin \"x\": failed to launch plugin: /bin/x: no such file";
+            assert!(text.starts_with(expected), "{text}");
+        }
+        let text = refusal(&with(plugin("Notifier", "k8sbundle", "")));
+        assert!(text.contains("\"k8sbundle\" for type \"Notifier\" (none of this type yet"), "{text}");
+        let with_keys = [external("KeyManager"), agent().remove(1), agent().remove(2)];
+        let error = agent_plugins(&with_keys, None).err().expect("no").to_string();
+        assert!(error.starts_with("failed to load plugin \"x\": failed to launch plugin"), "{error}");
         assert!(refusal(&with(plugin("DataStore", "other", ""))).contains("only the built-in \"sql\" plugin"));
         assert!(
             refusal(&server()[1..]).contains("\"DataStore\" constraint not satisfied: expected exactly 1 but got 0")

@@ -29,6 +29,7 @@ pub use random::{hex, random_bytes, random_key_id, sha1_hex, sha256_hex};
 pub use signer::{PrivateKey, SignError, Signer};
 pub use x509::{
     CERTIFICATE_BYTES_MAX, CHAIN_LENGTH_MAX, CSR_BYTES_MAX, CaTemplate, Certificate, Csr, DistinguishedName,
-    ExtendedKeyUsage, IssueError, KeyUsage, NameParts, ParseError, SerialNumber, SvidTemplate, TrustRoots, VerifyError,
-    X509Ca, create_ca_csr, create_csr, verify_x509_chain, verify_x509_svid,
+    ExtendedKeyUsage, Extension, IssueError, KeyUsage, NameParts, Oid, ParseError, SerialNumber, SvidTemplate,
+    TrustRoots, VerifyError, X509Ca, create_ca_csr, create_ca_csr_with, create_csr, verify_x509_chain,
+    verify_x509_svid,
 };

@@ -3,8 +3,12 @@
 //! They assert, as tests do; nothing but tests calls them.
 #![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod credentials;
+mod publish;
 mod upstream;
 
+pub use credentials::{same_question_same_answer, usual_credentials_stay_usable};
+pub use publish::{BundlePublisherFixture, NotifierFixture, ReadRoots, publishes_the_last_bundle, tells_of_the_bundle};
 pub use upstream::{UpstreamAuthorityFixture, bad_csrs_are_refused, mints_authorities};
 
 use crate::{AgentNodeAttestor, AttestVerdict, Challenger, KeyManager, PluginError, ServerNodeAttestor};

@@ -16,6 +16,12 @@ pub enum PluginKind {
     UpstreamAuthority,
     /// Stores SVIDs.
     SvidStore,
+    /// Has a say in what credentials say.
+    CredentialComposer,
+    /// Hears of the bundle.
+    Notifier,
+    /// Publishes the bundle.
+    BundlePublisher,
 }
 
 impl fmt::Display for PluginKind {
@@ -26,6 +32,9 @@ impl fmt::Display for PluginKind {
             Self::WorkloadAttestor => "workloadattestor",
             Self::UpstreamAuthority => "upstreamauthority",
             Self::SvidStore => "svidstore",
+            Self::CredentialComposer => "credentialcomposer",
+            Self::Notifier => "notifier",
+            Self::BundlePublisher => "bundlepublisher",
         })
     }
 }

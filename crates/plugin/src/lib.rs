@@ -4,11 +4,13 @@
 //! A plugin returns verdicts and constraints; it never signs an SVID and never touches the datastore.
 
 mod attest;
+mod composer;
 mod config;
 pub mod conformance;
 mod error;
 mod host;
 mod key_manager;
+mod publish;
 mod svid_store;
 mod upstream;
 
@@ -16,10 +18,12 @@ pub use attest::{
     AgentNodeAttestor, AttestSession, AttestVerdict, Challenger, Peer, Reference, ServerNodeAttestor, WorkloadAttestor,
     prefixed_selectors,
 };
+pub use composer::{CredentialComposer, Holder, X509CaAttributes, X509SvidAttributes};
 pub use config::{PluginContext, decode};
 pub use error::{PluginError, PluginKind};
 pub use host::{HostServices, ServerHost, ServerIdentity};
 pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};
+pub use publish::{BundleFormat, BundlePublisher, Notifier};
 pub use svid_store::{StoredSvid, SvidStore};
 pub use upstream::{MintedX509Ca, UpstreamAuthorities, UpstreamAuthority};
 
@@ -37,6 +41,12 @@ pub struct ServerPlugins {
     pub join_token: bool,
     /// Signs the X.509 authorities; without one they are self-signed.
     pub upstream_authority: Option<Arc<dyn UpstreamAuthority>>,
+    /// Have a say in what credentials say, in this order.
+    pub credential_composers: Vec<Arc<dyn CredentialComposer>>,
+    /// Hear of the bundle.
+    pub notifiers: Vec<Arc<dyn Notifier>>,
+    /// Put the bundle where others find it.
+    pub bundle_publishers: Vec<Arc<dyn BundlePublisher>>,
     /// What external plugins may ask of the server, to be filled in by it.
     pub host: Arc<HostServices>,
 }

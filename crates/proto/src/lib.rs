@@ -155,6 +155,18 @@ pub mod plugin {
         upstream_authority, "plugin_upstream_authority"
     );
     generated!(
+        /// Credential composers.
+        credential_composer, "plugin_credential_composer"
+    );
+    generated!(
+        /// Notifiers.
+        notifier, "plugin_notifier"
+    );
+    generated!(
+        /// Bundle publishers.
+        bundle_publisher, "plugin_bundle_publisher"
+    );
+    generated!(
         /// Metrics of plugins, which we take.
         host_metrics, "plugin_host_metrics"
     );

@@ -121,6 +121,13 @@ const UNITS: &[Unit] = &[
         "plugin/upstream_authority.proto",
         "spire.plugin.server.upstreamauthority.v1",
     ),
+    messages(
+        "plugin_credential_composer",
+        "plugin/credential_composer.proto",
+        "spire.plugin.server.credentialcomposer.v1",
+    ),
+    messages("plugin_notifier", "plugin/notifier.proto", "spire.plugin.server.notifier.v1"),
+    messages("plugin_bundle_publisher", "plugin/bundle_publisher.proto", "spire.plugin.server.bundlepublisher.v1"),
     served("plugin_host_metrics", "plugin/host_metrics.proto", "spire.hostservice.common.metrics.v1"),
     served("plugin_host_agent_store", "plugin/host_agent_store.proto", "spire.hostservice.server.agentstore.v1"),
     served(

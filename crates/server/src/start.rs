@@ -3,6 +3,7 @@
 use crate::api::{Api, InfoCache, Service};
 use crate::authority::{Authorities, AuthorityError, AuthorityManager, AuthorityParts, AuthoritySettings};
 use crate::authz::{Gate, GateSettings};
+use crate::compose::Composers;
 use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};
 use crate::federation::{EndpointError, EndpointParts, Federation, Real, serve_bundle};
@@ -10,6 +11,7 @@ use crate::follow::{self, Follower, State};
 use crate::issue::{Issuer, IssuerSettings, SigningQueue, ttl_warnings};
 use crate::live::{Live, LiveSettings};
 use crate::nodes::Nodes;
+use crate::notify::{NotifyError, Told};
 use crate::plugin_host::PluginHost;
 use crate::prune::{PruneListener, PruneSettings, Pruner};
 use crate::publish::BundleFeed;
@@ -25,10 +27,11 @@ use finial_runtime::health::Health;
 use finial_runtime::log::LogHandle;
 use finial_runtime::{BoxError, Metrics, Shutdown, Spawner};
 use finial_store::{SqlConfig, Store, StoreError};
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// What the program that holds the server gives it.
 #[derive(Clone)]
@@ -72,13 +75,16 @@ pub enum StartError {
     /// The bundle endpoint cannot be served.
     #[error(transparent)]
     BundleEndpoint(#[from] EndpointError),
+    /// A notifier would not have the server begin.
+    #[error(transparent)]
+    Notify(#[from] NotifyError),
     /// The health checks.
     #[error("health: {0}")]
     Health(BoxError),
 }
 
 /// A server that answers.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Running {
     /// Where TCP listens.
     pub address: SocketAddr,
@@ -86,6 +92,8 @@ pub struct Running {
     pub socket_path: PathBuf,
     /// Where our bundle is served to others, if it is.
     pub bundle_endpoint: Option<SocketAddr>,
+    /// The bundles that it knows, its own among them; gone when the server has ended, and its datastore with them.
+    pub bundles: Weak<BundleFeed>,
     /// What can be changed while it runs.
     pub live: LiveSettings,
 }
@@ -118,6 +126,10 @@ impl PruneListener for Forget {
 
     fn agents_pruned(&self, ids: &[SpiffeId]) {
         self.nodes.forget(ids);
+    }
+
+    fn agents_in_use(&self) -> HashSet<SpiffeId> {
+        self.nodes.unstored()
     }
 }
 
@@ -155,8 +167,11 @@ impl Known {
             Some(feed) => Some((feed.clone(), State::now(&**feed).await?)),
             None => None,
         };
+        store.read_from_replica().await;
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;
         let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await?;
+        // It may be behind, and what comes now is compared with what memory knows.
+        store.read_from_primary();
         let bundles = BundleFeed::open(Arc::new(store.clone()), trust_domain).await?;
         let follower = standing.map(|(feed, state)| {
             let memory = follow::Known { entries: entries.clone(), nodes: nodes.clone(), bundles: bundles.clone() };
@@ -224,6 +239,7 @@ impl Signing {
         known: &Known,
     ) -> Result<Self, StartError> {
         let authorities = Authorities::new();
+        let composers = Composers::new(plugins.credential_composers.clone());
         let parts = AuthorityParts {
             store: Arc::new(known.store.clone()),
             keys: finial_plugin::metered_for_server(plugins.key_manager.clone(), env.metrics.clone()),
@@ -232,12 +248,13 @@ impl Signing {
             authorities: authorities.clone(),
             clock: env.clock.clone(),
             metrics: env.metrics.clone(),
+            composers: composers.clone(),
         };
         let mut manager = AuthorityManager::load(AuthoritySettings::of(settings), parts).await?;
         manager.start().await?;
         let (clock, metrics) = (env.clock.clone(), env.metrics.clone());
         let issuer = Issuer::new(IssuerSettings::of(settings), authorities, clock.clone(), metrics.clone());
-        let issuer = Arc::new(issuer);
+        let issuer = Arc::new(issuer.with_composers(composers));
         let svid = ServerSvid::new(
             issuer.clone(),
             known.bundles.clone(),
@@ -289,6 +306,8 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let Signing { manager, issuer, svid } = Signing::start(settings, &plugins, &env, &known).await?;
     let (nodes, bundles) = (known.nodes.clone(), known.bundles.clone());
     let _ = plugins.host.server.set(Arc::new(PluginHost { svid: svid.clone(), nodes, bundles }));
+    let mut told = Told::new(&plugins, known.bundles.clone());
+    told.begin().await?;
     let live = LiveSettings::new(Live::of(settings));
     let gate_settings = GateSettings { live: live.clone(), audit_log_enabled: settings.audit_log_enabled, policy };
     let (entries, nodes) = (known.entries.clone(), known.nodes.clone());
@@ -330,12 +349,13 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
         info,
     }));
-    let nodes = service.nodes.clone();
+    let (nodes, bundles) = (service.nodes.clone(), service.bundles.clone());
     let (address, socket_path) = (endpoints.address(), settings.socket_path.clone());
-    let running = Running { address, socket_path, bundle_endpoint, live };
+    let running = Running { address, socket_path, bundle_endpoint, bundles: Arc::downgrade(&bundles), live };
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
+    background(&env.spawner, "notifiers and publishers", told.run(shutdown.clone()));
     background(
         &env.spawner,
         "federation",

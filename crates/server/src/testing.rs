@@ -3,6 +3,7 @@
 use crate::authority::{
     Authorities, AuthorityKind, AuthorityManager, AuthorityParts, AuthoritySettings, AuthorityStore, TaintStep,
 };
+use crate::compose::Composers;
 use crate::issue::{Issuer, IssuerSettings};
 use crate::publish::BundleFeed;
 use async_trait::async_trait;
@@ -220,6 +221,7 @@ pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) settings: AuthoritySettings,
     pub(crate) upstream: Option<Arc<dyn finial_plugin::UpstreamAuthority>>,
+    pub(crate) composers: Composers,
 }
 
 /// What dies with the process.
@@ -243,7 +245,8 @@ impl World {
             jwt_key_type: Some(KeyType::EcP256),
             wit_key_type: None,
         };
-        Self { name: "", memory: Arc::default(), clock: Arc::new(ManualClock::at(START)), settings, upstream: None }
+        let (clock, composers) = (Arc::new(ManualClock::at(START)), Composers::default());
+        Self { name: "", memory: Arc::default(), clock, settings, upstream: None, composers }
     }
 
     /// Another server on the same datastore, whose clock goes so many seconds ahead.
@@ -255,6 +258,7 @@ impl World {
             clock,
             settings: self.settings.clone(),
             upstream: self.upstream.clone(),
+            composers: self.composers.clone(),
         }
     }
 
@@ -274,6 +278,7 @@ impl World {
             authorities: authorities.clone(),
             clock: self.clock.clone(),
             metrics: Metrics::disabled(),
+            composers: self.composers.clone(),
         };
         let manager = AuthorityManager::load(self.settings.clone(), parts).await?;
         Ok(Process { manager, authorities, feed })
@@ -297,6 +302,7 @@ impl World {
             ca_ttl_seconds: 24 * HOUR,
         };
         Issuer::new(settings, authorities.clone(), self.clock.clone(), Metrics::disabled())
+            .with_composers(self.composers.clone())
     }
 
     pub(crate) fn bundle(&self) -> Option<Bundle> {

@@ -2,6 +2,7 @@
 
 use super::certificate::{Certificate, KeyUsage, ParseError};
 use super::extensions::{key_usage_value, put_extension, san_value};
+use super::extras::{Extension, with_added};
 use super::name::DistinguishedName;
 use super::time;
 use crate::der;
@@ -138,14 +139,22 @@ struct Inner {
 impl X509Ca {
     /// Makes a self-signed authority.
     pub async fn self_sign(signer: Arc<dyn Signer>, template: &CaTemplate<'_>) -> Result<Self, IssueError> {
+        Self::self_sign_with(signer, &CaTemplate { subject: &ca_subject(template), ..*template }, &[]).await
+    }
+
+    /// The same with the subject as it is, and further extensions.
+    pub async fn self_sign_with(
+        signer: Arc<dyn Signer>,
+        template: &CaTemplate<'_>,
+        added: &[Extension],
+    ) -> Result<Self, IssueError> {
         if template.not_after < template.not_before {
             return Err(IssueError::EmptyValidity);
         }
         let key = signer.public_key().clone();
-        let subject = ca_subject(template);
         let algorithm_der = algorithm_identifier(key.default_algorithm());
-        let after_serial = [&algorithm_der[..], subject.der()].concat();
-        let tbs = ca_tbs(template, &subject, &after_serial, &[], template.not_after, &key);
+        let after_serial = [&algorithm_der[..], template.subject.der()].concat();
+        let tbs = ca_tbs(template, (&after_serial, &[], added), template.not_after, &key);
         let signature = sign(&*signer, key.default_algorithm(), &tbs).await?;
         Self::new(signer, assemble(&tbs, &algorithm_der, &signature), Vec::new())
     }
@@ -186,7 +195,16 @@ impl X509Ca {
     /// Issues a leaf by the profile of SPIRE: one sign operation, a copy of the template, no other work.
     /// `not_after` is capped to the authority's own end here.
     pub async fn issue_svid(&self, template: &SvidTemplate<'_>) -> Result<Arc<[u8]>, IssueError> {
-        let tbs = self.0.leaf_tbs(template)?;
+        self.issue_svid_with(template, &[]).await
+    }
+
+    /// The same with further extensions.
+    pub async fn issue_svid_with(
+        &self,
+        template: &SvidTemplate<'_>,
+        added: &[Extension],
+    ) -> Result<Arc<[u8]>, IssueError> {
+        let tbs = self.0.leaf_tbs(template, added)?;
         let signature = sign(&*self.0.signer, self.0.algorithm, &tbs).await?;
         Ok(assemble(&tbs, &self.0.algorithm_der, &signature))
     }
@@ -194,7 +212,7 @@ impl X509Ca {
     /// The same without awaiting; `None` when the key is not in this process.
     pub fn issue_svid_now(&self, template: &SvidTemplate<'_>) -> Option<Result<Arc<[u8]>, IssueError>> {
         let key = self.0.signer.local()?;
-        Some(self.0.leaf_tbs(template).and_then(|tbs| {
+        Some(self.0.leaf_tbs(template, &[]).and_then(|tbs| {
             let signature = key.sign_now(self.0.algorithm, &tbs)?;
             Ok(assemble(&tbs, &self.0.algorithm_der, &signature))
         }))
@@ -202,13 +220,23 @@ impl X509Ca {
 
     /// Issues a CA certificate below this one (downstream servers, upstream plugins). Its `not_after` is capped too.
     pub async fn issue_ca(&self, public_key: &PublicKey, template: &CaTemplate<'_>) -> Result<Arc<[u8]>, IssueError> {
+        self.issue_ca_with(public_key, &CaTemplate { subject: &ca_subject(template), ..*template }, &[]).await
+    }
+
+    /// The same with the subject as it is, and further extensions.
+    pub async fn issue_ca_with(
+        &self,
+        public_key: &PublicKey,
+        template: &CaTemplate<'_>,
+        added: &[Extension],
+    ) -> Result<Arc<[u8]>, IssueError> {
         let inner = &*self.0;
         let not_after = template.not_after.min(inner.certificate.not_after());
         if not_after < template.not_before {
             return Err(IssueError::EmptyValidity);
         }
-        let subject = ca_subject(template);
-        let tbs = ca_tbs(template, &subject, &inner.after_serial, &inner.authority_key_id, not_after, public_key);
+        let below = (&inner.after_serial[..], &inner.authority_key_id[..], added);
+        let tbs = ca_tbs(template, below, not_after, public_key);
         let signature = sign(&*inner.signer, inner.algorithm, &tbs).await?;
         Ok(assemble(&tbs, &inner.algorithm_der, &signature))
     }
@@ -256,7 +284,7 @@ impl X509Ca {
 }
 
 impl Inner {
-    fn leaf_tbs(&self, template: &SvidTemplate<'_>) -> Result<Vec<u8>, IssueError> {
+    fn leaf_tbs(&self, template: &SvidTemplate<'_>, added: &[Extension]) -> Result<Vec<u8>, IssueError> {
         let not_after = template.not_after.min(self.certificate.not_after());
         if not_after < template.not_before {
             return Err(IssueError::EmptyValidity);
@@ -270,6 +298,15 @@ impl Inner {
         let mut san_extension = Vec::with_capacity(san.len() + 24);
         // Section 3.1: the SAN is critical where there is no subject.
         put_extension(&mut san_extension, oid::SUBJECT_ALT_NAME, template.subject.is_empty(), &san);
+        let own: [&[u8]; 4] = [&self.leaf_constraints, &subject_key_id, &self.authority_key_id, &san_extension];
+        let (all, both);
+        let extensions: &[&[u8]] = if added.is_empty() {
+            &own
+        } else {
+            all = with_added(&own, added);
+            both = [&all[..]];
+            &both
+        };
         Ok(tbs(
             template.serial,
             &self.after_serial,
@@ -277,7 +314,7 @@ impl Inner {
             not_after,
             template.subject.der(),
             template.public_key,
-            &[&self.leaf_constraints, &subject_key_id, &self.authority_key_id, &san_extension],
+            extensions,
         ))
     }
 }
@@ -332,9 +369,7 @@ fn ca_subject(template: &CaTemplate<'_>) -> DistinguishedName {
 /// The TBSCertificate of a CA; `authority_key_id` is a whole extension, or nothing when it signs itself.
 fn ca_tbs(
     template: &CaTemplate<'_>,
-    subject: &DistinguishedName,
-    after_serial: &[u8],
-    authority_key_id: &[u8],
+    (after_serial, authority_key_id, added): (&[u8], &[u8], &[Extension]),
     not_after: UnixSeconds,
     key: &PublicKey,
 ) -> Vec<u8> {
@@ -343,12 +378,13 @@ fn ca_tbs(
     put_extension(&mut constraints, oid::KEY_USAGE, true, &key_usage_value(usage));
     let is_ca = [der::SEQUENCE, 3, der::BOOLEAN, 1, 0xff];
     put_extension(&mut constraints, oid::BASIC_CONSTRAINTS, true, &is_ca);
+    let subject = template.subject;
     let san = san_value(&[], Some(&template.trust_domain.id_string()));
     let mut san_extension = Vec::new();
     put_extension(&mut san_extension, oid::SUBJECT_ALT_NAME, subject.is_empty(), &san);
     let subject_key_id = subject_key_id(key);
-    let extensions = [&constraints[..], &subject_key_id, authority_key_id, &san_extension];
-    tbs(template.serial, after_serial, template.not_before, not_after, subject.der(), key, &extensions)
+    let all = with_added(&[&constraints[..], &subject_key_id, authority_key_id, &san_extension], added);
+    tbs(template.serial, after_serial, template.not_before, not_after, subject.der(), key, &[&all])
 }
 
 /// The extensions that all leaves share, in Go's order.

@@ -3,6 +3,7 @@
 use super::authority::algorithm_identifier;
 use super::certificate::{ParseError, verify_signature};
 use super::extensions::{Extensions, put_extension, range_in, san_value};
+use super::extras::{Extension, with_added};
 use super::name::DistinguishedName;
 use crate::der::{self, Reader};
 use crate::key::{KeyError, PublicKey};
@@ -131,7 +132,7 @@ pub async fn create_csr(
     id: Option<&SpiffeId>,
     dns_names: &[String],
 ) -> Result<Vec<u8>, SignError> {
-    create(signer, subject.map(DistinguishedName::der), id.map(SpiffeId::as_str), dns_names).await
+    create(signer, subject.map(DistinguishedName::der), id.map(SpiffeId::as_str), dns_names, &[]).await
 }
 
 /// Makes the CSR that a server sends to its upstream authority: the CA subject and the trust domain's own ID.
@@ -140,7 +141,17 @@ pub async fn create_ca_csr(
     subject: &DistinguishedName,
     trust_domain: &TrustDomain,
 ) -> Result<Vec<u8>, SignError> {
-    create(signer, Some(subject.der()), Some(&trust_domain.id_string()), &[]).await
+    create_ca_csr_with(signer, subject, trust_domain, &[]).await
+}
+
+/// The same with further extensions.
+pub async fn create_ca_csr_with(
+    signer: &dyn Signer,
+    subject: &DistinguishedName,
+    trust_domain: &TrustDomain,
+    added: &[Extension],
+) -> Result<Vec<u8>, SignError> {
+    create(signer, Some(subject.der()), Some(&trust_domain.id_string()), &[], added).await
 }
 
 async fn create(
@@ -148,7 +159,13 @@ async fn create(
     subject: Option<&[u8]>,
     uri: Option<&str>,
     dns_names: &[String],
+    added: &[Extension],
 ) -> Result<Vec<u8>, SignError> {
+    let mut own = Vec::new();
+    if uri.is_some() || !dns_names.is_empty() {
+        put_extension(&mut own, oid::SUBJECT_ALT_NAME, subject.is_none(), &san_value(dns_names, uri));
+    }
+    let extensions = with_added(&[&own], added);
     let key = signer.public_key();
     let mut info = Vec::with_capacity(256);
     der::put_nested(&mut info, der::SEQUENCE, |out| {
@@ -156,8 +173,8 @@ async fn create(
         out.extend_from_slice(subject.unwrap_or(&[der::SEQUENCE, 0]));
         out.extend_from_slice(key.spki_der());
         der::put_nested(out, der::context(0), |out| {
-            if uri.is_some() || !dns_names.is_empty() {
-                put_extension_request(out, &san_value(dns_names, uri), subject.is_none());
+            if !extensions.is_empty() {
+                put_extension_request(out, &extensions);
             }
         });
     });
@@ -175,11 +192,11 @@ async fn create(
     Ok(csr)
 }
 
-fn put_extension_request(out: &mut Vec<u8>, san: &[u8], critical: bool) {
+fn put_extension_request(out: &mut Vec<u8>, extensions: &[u8]) {
     der::put_nested(out, der::SEQUENCE, |out| {
         der::put(out, der::OID, oid::EXTENSION_REQUEST);
         der::put_nested(out, der::SET, |out| {
-            der::put_nested(out, der::SEQUENCE, |out| put_extension(out, oid::SUBJECT_ALT_NAME, critical, san));
+            der::put(out, der::SEQUENCE, extensions);
         });
     });
 }

@@ -4,6 +4,7 @@ mod authority;
 pub(crate) mod certificate;
 mod csr;
 mod extensions;
+mod extras;
 mod name;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ pub(crate) mod verify;
 
 pub use authority::{CaTemplate, IssueError, SerialNumber, SvidTemplate, X509Ca};
 pub use certificate::{CERTIFICATE_BYTES_MAX, Certificate, ExtendedKeyUsage, KeyUsage, ParseError};
-pub use csr::{CSR_BYTES_MAX, Csr, create_ca_csr, create_csr};
+pub use csr::{CSR_BYTES_MAX, Csr, create_ca_csr, create_ca_csr_with, create_csr};
+pub use extras::{Extension, Oid};
 pub use name::{DistinguishedName, NameParts};
 pub use verify::{CHAIN_LENGTH_MAX, TrustRoots, VerifyError, verify_x509_chain, verify_x509_svid};

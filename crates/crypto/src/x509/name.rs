@@ -1,6 +1,7 @@
 //! Distinguished names: the subject and issuer of certificates.
 
 use super::certificate::ParseError;
+use super::extras::Oid;
 use crate::der::{self, Reader};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct NameParts {
     pub common_name: String,
     /// `serialNumber`
     pub serial_number: String,
+    /// Further attributes, which follow the others one by one. One of a type above stands in for that. Not read back.
+    pub extra_names: Vec<(Oid, String)>,
 }
 
 impl DistinguishedName {
@@ -58,8 +61,12 @@ impl DistinguishedName {
         let mut der = Vec::with_capacity(64);
         der::put_nested(&mut der, der::SEQUENCE, |out| {
             for (attribute, values) in parts.ordered() {
-                put_rdn(out, attribute, values);
+                let id = [0x55, 0x04, attribute];
+                if parts.extra_names.iter().all(|(extra, _)| extra.der() != id) {
+                    put_rdn(out, &id, values);
+                }
             }
+            parts.extra_names.iter().for_each(|(id, value)| put_rdn(out, id.der(), std::slice::from_ref(value)));
         });
         Self(Arc::new(Inner { parts, der }))
     }
@@ -159,13 +166,13 @@ impl NameParts {
 }
 
 /// Writes all values of an attribute as one RelativeDistinguishedName; a SET is sorted in DER.
-fn put_rdn(out: &mut Vec<u8>, attribute: u8, values: &[String]) {
+fn put_rdn(out: &mut Vec<u8>, id: &[u8], values: &[String]) {
     let mut encoded: Vec<Vec<u8>> = values
         .iter()
         .map(|value| {
             let mut one = Vec::with_capacity(value.len() + 11);
             der::put_nested(&mut one, der::SEQUENCE, |out| {
-                der::put(out, der::OID, &[0x55, 0x04, attribute]);
+                der::put(out, der::OID, id);
                 let tag = if value.bytes().all(is_printable) { der::PRINTABLE_STRING } else { der::UTF8_STRING };
                 der::put(out, tag, value.as_bytes());
             });
@@ -308,6 +315,22 @@ mod tests {
     fn special_characters_are_escaped() {
         assert_eq!(DistinguishedName::of(&[], &["#a, b+c "], "").to_string(), "O=\\#a\\, b\\+c\\ ");
         assert!(DistinguishedName::of(&[], &[], "").is_empty());
+    }
+
+    #[test]
+    fn extra_names_follow_and_stand_in() {
+        let extra = |id: &str, value: &str| (Oid::parse(id).unwrap(), value.to_owned());
+        let parts = NameParts {
+            country: vec!["US".into()],
+            common_name: "x".into(),
+            extra_names: vec![extra("2.5.4.45", "id"), extra("2.5.4.3", "y")],
+            ..NameParts::default()
+        };
+        let name = DistinguishedName::new(parts);
+        let want = b"\x30\x26\x31\x0b\x30\x09\x06\x03\x55\x04\x06\x13\x02US\x31\x0b\x30\x09\x06\x03\x55\x04\x2d\x13\x02id\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x13\x01y";
+        assert_eq!(name.der(), want);
+        assert!(!name.is_empty());
+        assert_eq!(DistinguishedName::from_der(name.der()).unwrap().to_string(), "CN=y,C=US");
     }
 
     proptest! {

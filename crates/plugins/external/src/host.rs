@@ -141,17 +141,7 @@ impl IdentityProvider for Host {
         _: Request<FetchX509IdentityRequest>,
     ) -> Result<Response<FetchX509IdentityResponse>, Status> {
         let identity = self.server("IdentityProvider")?.identity().await.map_err(|e| refused(&e))?;
-        let bundle = &identity.bundle;
-        let certificate =
-            |a: &finial_core::X509Authority| X509Certificate { asn1: a.der.to_vec().into(), tainted: a.tainted };
-        let bundle = Bundle {
-            trust_domain: bundle.trust_domain.as_str().to_owned(),
-            x509_authorities: bundle.x509_authorities.iter().map(certificate).collect(),
-            jwt_authorities: bundle.jwt_authorities.iter().map(jwt_key).collect(),
-            refresh_hint: bundle.refresh_hint,
-            sequence_number: bundle.sequence_number,
-            wit_authorities: Vec::new(),
-        };
+        let bundle = bundle(&identity.bundle);
         let identity = X509Identity {
             cert_chain: identity.cert_chain.iter().map(|der| der.to_vec().into()).collect(),
             private_key: wiped(&identity.private_key),
@@ -163,6 +153,20 @@ impl IdentityProvider for Host {
 /// A key for a message, wiped with it.
 pub(crate) fn wiped(key: &Secret<Vec<u8>>) -> Bytes {
     Bytes::from_owner(Zeroizing::new(key.expose().clone()))
+}
+
+/// As plugins are told of it.
+pub(crate) fn bundle(bundle: &finial_core::Bundle) -> Bundle {
+    let certificate =
+        |a: &finial_core::X509Authority| X509Certificate { asn1: a.der.to_vec().into(), tainted: a.tainted };
+    Bundle {
+        trust_domain: bundle.trust_domain.as_str().to_owned(),
+        x509_authorities: bundle.x509_authorities.iter().map(certificate).collect(),
+        jwt_authorities: bundle.jwt_authorities.iter().map(jwt_key).collect(),
+        refresh_hint: bundle.refresh_hint,
+        sequence_number: bundle.sequence_number,
+        wit_authorities: Vec::new(),
+    }
 }
 
 /// As plugins carry it.

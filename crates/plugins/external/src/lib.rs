@@ -8,20 +8,26 @@
 //! The parts: `process` (program, checksum, first line), `handshake` (that line), `connection` (calls), `host` (what it may
 //! ask of us), `log`, and one module a kind.
 
+mod bundle_publisher;
 mod connection;
+mod credential_composer;
 mod handshake;
 mod host;
 mod key_manager;
 mod log;
 mod node_attestor;
+mod notifier;
 mod process;
 mod running;
 mod svid_store;
 mod upstream_authority;
 mod workload_attestor;
 
+pub use bundle_publisher::ExternalBundlePublisher;
+pub use credential_composer::ExternalCredentialComposer;
 pub use key_manager::ExternalKeyManager;
 pub use node_attestor::{ExternalAgentNodeAttestor, ExternalServerNodeAttestor};
+pub use notifier::ExternalNotifier;
 pub use svid_store::ExternalSvidStore;
 pub use upstream_authority::ExternalUpstreamAuthority;
 pub use workload_attestor::ExternalWorkloadAttestor;
@@ -96,6 +102,12 @@ pub enum Service {
     AgentNodeAttestor,
     /// An upstream authority.
     UpstreamAuthority,
+    /// A credential composer.
+    CredentialComposer,
+    /// A notifier.
+    Notifier,
+    /// A bundle publisher.
+    BundlePublisher,
     /// A workload attestor.
     WorkloadAttestor,
     /// An SVID store.
@@ -110,13 +122,16 @@ impl Service {
             Self::ServerNodeAttestor => "spire.plugin.server.nodeattestor.v1.NodeAttestor",
             Self::AgentNodeAttestor => "spire.plugin.agent.nodeattestor.v1.NodeAttestor",
             Self::UpstreamAuthority => "spire.plugin.server.upstreamauthority.v1.UpstreamAuthority",
+            Self::CredentialComposer => "spire.plugin.server.credentialcomposer.v1.CredentialComposer",
+            Self::Notifier => "spire.plugin.server.notifier.v1.Notifier",
+            Self::BundlePublisher => "spire.plugin.server.bundlepublisher.v1.BundlePublisher",
             Self::WorkloadAttestor => "spire.plugin.agent.workloadattestor.v1.WorkloadAttestor",
             Self::SvidStore => "spire.plugin.agent.svidstore.v1.SVIDStore",
         }
     }
 
     fn of_server(self) -> bool {
-        matches!(self, Self::ServerKeyManager | Self::ServerNodeAttestor | Self::UpstreamAuthority)
+        !matches!(self, Self::AgentKeyManager | Self::AgentNodeAttestor | Self::WorkloadAttestor | Self::SvidStore)
     }
 }
 

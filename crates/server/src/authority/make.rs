@@ -4,16 +4,14 @@ use super::AuthorityError;
 use super::journal::hex;
 use super::manager::{AuthoritySettings, within};
 use super::plan::BACKDATE_SECONDS;
+use crate::compose::{Composers, check_ca};
 use finial_core::UnixSeconds;
 use finial_crypto::{
-    CaTemplate, Certificate, DistinguishedName, IssueError, KeyUsage, SerialNumber, Signer, SvidTemplate, TrustRoots,
-    X509Ca, create_ca_csr, verify_x509_svid,
+    CaTemplate, Certificate, DistinguishedName, Extension, IssueError, SerialNumber, Signer, SvidTemplate, TrustRoots,
+    X509Ca, create_ca_csr_with, verify_x509_svid,
 };
-use finial_plugin::{PluginKind, UpstreamAuthority};
+use finial_plugin::{PluginKind, UpstreamAuthority, X509CaAttributes};
 use std::sync::Arc;
-
-/// What may be set besides the right to sign certificates.
-const CA_USAGES: u16 = KeyUsage::CERT_SIGN.0 | KeyUsage::CRL_SIGN.0 | KeyUsage::DIGITAL_SIGNATURE.0;
 
 /// A new X.509 authority and the roots from which it hangs.
 pub(super) struct Made {
@@ -28,17 +26,18 @@ pub(super) struct Made {
 /// Makes an authority with this key.
 pub(super) async fn make(
     settings: &AuthoritySettings,
+    composers: &Composers,
     upstream: Option<&dyn UpstreamAuthority>,
     signer: Arc<dyn Signer>,
     now: UnixSeconds,
 ) -> Result<Made, AuthorityError> {
     let (ca, roots) = match upstream {
         None => {
-            let ca = self_sign(settings, signer, now).await?;
+            let ca = self_sign(settings, composers, signer, now).await?;
             let root = ca.certificate().clone();
             (ca, vec![root])
         }
-        Some(upstream) => mint(settings, upstream, signer).await?,
+        Some(upstream) => mint(settings, composers, upstream, signer).await?,
     };
     try_out(settings, &ca, &roots, now).await?;
     let upstream_authority_id = hex(parsed(&ca)?.authority_key_id().unwrap_or_default());
@@ -50,32 +49,53 @@ fn parsed(ca: &X509Ca) -> Result<Certificate, AuthorityError> {
     Ok(Certificate::parse(ca.certificate().clone()).map_err(IssueError::from)?)
 }
 
+/// What the authority is to say, with the say of composers.
+async fn composed(
+    settings: &AuthoritySettings,
+    composers: &Composers,
+    serial: SerialNumber,
+) -> Result<X509CaAttributes, AuthorityError> {
+    let subject = match settings.ca_subject.parts().serial_number.is_empty() {
+        true => settings.ca_subject.with_serial_number(&serial.to_string()),
+        false => settings.ca_subject.clone(),
+    };
+    let attributes = X509CaAttributes { subject: subject.parts().clone(), ..X509CaAttributes::default() };
+    composers.x509_ca(attributes).await.map_err(AuthorityError::Compose)
+}
+
 async fn self_sign(
     settings: &AuthoritySettings,
+    composers: &Composers,
     signer: Arc<dyn Signer>,
     now: UnixSeconds,
 ) -> Result<X509Ca, AuthorityError> {
+    let serial = SerialNumber::random();
+    let attributes = composed(settings, composers, serial).await?;
     let template = CaTemplate {
-        subject: &settings.ca_subject,
+        subject: &DistinguishedName::new(attributes.subject),
         trust_domain: &settings.trust_domain,
         not_before: now - BACKDATE_SECONDS,
         not_after: now.saturating_add(settings.ca_ttl_seconds),
-        serial: SerialNumber::random(),
+        serial,
     };
-    within("the key manager", X509Ca::self_sign(signer, &template), AuthorityError::Sign).await
+    let added = Extension::of_ca(&attributes.policies, attributes.extra_extensions);
+    let signing = X509Ca::self_sign_with(signer, &template, &added);
+    let ca = within("the key manager", signing, AuthorityError::Sign).await?;
+    check_ca(&parsed(&ca)?, &settings.trust_domain).map_err(AuthorityError::BadCa)?;
+    Ok(ca)
 }
 
 /// Has the upstream authority sign it, and holds what comes back against SPIRE's rules.
 async fn mint(
     settings: &AuthoritySettings,
+    composers: &Composers,
     upstream: &dyn UpstreamAuthority,
     signer: Arc<dyn Signer>,
 ) -> Result<(X509Ca, Vec<Arc<[u8]>>), AuthorityError> {
-    let subject = match settings.ca_subject.parts().serial_number.is_empty() {
-        true => settings.ca_subject.with_serial_number(&SerialNumber::random().to_string()),
-        false => settings.ca_subject.clone(),
-    };
-    let csr = create_ca_csr(signer.as_ref(), &subject, &settings.trust_domain);
+    let attributes = composed(settings, composers, SerialNumber::random()).await?;
+    let subject = DistinguishedName::new(attributes.subject);
+    // As in SPIRE without the policies, which are the upstream authority's to give.
+    let csr = create_ca_csr_with(signer.as_ref(), &subject, &settings.trust_domain, &attributes.extra_extensions);
     let csr = within("the key manager", csr, |e| AuthorityError::Sign(e.into())).await?;
     let minting = upstream.mint_x509_ca(&csr, settings.ca_ttl_seconds);
     let refused =
@@ -83,16 +103,7 @@ async fn mint(
     let minted = within("the upstream authority", minting, refused).await?;
     let first = minted.chain.first().cloned().ok_or(AuthorityError::BadUpstream("empty chain"))?;
     let ca = X509Ca::new(signer, first, minted.chain)?;
-    let certificate = parsed(&ca)?;
-    if certificate.key_usage().is_some_and(|usage| usage.0 & !CA_USAGES != 0) {
-        return Err(AuthorityError::BadUpstream("only keyCertSign, cRLSign, or digitalSignature key usage can be set"));
-    }
-    // A signing certificate should be an SVID itself, but need not.
-    match certificate.uri_sans() {
-        [] => {}
-        [uri] if **uri == *settings.trust_domain.id_string() => {}
-        _ => return Err(AuthorityError::BadUpstream("its URI SAN is not the ID of the trust domain")),
-    }
+    check_ca(&parsed(&ca)?, &settings.trust_domain).map_err(AuthorityError::BadUpstream)?;
     Ok((ca, minted.roots))
 }
 

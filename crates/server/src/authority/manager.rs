@@ -12,6 +12,7 @@ use super::{
     ActiveX509, Authorities, AuthorityError, AuthorityKind, AuthorityState, AuthorityStore, SUBSYSTEM, SlotStates,
     States,
 };
+use crate::compose::Composers;
 use crate::issue::Rfc3339;
 use crate::publish::BundleFeed;
 use finial_core::{Bundle, Clock, KeyType, TrustDomain, X509Authority};
@@ -86,6 +87,8 @@ pub struct AuthorityParts {
     pub clock: Arc<dyn Clock>,
     /// Counts and times.
     pub metrics: Metrics,
+    /// Have a say in what X.509 authorities say.
+    pub composers: Composers,
 }
 
 /// Says whether rotation works. Clones share one state.
@@ -321,7 +324,7 @@ impl AuthorityManager {
         tracing::debug!(subsystem_name = SUBSYSTEM, slot = name.as_str(), "Preparing X509 CA");
         let signer = self.generate(&name.x509_key(), self.settings.ca_key_type).await?;
         let upstream = self.parts.upstream.as_deref();
-        let made = make(&self.settings, upstream, signer, self.parts.clock.now()).await?;
+        let made = make(&self.settings, &self.parts.composers, upstream, signer, self.parts.clock.now()).await?;
         let tenure = Tenure { status: Status::Prepared, issued_at: made.issued_at, not_after: made.not_after };
         let authority = ActiveX509 {
             authority_id: hex(&made.ca.subject_key_id()),

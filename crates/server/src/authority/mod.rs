@@ -65,6 +65,12 @@ pub enum AuthorityError {
     /// The upstream authority does not take the key.
     #[error("unable to publish {0} key: {1}")]
     Publish(AuthorityKind, #[source] PluginError),
+    /// A credential composer is against it.
+    #[error("{0}")]
+    Compose(#[source] PluginError),
+    /// What composers made of it is not a CA for this trust domain.
+    #[error("invalid X509 CA: {0}")]
+    BadCa(&'static str),
     /// What the upstream authority signed is not a CA for this trust domain.
     #[error("invalid upstream-signed X509 CA: invalid X509 CA: {0}")]
     BadUpstream(&'static str),
@@ -100,6 +106,8 @@ impl AuthorityError {
             Self::Sign(e) => e.kind(),
             Self::Timeout(..) => ErrorKind::Timeout,
             Self::Off(_) => ErrorKind::Unimplemented,
+            Self::Compose(e) => e.kind,
+            Self::BadCa(_) => ErrorKind::Internal,
             Self::BadJournal(_) | Self::BadUpstream(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
         }
     }

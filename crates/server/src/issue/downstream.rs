@@ -2,8 +2,10 @@
 
 use super::{IssueError, Issued, Issuer, Purpose, deadline};
 use crate::authority::plan::BACKDATE_SECONDS;
+use crate::compose::check_ca;
 use finial_core::{SpiffeId, UnixSeconds};
-use finial_crypto::{CaTemplate, PublicKey, SerialNumber};
+use finial_crypto::{CaTemplate, Certificate, DistinguishedName, Extension, PublicKey, SerialNumber};
+use finial_plugin::X509CaAttributes;
 use std::sync::Arc;
 
 /// A downstream authority that was issued.
@@ -40,14 +42,23 @@ impl Issuer {
         }
         let depth = ca.upstream_chain().len().max(1);
         let subject = ca.subject().map_err(|e| IssueError::DownstreamCa(e.into()))?;
+        let subject = subject.with_organizational_unit(&format!("DOWNSTREAM-{depth}"));
+        let attributes = X509CaAttributes { subject: subject.parts().clone(), ..X509CaAttributes::default() };
+        let attributes = self.composers.x509_ca(attributes).await.map_err(IssueError::Compose)?;
         let template = CaTemplate {
-            subject: &subject.with_organizational_unit(&format!("DOWNSTREAM-{depth}")),
+            subject: &DistinguishedName::new(attributes.subject),
             trust_domain: &self.settings.trust_domain,
             not_before: now - BACKDATE_SECONDS,
             not_after,
             serial: SerialNumber::random(),
         };
-        let certificate = deadline(ca.issue_ca(public_key, &template)).await?.map_err(IssueError::DownstreamCa)?;
+        let added = Extension::of_ca(&attributes.policies, attributes.extra_extensions);
+        let signing = ca.issue_ca_with(public_key, &template, &added);
+        let certificate = deadline(signing).await?.map_err(IssueError::DownstreamCa)?;
+        if !self.composers.is_empty() {
+            let parsed = Certificate::parse(certificate.clone()).map_err(|e| IssueError::DownstreamCa(e.into()))?;
+            check_ca(&parsed, &self.settings.trust_domain).map_err(IssueError::BadDownstreamCa)?;
+        }
         Ok(IssuedCa { chain: ca.chain_of(certificate), not_after })
     }
 }

@@ -3,6 +3,7 @@
 //! A hot path: with keys in memory nothing here awaits, locks or spawns, and the work is one signature plus the encoding.
 //! Every issue and every refusal passes `Issuer::record`, which is where an audit trail will be written.
 
+mod composed;
 mod downstream;
 mod queue;
 mod ttl;
@@ -16,10 +17,12 @@ pub use queue::{SigningQueue, SigningTurn};
 
 use crate::authority::plan::BACKDATE_SECONDS;
 use crate::authority::{ActiveJwt, ActiveX509, Authorities};
+use crate::compose::Composers;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use finial_core::{Clock, ErrorKind, SpiffeId, TrustDomain, UnixSeconds};
 use finial_crypto::{DistinguishedName, JwtSvidClaims, NameParts, PublicKey, SerialNumber, SignError, SvidTemplate};
+use finial_plugin::PluginError;
 use finial_runtime::Metrics;
 use std::borrow::Cow;
 use std::fmt;
@@ -68,6 +71,20 @@ pub enum IssueError {
     /// The certificate was not made.
     #[error("failed to sign X509 SVID: {0}")]
     X509(#[from] finial_crypto::IssueError),
+    /// A credential composer is against it.
+    #[error("{0}")]
+    Compose(#[source] PluginError),
+    /// What composers made of it is not what it was to be.
+    #[error("invalid {svid}{why}")]
+    Composed {
+        /// `X509-SVID` or `JWT-SVID`.
+        svid: &'static str,
+        /// `: …` or, of a claim, ` "sub" claim: …`.
+        why: String,
+    },
+    /// The same of a downstream authority.
+    #[error("invalid downstream X509 CA: invalid X509 CA: {0}")]
+    BadDownstreamCa(&'static str),
     /// The certificate of a downstream authority was not made.
     #[error("unable to create downstream X509 CA: {0}")]
     DownstreamCa(#[source] finial_crypto::IssueError),
@@ -89,6 +106,8 @@ impl IssueError {
             Self::NoX509Authority | Self::NoJwtAuthority | Self::NoWitAuthority => ErrorKind::Unavailable,
             Self::Expired { .. } | Self::ExpiredCa(_) => ErrorKind::Unavailable,
             Self::NotMember { .. } | Self::NoAudience => ErrorKind::InvalidArgument,
+            Self::Compose(e) => e.kind,
+            Self::Composed { .. } | Self::BadDownstreamCa(_) => ErrorKind::Internal,
             Self::X509(e) | Self::DownstreamCa(e) => e.kind(),
             Self::Jwt(e) => e.kind(),
             Self::Timeout => ErrorKind::Timeout,
@@ -229,6 +248,7 @@ pub struct Issuer {
     authorities: Authorities,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    composers: Composers,
     subject: DistinguishedName,
     server_id: SpiffeId,
 }
@@ -237,7 +257,13 @@ impl Issuer {
     /// Signs with whatever authorities are active at the time.
     pub fn new(settings: IssuerSettings, authorities: Authorities, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         let server_id = settings.trust_domain.server_id();
-        Self { settings, authorities, clock, metrics, subject: DistinguishedName::svid_default(), server_id }
+        let (composers, subject) = (Composers::default(), DistinguishedName::svid_default());
+        Self { settings, authorities, clock, metrics, composers, subject, server_id }
+    }
+
+    /// The same where others have a say in what credentials say.
+    pub fn with_composers(self, composers: Composers) -> Self {
+        Self { composers, ..self }
     }
 
     /// The authorities that sign.
@@ -295,19 +321,25 @@ impl Issuer {
         let public_key = authority.ca.signer().public_key().clone();
         let request =
             X509Request { id: &self.server_id, public_key: &public_key, dns_names: &[], ttl_seconds: 0, subject: None };
-        self.sign_x509(&authority, &request).await.map(drop)
+        self.sign_x509(&authority, None, &request).await.map(drop)
     }
 
     async fn x509(&self, purpose: Purpose, request: &X509Request<'_>) -> Result<IssuedX509, IssueError> {
         let result = match self.authorities.x509() {
-            Some(authority) => self.sign_x509(&authority, request).await,
+            Some(authority) => self.sign_x509(&authority, Some(purpose), request).await,
             None => Err(IssueError::NoX509Authority),
         };
         self.record(purpose, request.id, result.as_ref().map(|svid| Issued::X509(svid, request.dns_names)));
         result
     }
 
-    async fn sign_x509(&self, authority: &ActiveX509, request: &X509Request<'_>) -> Result<IssuedX509, IssueError> {
+    /// Without a purpose nobody has a say.
+    async fn sign_x509(
+        &self,
+        authority: &ActiveX509,
+        purpose: Option<Purpose>,
+        request: &X509Request<'_>,
+    ) -> Result<IssuedX509, IssueError> {
         self.check_member("X509-SVID", request.id)?;
         let default_ttl = self.settings.x509_svid_ttl_seconds;
         let (now, not_after) =
@@ -327,9 +359,12 @@ impl Issuer {
             not_after,
             serial,
         };
-        let leaf = match authority.ca.issue_svid_now(&template) {
-            Some(result) => result?,
-            None => deadline(authority.ca.issue_svid(&template)).await??,
+        let leaf = match purpose.filter(|_| !self.composers.is_empty()) {
+            Some(purpose) => self.sign_composed(authority, purpose, template).await?,
+            None => match authority.ca.issue_svid_now(&template) {
+                Some(result) => result?,
+                None => deadline(authority.ca.issue_svid(&template)).await??,
+            },
         };
         Ok(IssuedX509 { chain: authority.ca.chain_of(leaf), serial, not_before, not_after })
     }
@@ -352,6 +387,9 @@ impl Issuer {
             iss: self.settings.jwt_issuer.as_deref(),
             jti: jti.as_deref(),
         };
+        if !self.composers.is_empty() {
+            return self.sign_composed_jwt(&authority, &claims).await;
+        }
         let token = match authority.signer.sign_now(&claims) {
             Some(result) => result?,
             None => deadline(authority.signer.sign(&claims)).await??,

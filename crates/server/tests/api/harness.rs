@@ -226,6 +226,9 @@ impl Server {
             )]),
             join_token: true,
             upstream_authority: None,
+            credential_composers: Vec::new(),
+            notifiers: Vec::new(),
+            bundle_publishers: Vec::new(),
             host: Arc::default(),
         };
         let env = Environment {

@@ -1,0 +1,75 @@
+//! Where the bundle goes: notifiers and bundle publishers.
+
+use crate::PluginError;
+use async_trait::async_trait;
+use finial_core::Bundle;
+use finial_crypto::bundle::{BundleFormat as Written, bundle_to_json};
+use finial_crypto::pem;
+
+/// Hears of the trust domain's bundle. The caller gives each call its deadline.
+#[async_trait]
+pub trait Notifier: Send + Sync {
+    /// Its configured name.
+    fn name(&self) -> &str;
+
+    /// The server begins, with this bundle. A failure keeps it from starting.
+    async fn bundle_loaded(&self, bundle: &Bundle) -> Result<(), PluginError>;
+
+    /// The bundle has changed. A failure is logged.
+    async fn bundle_updated(&self, bundle: &Bundle) -> Result<(), PluginError>;
+}
+
+/// Puts the trust domain's bundle where others find it. The caller gives each call its deadline.
+#[async_trait]
+pub trait BundlePublisher: Send + Sync {
+    /// Its configured name.
+    fn name(&self) -> &str;
+
+    /// Puts it there. It is asked again and again, also when nothing has changed, so that a failure is made good.
+    async fn publish(&self, bundle: &Bundle) -> Result<(), PluginError>;
+}
+
+/// The forms in which publishers write a bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BundleFormat {
+    /// The document of the SPIFFE standard.
+    Spiffe,
+    /// A plain JWK set of X.509 and JWT authorities.
+    Jwks,
+    /// X.509 authorities alone.
+    Pem,
+}
+
+impl BundleFormat {
+    /// Reads its name, in any case.
+    ///
+    /// # Errors
+    /// `unknown bundle format: …`
+    pub fn parse(name: &str) -> Result<Self, PluginError> {
+        match name.to_ascii_lowercase().as_str() {
+            "spiffe" => Ok(Self::Spiffe),
+            "jwks" => Ok(Self::Jwks),
+            "pem" => Ok(Self::Pem),
+            _ => Err(PluginError::invalid(format!("unknown bundle format: {name:?}"))),
+        }
+    }
+
+    /// Writes a bundle, without spaces, as SPIRE's publishers do. WIT authorities are only in the SPIFFE document.
+    ///
+    /// # Errors
+    /// The bundle holds what is no certificate or key.
+    pub fn write(self, bundle: &Bundle) -> Result<String, PluginError> {
+        let json = |written| {
+            bundle_to_json(bundle, written).map_err(|e| PluginError::internal(format!("could not format bundle: {e}")))
+        };
+        match self {
+            Self::Spiffe => json(Written { pretty: false, ..Written::SPIFFE }),
+            Self::Jwks => json(Written { wit: false, standard: true, pretty: false, ..Written::SPIFFE }),
+            Self::Pem => Ok(bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

@@ -1,0 +1,160 @@
+//! Tells plugins of the trust domain's bundle: notifiers when the server begins and at each change, bundle publishers also in
+//! between, so that what failed, or what somebody else changed, is made good.
+
+use crate::publish::BundleFeed;
+use finial_core::{Bundle, ErrorKind};
+use finial_plugin::{BundlePublisher, Notifier, PluginError, PluginKind, ServerPlugins};
+use finial_runtime::Shutdown;
+use futures::future::join_all;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a plugin may take for one bundle.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How often publishers are asked when nothing has changed.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// One notifier or more would not have the server begin.
+#[derive(Debug, thiserror::Error)]
+#[error("one or more notifiers returned an error: {}", self.texts())]
+pub struct NotifyError(Vec<PluginError>);
+
+impl NotifyError {
+    fn texts(&self) -> String {
+        self.0.iter().map(PluginError::to_string).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Who is to be told.
+pub(crate) struct Told {
+    notifiers: Vec<Arc<dyn Notifier>>,
+    publishers: Vec<Arc<dyn BundlePublisher>>,
+    feed: Arc<BundleFeed>,
+    /// What the notifiers were told last.
+    last: Option<Bundle>,
+}
+
+impl Told {
+    pub(crate) fn new(plugins: &ServerPlugins, feed: Arc<BundleFeed>) -> Self {
+        let (notifiers, publishers) = (plugins.notifiers.clone(), plugins.bundle_publishers.clone());
+        Self { notifiers, publishers, feed, last: None }
+    }
+
+    /// Tells notifiers that the server begins. They may be against it.
+    pub(crate) async fn begin(&mut self) -> Result<(), NotifyError> {
+        self.last = own(&self.feed);
+        match &self.last {
+            Some(bundle) => notify(&self.notifiers, true, |notifier| notifier.bundle_loaded(bundle)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Tells everybody, until shutdown.
+    pub(crate) async fn run(self, shutdown: Shutdown) {
+        let Self { notifiers, publishers, feed, last } = self;
+        let publishing = join_all(publishers.iter().map(|publisher| publish(&**publisher, &feed)));
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = follow(&notifiers, &feed, last) => {}
+            _ = publishing => {}
+        }
+    }
+}
+
+/// The own bundle as the datastore has it.
+fn own(feed: &BundleFeed) -> Option<Bundle> {
+    feed.own().map(|own| own.stored().clone())
+}
+
+/// Waits for a change of any bundle.
+async fn changed(changes: &mut watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        // Nothing changes any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Never ends.
+async fn follow(notifiers: &[Arc<dyn Notifier>], feed: &BundleFeed, mut last: Option<Bundle>) {
+    let mut changes = feed.changes();
+    // What changed before this began to listen is told now.
+    changes.mark_changed();
+    loop {
+        changed(&mut changes).await;
+        let bundle = own(feed);
+        if bundle == last {
+            continue;
+        }
+        if let Some(bundle) = &bundle
+            && let Err(error) = notify(notifiers, false, |notifier| notifier.bundle_updated(bundle)).await
+        {
+            tracing::warn!(subsystem_name = "ca_manager", %error, "Failed to notify on bundle update");
+        }
+        last = bundle;
+    }
+}
+
+async fn notify<'a, F>(
+    notifiers: &'a [Arc<dyn Notifier>],
+    advise: bool,
+    tell: impl Fn(&'a dyn Notifier) -> F,
+) -> Result<(), NotifyError>
+where
+    F: Future<Output = Result<(), PluginError>>,
+{
+    let event = if advise { "bundle loaded" } else { "bundle updated" };
+    let told = join_all(notifiers.iter().map(async |notifier| {
+        let result = within(PluginKind::Notifier, notifier.name(), tell(&**notifier)).await;
+        let (subsystem_name, notifier) = ("ca_manager", notifier.name());
+        match &result {
+            Ok(()) => tracing::debug!(subsystem_name, notifier, event, "Notifier handled event"),
+            Err(error) if advise => {
+                tracing::error!(subsystem_name, notifier, event, %error, "Notifier failed to handle event")
+            }
+            Err(error) => tracing::warn!(subsystem_name, notifier, event, %error, "Notifier failed to handle event"),
+        }
+        result
+    }));
+    let errors: Vec<_> = told.await.into_iter().filter_map(Result::err).collect();
+    if errors.is_empty() { Ok(()) } else { Err(NotifyError(errors)) }
+}
+
+/// Never ends. Each publisher goes its own pace: one that hangs keeps no other waiting.
+async fn publish(publisher: &dyn BundlePublisher, feed: &BundleFeed) {
+    let mut changes = feed.changes();
+    loop {
+        changes.mark_unchanged();
+        let bundle = own(feed);
+        if let Some(bundle) = &bundle
+            && let Err(error) = within(PluginKind::BundlePublisher, publisher.name(), publisher.publish(bundle)).await
+        {
+            let name = publisher.name();
+            tracing::error!(subsystem_name = "bundle_publishing", BundlePublisher = name, %error, "Failed to publish bundle");
+        }
+        let another = async {
+            while own(feed) == bundle {
+                changed(&mut changes).await;
+            }
+        };
+        let _ = tokio::time::timeout(REFRESH, another).await;
+    }
+}
+
+/// Gives a plugin its deadline, and a failure its name.
+async fn within(
+    kind: PluginKind,
+    name: &str,
+    telling: impl Future<Output = Result<(), PluginError>>,
+) -> Result<(), PluginError> {
+    let told = tokio::time::timeout(DEADLINE, telling).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", DEADLINE.as_secs());
+        Err(PluginError::new(ErrorKind::Timeout, message))
+    });
+    told.map_err(|error| error.of(kind, name))
+}
+
+#[cfg(test)]
+#[path = "notify_tests.rs"]
+mod tests;

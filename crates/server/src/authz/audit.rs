@@ -14,7 +14,9 @@ pub(super) const UNIT: char = '\u{1f}';
 pub(super) const RECORD: char = '\u{1e}';
 
 /// Those of SPIRE's fields that are numbers in JSON lines, where the value is one, and those that are booleans.
-const NUMBERS: [&str; 11] = [
+const NUMBERS: [&str; 13] = [
+    "bundle_refresh_hint",
+    "bundle_sequence_number",
     "caller_gid",
     "caller_uid",
     "created_at",

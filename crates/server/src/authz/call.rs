@@ -22,8 +22,8 @@ pub struct Call {
     pub(super) row: &'static MethodRow,
     pub(super) gate: Arc<Gate>,
     pub(super) peer: Connection,
-    pub(super) authorized_as: &'static str,
-    pub(super) authorized_via: &'static str,
+    pub(super) authorized_as: Option<&'static str>,
+    pub(super) authorized_via: Option<&'static str>,
     pub(super) deadline: Option<Instant>,
     pub(super) request_id: OnceLock<String>,
     /// For the audit line.
@@ -55,7 +55,7 @@ impl Call {
     /// The same for a call that had to wait and that only agents may make. One whose SVID was renewed meanwhile gets its
     /// answer: the call was good, and an agent that is told to attest again may not be able to.
     pub(crate) fn after_waiting(&self) -> Result<(), Status> {
-        if self.authorized_as == AS_AGENT { self.agent_is_good(true) } else { Ok(()) }
+        if self.authorized_as == Some(AS_AGENT) { self.agent_is_good(true) } else { Ok(()) }
     }
 
     fn agent_is_good(&self, or_renewed: bool) -> Result<(), Status> {

@@ -140,8 +140,8 @@ impl Gate {
             row,
             gate: self.clone(),
             peer: peer.clone(),
-            authorized_as: "nobody",
-            authorized_via: "",
+            authorized_as: None,
+            authorized_via: None,
             deadline,
             request_id: OnceLock::new(),
             fields: Mutex::default(),
@@ -176,8 +176,7 @@ impl Gate {
         };
         match self.classify(who, &call.peer).await {
             Ok((authorized_as, authorized_via)) => {
-                call.authorized_as = authorized_as;
-                call.authorized_via = authorized_via;
+                (call.authorized_as, call.authorized_via) = (Some(authorized_as), Some(authorized_via));
                 Ok(Permit(Arc::new(call), PhantomData))
             }
             Err(Denial::Refused(reason)) => Err(call.denied(reason)),

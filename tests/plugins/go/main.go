@@ -19,8 +19,11 @@ import (
 	agentnodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	svidstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/svidstore/v1"
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
+	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
+	credentialcomposerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/credentialcomposer/v1"
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	notifierv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/notifier/v1"
 	upstreamauthorityv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/upstreamauthority/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
@@ -38,7 +41,7 @@ type config struct {
 	Refuse string `hcl:"refuse"`
 	// Writes this many lines to its standard output and to its log.
 	Flood int `hcl:"flood"`
-	// Where a store keeps what it is given.
+	// Where a store keeps what it is given, and a key manager its keys.
 	Folder string `hcl:"folder"`
 }
 
@@ -146,6 +149,15 @@ func main() {
 	case "upstreamauthority":
 		p := new(upstreamAuthority)
 		pluginmain.Serve(upstreamauthorityv1.UpstreamAuthorityPluginServer(p), configv1.ConfigServiceServer(p))
+	case "credentialcomposer":
+		p := new(credentialComposer)
+		pluginmain.Serve(credentialcomposerv1.CredentialComposerPluginServer(p), configv1.ConfigServiceServer(p))
+	case "notifier":
+		p := new(notifier)
+		pluginmain.Serve(notifierv1.NotifierPluginServer(p), configv1.ConfigServiceServer(p))
+	case "bundlepublisher":
+		p := new(bundlePublisher)
+		pluginmain.Serve(bundlepublisherv1.BundlePublisherPluginServer(p), configv1.ConfigServiceServer(p))
 	default:
 		fmt.Fprintf(os.Stderr, "unknown kind %q\n", kind)
 		os.Exit(2)

@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -26,13 +28,14 @@ import (
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	upstreamauthorityv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/upstreamauthority/v1"
 	plugintypes "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
-// keyManager keeps keys in memory.
+// keyManager keeps keys in memory, and in its folder if it has one.
 type keyManager struct {
 	keymanagerv1.UnimplementedKeyManagerServer
 	base
@@ -67,16 +70,66 @@ func (p *keyManager) GenerateKey(ctx context.Context, req *keymanagerv1.Generate
 	if err != nil {
 		return nil, err
 	}
+	if config, _ := p.misbehave(ctx); config.Folder != "" {
+		der, err := x509.MarshalPKCS8PrivateKey(signer)
+		if err != nil {
+			return nil, err
+		}
+		name := filepath.Join(config.Folder, fmt.Sprintf("%s.%d", req.KeyId, req.KeyType))
+		if err := os.WriteFile(name+".new", der, 0o600); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(name+".new", name); err != nil {
+			return nil, err
+		}
+	}
+	public, err := p.add(req.KeyId, req.KeyType, signer)
+	if err != nil {
+		return nil, err
+	}
+	p.logger.Info("Generated", "key", req.KeyId, "fingerprint", public.Fingerprint)
+	return &keymanagerv1.GenerateKeyResponse{PublicKey: public}, nil
+}
+
+func (p *keyManager) add(id string, keyType keymanagerv1.KeyType, signer crypto.Signer) (*keymanagerv1.PublicKey, error) {
 	spki, err := x509.MarshalPKIXPublicKey(signer.Public())
 	if err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(spki)
-	public := &keymanagerv1.PublicKey{Id: req.KeyId, Type: req.KeyType, PkixData: spki, Fingerprint: hex.EncodeToString(sum[:])}
+	public := &keymanagerv1.PublicKey{Id: id, Type: keyType, PkixData: spki, Fingerprint: hex.EncodeToString(sum[:])}
 	p.keyMutex.Lock()
 	defer p.keyMutex.Unlock()
-	p.keys[req.KeyId] = entry{signer: signer, public: public}
-	return &keymanagerv1.GenerateKeyResponse{PublicKey: public}, nil
+	p.keys[id] = entry{signer: signer, public: public}
+	return public, nil
+}
+
+// Configure takes up the keys of its folder.
+func (p *keyManager) Configure(ctx context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
+	resp, err := p.base.Configure(ctx, req)
+	if err != nil || p.config.Folder == "" {
+		return resp, err
+	}
+	files, err := filepath.Glob(filepath.Join(p.config.Folder, "*.[0-9]"))
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range files {
+		der, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		key, err := x509.ParsePKCS8PrivateKey(der)
+		if err != nil {
+			return nil, err
+		}
+		name := filepath.Base(file)
+		keyType := keymanagerv1.KeyType(name[len(name)-1] - '0')
+		if _, err := p.add(name[:len(name)-2], keyType, key.(crypto.Signer)); err != nil {
+			return nil, err
+		}
+	}
+	return resp, nil
 }
 
 func (p *keyManager) GetPublicKey(_ context.Context, req *keymanagerv1.GetPublicKeyRequest) (*keymanagerv1.GetPublicKeyResponse, error) {

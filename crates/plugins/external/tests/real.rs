@@ -216,6 +216,26 @@ async fn key_managers_of_both_programs_conform() {
     }
 }
 
+#[tokio::test]
+async fn an_agents_keys_outlive_their_plugin() {
+    let Some(plugin) = real_plugin() else { return };
+    let (program, folder) = (Program::default(), tempfile::tempdir().unwrap());
+    let die = folder.path().join("die");
+    let data = format!("folder = \"{}\"\ndie_file = \"{}\"", folder.path().display(), die.display());
+    let config = config("KeyManager", "keys", &plugin, &["agent-keymanager"], &data);
+    let launched = Plugin::launch(&config, Service::AgentKeyManager, &program.around).await.unwrap();
+    let manager = ExternalKeyManager(launched);
+    let key = manager.generate_key("agent-svid-A", KeyType::EcP256).await.unwrap();
+    std::fs::write(&die, "").unwrap();
+    let error = key.sign(SignatureAlgorithm::EcdsaP256Sha256, b"m").await.unwrap_err();
+    assert!(error.to_string().contains("the plugin hung up"), "{error}");
+    std::fs::remove_file(&die).unwrap();
+    until("it signs again", async || key.sign(SignatureAlgorithm::EcdsaP256Sha256, b"m").await.is_ok()).await;
+    let again = manager.key("agent-svid-A").await.unwrap().unwrap();
+    assert!(again.public_key() == key.public_key(), "the same key");
+    program.end().await;
+}
+
 struct FakeServer;
 
 #[async_trait]

@@ -261,118 +261,123 @@ fn what_must_be_configured() {
     );
 }
 
+/// Lines beside the ones that must be there, and the one problem that there is with them.
+const AGENT_RULES: &[(&str, &str)] = &[
+    (
+        "insecure_bootstrap = true\n trust_bundle_path = \"x\"",
+        "only one of insecure_bootstrap or trust_bundle_path can be specified, not both",
+    ),
+    (
+        "insecure_bootstrap = true\n trust_bundle_url = \"x\"",
+        "only one of insecure_bootstrap or trust_bundle_url can be specified, not both",
+    ),
+    (
+        "trust_bundle_path = \"y\"\n trust_bundle_url = \"x\"",
+        "only one of trust_bundle_url or trust_bundle_path can be specified, not both",
+    ),
+    (
+        "insecure_bootstrap = true\n trust_bundle_path = \"x\"\n trust_bundle_url = \"y\"",
+        "only one of insecure_bootstrap, trust_bundle_url, or trust_bundle_path can be specified, not the three options",
+    ),
+    ("trust_bundle_url = \"http://x\"", "trust bundle URL must start with https://"),
+    (
+        "trust_bundle_unix_socket = \"/s\"\n trust_bundle_url = \"https://x\"",
+        "trust bundle URL must start with http:// when used with trust bundle unix socket",
+    ),
+    (
+        "trust_bundle_unix_socket = \"/s\"\n trust_bundle_url = \"http://x?a=1&spiffe-x=1\"",
+        "trust_bundle_url query params can not start with spiffe-",
+    ),
+    (
+        "trust_bundle_unix_socket = \"/s\"\n insecure_bootstrap = true",
+        "if trust_bundle_unix_socket is specified, so must be trust_bundle_url",
+    ),
+    (
+        "trust_bundle_spiffe_workload_api = \"unix:x\"",
+        "trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: workload endpoint unix socket URI must not be opaque",
+    ),
+    (
+        "trust_bundle_spiffe_workload_api = \"tcp://a:1\"",
+        "trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: workload endpoint tcp socket URI host component must be an IP:port",
+    ),
+    (
+        "insecure_bootstrap = true\n trust_bundle_format = \"x\"",
+        "invalid value for trust_bundle_format, expected \"pem\" or \"spiffe\"",
+    ),
+    (
+        "insecure_bootstrap = true\n rebootstrap_mode = \"auto\"",
+        "insecure_bootstrap option can not be used with rebootstrapping",
+    ),
+    ("insecure_bootstrap = true\n rebootstrap_mode = \"x\"", "unknown rebootstrap mode specified: x"),
+    (
+        "insecure_bootstrap = true\n join_token = \"a\"\n join_token_file = \"b\"",
+        "only one of join_token or join_token_file can be specified, not both",
+    ),
+    (
+        "insecure_bootstrap = true\n join_token_file = \"/none/here\"",
+        "unable to read join token file \"/none/here\": open /none/here: no such file or directory",
+    ),
+    (
+        "insecure_bootstrap = true\n admin_socket_path = \"/tmp/spire-agent/public/x/admin.sock\"",
+        "admin socket cannot be in the same directory or a subdirectory as that containing the Workload API socket",
+    ),
+    ("insecure_bootstrap = true\n availability_target = \"1h\"", "availability_target must be at least 24h0m0s"),
+    ("insecure_bootstrap = true\n x509_svid_cache_max_size = -1", "x509_svid_cache_max_size should not be negative"),
+    (
+        "insecure_bootstrap = true\n workload_x509_svid_key_type = \"rsa-4096\"",
+        "key type \"rsa-4096\" is unknown; must be one of [rsa-2048, ec-p256, ec-p384]",
+    ),
+    (
+        "insecure_bootstrap = true\n authorized_delegates = [\"spiffe://other/x\"]",
+        "error validating authorized delegate: SPIFFE ID \"spiffe://other/x\" is not a member of trust domain \"example.org\"",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { jwt_svid_cache_hit_timeout = \"30s\" }",
+        "jwt_svid_cache_hit_timeout (30s) must be less than 30s",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { sync_interval = \"x\" }",
+        "could not parse synchronization interval: time: invalid duration \"x\"",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { ratelimit { fetch_x509_svid = -1 } }",
+        "experimental.ratelimit.fetch_x509_svid must not be negative",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { feature_flags = [\"b\", \"a\"] }",
+        "error loading feature flags: unknown feature flag(s): [a b]",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { broker { } }",
+        "experimental.broker requires socket_path, bind_address, or both",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { broker { bind_address = \"127.0.0.1:1\" brokers = [{ id = \"spiffe://x/y\" }] } }",
+        "experimental.broker.brokers[spiffe://x/y].allowed_reference_types: must list at least one reference type URL",
+    ),
+    (
+        "insecure_bootstrap = true\n experimental { named_pipe_name = \"x\" }",
+        "invalid configuration: named_pipe_name is not supported in this platform; please use socket_path instead",
+    ),
+];
+
+const AGENT_BASE: &str = "trust_domain = \"example.org\"\n server_address = \"x\"\n server_port = 1\n";
+
 #[test]
 fn agent_rules() {
-    let base = "trust_domain = \"example.org\"\n server_address = \"x\"\n server_port = 1\n";
-    for (lines, want) in [
-        (
-            "insecure_bootstrap = true\n trust_bundle_path = \"x\"",
-            "only one of insecure_bootstrap or trust_bundle_path can be specified, not both",
-        ),
-        (
-            "insecure_bootstrap = true\n trust_bundle_url = \"x\"",
-            "only one of insecure_bootstrap or trust_bundle_url can be specified, not both",
-        ),
-        (
-            "trust_bundle_path = \"y\"\n trust_bundle_url = \"x\"",
-            "only one of trust_bundle_url or trust_bundle_path can be specified, not both",
-        ),
-        (
-            "insecure_bootstrap = true\n trust_bundle_path = \"x\"\n trust_bundle_url = \"y\"",
-            "only one of insecure_bootstrap, trust_bundle_url, or trust_bundle_path can be specified, not the three options",
-        ),
-        ("trust_bundle_url = \"http://x\"", "trust bundle URL must start with https://"),
-        (
-            "trust_bundle_unix_socket = \"/s\"\n trust_bundle_url = \"https://x\"",
-            "trust bundle URL must start with http:// when used with trust bundle unix socket",
-        ),
-        (
-            "trust_bundle_unix_socket = \"/s\"\n trust_bundle_url = \"http://x?a=1&spiffe-x=1\"",
-            "trust_bundle_url query params can not start with spiffe-",
-        ),
-        (
-            "trust_bundle_unix_socket = \"/s\"\n insecure_bootstrap = true",
-            "if trust_bundle_unix_socket is specified, so must be trust_bundle_url",
-        ),
-        (
-            "trust_bundle_spiffe_workload_api = \"unix:x\"",
-            "trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: workload endpoint unix socket URI must not be opaque",
-        ),
-        (
-            "trust_bundle_spiffe_workload_api = \"tcp://a:1\"",
-            "trust_bundle_spiffe_workload_api is not a valid SPIFFE Workload API endpoint address: workload endpoint tcp socket URI host component must be an IP:port",
-        ),
-        (
-            "insecure_bootstrap = true\n trust_bundle_format = \"x\"",
-            "invalid value for trust_bundle_format, expected \"pem\" or \"spiffe\"",
-        ),
-        (
-            "insecure_bootstrap = true\n rebootstrap_mode = \"auto\"",
-            "insecure_bootstrap option can not be used with rebootstrapping",
-        ),
-        ("insecure_bootstrap = true\n rebootstrap_mode = \"x\"", "unknown rebootstrap mode specified: x"),
-        (
-            "insecure_bootstrap = true\n join_token = \"a\"\n join_token_file = \"b\"",
-            "only one of join_token or join_token_file can be specified, not both",
-        ),
-        (
-            "insecure_bootstrap = true\n join_token_file = \"/none/here\"",
-            "unable to read join token file \"/none/here\": open /none/here: no such file or directory",
-        ),
-        (
-            "insecure_bootstrap = true\n admin_socket_path = \"/tmp/spire-agent/public/x/admin.sock\"",
-            "admin socket cannot be in the same directory or a subdirectory as that containing the Workload API socket",
-        ),
-        ("insecure_bootstrap = true\n availability_target = \"1h\"", "availability_target must be at least 24h0m0s"),
-        (
-            "insecure_bootstrap = true\n x509_svid_cache_max_size = -1",
-            "x509_svid_cache_max_size should not be negative",
-        ),
-        (
-            "insecure_bootstrap = true\n workload_x509_svid_key_type = \"rsa-4096\"",
-            "key type \"rsa-4096\" is unknown; must be one of [rsa-2048, ec-p256, ec-p384]",
-        ),
-        (
-            "insecure_bootstrap = true\n authorized_delegates = [\"spiffe://other/x\"]",
-            "error validating authorized delegate: SPIFFE ID \"spiffe://other/x\" is not a member of trust domain \"example.org\"",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { jwt_svid_cache_hit_timeout = \"30s\" }",
-            "jwt_svid_cache_hit_timeout (30s) must be less than 30s",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { sync_interval = \"x\" }",
-            "could not parse synchronization interval: time: invalid duration \"x\"",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { ratelimit { fetch_x509_svid = -1 } }",
-            "experimental.ratelimit.fetch_x509_svid must not be negative",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { feature_flags = [\"b\", \"a\"] }",
-            "error loading feature flags: unknown feature flag(s): [a b]",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { broker { } }",
-            "experimental.broker requires socket_path, bind_address, or both",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { broker { bind_address = \"127.0.0.1:1\" brokers = [{ id = \"spiffe://x/y\" }] } }",
-            "experimental.broker.brokers[spiffe://x/y].allowed_reference_types: must list at least one reference type URL",
-        ),
-        (
-            "insecure_bootstrap = true\n experimental { named_pipe_name = \"x\" }",
-            "invalid configuration: named_pipe_name is not supported in this platform; please use socket_path instead",
-        ),
-    ] {
-        let error = agent(&format!("agent {{\n {base} {lines}\n}}\nplugins {{}}")).map(|_| ()).expect_err(lines);
-        assert_eq!(error.problems.iter().map(|p| p.message.as_str()).collect::<Vec<_>>(), [want], "{lines}");
+    for (lines, want) in AGENT_RULES {
+        let error = agent(&format!("agent {{\n {AGENT_BASE} {lines}\n}}\nplugins {{}}")).map(|_| ()).expect_err(lines);
+        assert_eq!(error.problems.iter().map(|p| p.message.as_str()).collect::<Vec<_>>(), [*want], "{lines}");
         assert!(error.problems[0].pos.is_some());
     }
+}
+
+#[test]
+fn a_join_token_comes_from_a_file() {
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), " abc\n").unwrap();
     let text = format!(
-        "agent {{ {base} insecure_bootstrap = true\n join_token_file = \"{}\"\n disable_workload_api = true\n disable_sds_api = true }}\nplugins {{}}",
+        "agent {{ {AGENT_BASE} insecure_bootstrap = true\n join_token_file = \"{}\"\n disable_workload_api = true\n disable_sds_api = true }}\nplugins {{}}",
         token.path().display()
     );
     let settings = agent(&text).unwrap().settings;

@@ -5,6 +5,7 @@ use crate::publish::BundleFeed;
 use finial_core::{Clock, EntryId, ErrorKind, SpiffeId, UnixSeconds};
 use finial_runtime::{Metrics, Shutdown};
 use finial_store::{Store, StoreError};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -24,12 +25,18 @@ const JOB_DEADLINE: Duration = Duration::from_secs(120);
 /// Wall clock and elapsed time may differ this much between two looks; more means that the clock was set.
 const CLOCK_JUMP_MAX_MS: i64 = 10 * 60 * 1000;
 
+/// How long after the datastore was away no agents are removed: nobody could store their renewals meanwhile, and a server
+/// that holds some that are not stored may be another one, or have died, so that the agent has to call first.
+const AGENTS_GRACE: Duration = Duration::from_secs(10 * 60);
+
 /// Who must hear what was removed, so that nothing in memory outlives it.
 pub trait PruneListener: Send + Sync {
     /// These entries are gone; perhaps none.
     fn entries_pruned(&self, ids: &[EntryId]);
     /// These agents are gone; perhaps none.
     fn agents_pruned(&self, ids: &[SpiffeId]);
+    /// Agents that must stay, whatever the datastore says of their SVIDs: it does not know of all.
+    fn agents_in_use(&self) -> HashSet<SpiffeId>;
 }
 
 /// What is removed and when. Durations are seconds.
@@ -64,6 +71,54 @@ enum Job {
 
 impl Job {
     const ALL: [Self; 6] = [Self::Entries, Self::JoinTokens, Self::Agents, Self::Events, Self::Bundle, Self::Journals];
+}
+
+/// When each job is due.
+struct Agenda {
+    due: Vec<(Instant, Job)>,
+    /// Elapsed time and wall clock (milliseconds) at the last look.
+    seen: (Instant, i64),
+    /// When the datastore was away last.
+    away: Option<Instant>,
+}
+
+impl Agenda {
+    fn new(interval: impl Fn(Job) -> Duration, now: Instant, wall_ms: i64) -> Self {
+        let due = Job::ALL.into_iter().map(|job| (now + interval(job), job)).collect();
+        Self { due, seen: (now, wall_ms), away: None }
+    }
+
+    /// What is to be done now. A round right after the wall clock was set is left out: a clock that was wrong for a minute
+    /// must not cost what is still in use.
+    fn next(&mut self, interval: impl Fn(Job) -> Duration, now: Instant, wall_ms: i64, is_away: bool) -> Vec<Job> {
+        let jumped = self.clock_jumped(now, wall_ms);
+        if is_away {
+            self.away = Some(now);
+        }
+        let agents_not_before = self.away.map_or(now, |away| away + AGENTS_GRACE);
+        let mut jobs = Vec::new();
+        for (at, job) in self.due.iter_mut().filter(|(at, _)| *at <= now) {
+            if *job == Job::Agents && agents_not_before > now {
+                *at = agents_not_before;
+                continue;
+            }
+            *at = now + interval(*job);
+            if jumped {
+                tracing::warn!(job = ?job, "The clock was set; pruning is left out this time");
+                continue;
+            }
+            jobs.push(*job);
+        }
+        jobs
+    }
+
+    /// Whether the wall clock went another way than elapsed time since the last look.
+    fn clock_jumped(&mut self, now: Instant, wall_ms: i64) -> bool {
+        let elapsed_ms = i64::try_from(now.duration_since(self.seen.0).as_millis()).unwrap_or(i64::MAX);
+        let drift = wall_ms.saturating_sub(self.seen.1).saturating_sub(elapsed_ms);
+        self.seen = (now, wall_ms);
+        drift.saturating_abs() > CLOCK_JUMP_MAX_MS
+    }
 }
 
 /// Removes what has expired.
@@ -108,12 +163,10 @@ impl Pruner {
         }
     }
 
-    /// Runs every job at its interval until shutdown. A round right after the wall clock was set is left out: a clock
-    /// that was wrong for a minute must not cost what is still in use.
+    /// Runs every job at its interval until shutdown.
     pub async fn run(self, shutdown: Shutdown) {
-        let start = Instant::now();
-        let mut due: Vec<(Instant, Job)> = Job::ALL.into_iter().map(|job| (start + self.interval(job), job)).collect();
-        let mut seen = (start, self.clock.now_ms());
+        let interval = |job| self.interval(job);
+        let mut agenda = Agenda::new(interval, Instant::now(), self.clock.now_ms());
         let mut tick = tokio::time::interval(MINUTE);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -121,29 +174,11 @@ impl Pruner {
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let now = Instant::now();
-            let jumped = self.clock_jumped(&mut seen, now);
-            for (at, job) in &mut due {
-                if *at > now {
-                    continue;
-                }
-                *at = now + self.interval(*job);
-                if jumped {
-                    tracing::warn!(job = ?job, "The clock was set; pruning is left out this time");
-                    continue;
-                }
-                self.run_job(*job).await;
+            let is_away = self.turn.link().is_away();
+            for job in agenda.next(interval, Instant::now(), self.clock.now_ms(), is_away) {
+                self.run_job(job).await;
             }
         }
-    }
-
-    /// Whether the wall clock went another way than elapsed time since the last look.
-    fn clock_jumped(&self, seen: &mut (Instant, i64), now: Instant) -> bool {
-        let wall_ms = self.clock.now_ms();
-        let elapsed_ms = i64::try_from(now.duration_since(seen.0).as_millis()).unwrap_or(i64::MAX);
-        let drift = wall_ms.saturating_sub(seen.1).saturating_sub(elapsed_ms);
-        *seen = (now, wall_ms);
-        drift.saturating_abs() > CLOCK_JUMP_MAX_MS
     }
 
     async fn run_job(&self, job: Job) {
@@ -201,7 +236,8 @@ impl Pruner {
         let before = now.saturating_sub(expired_for);
         let (store, listener) = (self.store.clone(), self.listener.clone());
         let work = async move {
-            let (gone, aliases) = store.prune_nodes(before, agents.non_reattestable, agents.batch_size).await?;
+            let keep = listener.agents_in_use();
+            let (gone, aliases) = store.prune_nodes(before, agents.non_reattestable, agents.batch_size, &keep).await?;
             listener.agents_pruned(&gone);
             listener.entries_pruned(&aliases);
             Ok(())

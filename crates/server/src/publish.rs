@@ -4,13 +4,18 @@
 //! returned (own bundle: its sequence number tells old from new), or by [`BundleFeed::refresh`], which reads it again.
 //! TLS, the API, and later publishers, notifiers and the federation endpoint read here.
 
+mod lost;
+
+pub(crate) use lost::{Lost, Name, join, split};
+
 use crate::authority::{AuthorityStore, KeyIds};
 use arc_swap::ArcSwap;
-use finial_core::{Bundle, JwtAuthority, TrustDomain};
+use finial_core::{Bundle, TrustDomain};
 use finial_crypto::tls::BundleSource;
 use finial_crypto::{Certificate, TrustRoots};
 use finial_runtime::Shutdown;
 use finial_store::{Listed, Page, StoreError};
+use lost::Arrivals;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,43 +94,18 @@ struct Writing {
     shield: Shield,
     /// The own bundle as it was in another history of the datastore: its sequence number says nothing of what is read now.
     before: Option<Bundle>,
-    /// What this history may have lost of it, while nobody has seen to that.
-    lost: Option<Bundle>,
+    /// What this history lost of it, or may have, while nobody has seen to that.
+    lost: Option<Lost>,
+    arrivals: Arrivals,
 }
 
 impl Writing {
     /// The own bundle of this history is there: whether it is the first, before which nothing counts.
     fn settle(&mut self, now: Option<&Bundle>) -> bool {
         let Some(before) = self.before.take() else { return false };
-        self.lost = Some(lost(&before, now));
+        self.lost = Some(Lost::of(&before, now, &self.arrivals));
+        self.arrivals = Arrivals::default();
         true
-    }
-}
-
-/// The authorities that were there, and not tainted, and are no more. Nothing when the bundle has grown since: then they
-/// may have been revoked, which takes two changes. One that was revoked after the change of history, while this server was
-/// cut off, is not told from one that was lost before the number there is above the one that was known here.
-fn lost(before: &Bundle, now: Option<&Bundle>) -> Bundle {
-    fn missing<T: Clone, K: PartialEq>(of: &[T], now: &[T], tainted: fn(&T) -> bool, key: impl Fn(&T) -> &K) -> Vec<T> {
-        let gone = |one: &&T| !tainted(one) && now.iter().all(|other| key(other) != key(one));
-        of.iter().filter(gone).cloned().collect()
-    }
-    let none = Bundle::empty(before.trust_domain.clone());
-    let now = now.unwrap_or(&none);
-    if now.sequence_number > before.sequence_number {
-        return none;
-    }
-    let keys = |of: &[JwtAuthority], now: &[JwtAuthority]| missing(of, now, |key| key.tainted, |key| &key.key_id);
-    Bundle {
-        x509_authorities: missing(
-            &before.x509_authorities,
-            &now.x509_authorities,
-            |root| root.tainted,
-            |root| &root.der,
-        ),
-        jwt_authorities: keys(&before.jwt_authorities, &now.jwt_authorities),
-        wit_authorities: keys(&before.wit_authorities, &now.wit_authorities),
-        ..none
     }
 }
 
@@ -251,6 +231,9 @@ impl BundleFeed {
             let first = writing.settle(Some(&bundle));
             let known = bundles.get(name.as_str()).filter(|_| !first);
             if known.is_none_or(|known| known.bundle.sequence_number <= bundle.sequence_number) {
+                if !first {
+                    writing.arrivals.note(known.map(|known| known.stored()), &bundle);
+                }
                 bundles.insert(name.into(), Arc::new(PublishedBundle::own(bundle, &writing.shield)));
             }
         });
@@ -264,9 +247,7 @@ impl BundleFeed {
         let mut before = own.stored().clone();
         // What another change took is not there again yet.
         if let Some(lost) = &writing.lost {
-            before.x509_authorities.extend_from_slice(&lost.x509_authorities);
-            before.jwt_authorities.extend_from_slice(&lost.jwt_authorities);
-            before.wit_authorities.extend_from_slice(&lost.wit_authorities);
+            lost.add_to(&mut before);
         }
         writing.before = Some(before);
     }
@@ -283,12 +264,19 @@ impl BundleFeed {
 
     /// Authorities of the own bundle that a change of the datastore's history took, until they are
     /// [`restored`](BundleFeed::restored); there may be none among them.
-    pub(crate) fn lost(&self) -> Option<Bundle> {
+    pub(crate) fn lost(&self) -> Option<Lost> {
         self.writing().lost.clone()
     }
 
+    /// What was unclear of the lost authorities is decided.
+    pub(crate) fn decided(&self, lost: &Lost, decided: Lost) {
+        if let Some(now) = self.writing().lost.as_mut().filter(|now| *now == lost) {
+            *now = decided;
+        }
+    }
+
     /// What of the lost authorities was to be added again is there.
-    pub(crate) fn restored(&self, lost: &Bundle) {
+    pub(crate) fn restored(&self, lost: &Lost) {
         self.writing().lost.take_if(|now| now == lost);
     }
 
@@ -325,6 +313,9 @@ impl BundleFeed {
             if !first && found.as_ref().is_some_and(|bundle| self.newer(bundles, bundle).is_some()) {
                 return;
             }
+            if let Some(bundle) = found.as_ref().filter(|_| !first) {
+                self.note_arrivals(bundles, writing, bundle);
+            }
             match found.map(|bundle| self.published(bundle, &writing.shield)) {
                 Some(published) => bundles.insert(trust_domain.as_str().into(), published),
                 None => bundles.remove(trust_domain.as_str()),
@@ -354,6 +345,9 @@ impl BundleFeed {
             let named = |bundle: Bundle| {
                 let name = bundle.trust_domain.as_str().into();
                 let newer = if first { None } else { self.newer(bundles, &bundle) };
+                if !first && newer.is_none() {
+                    self.note_arrivals(bundles, writing, &bundle);
+                }
                 (name, newer.unwrap_or_else(|| self.published(bundle, &writing.shield)))
             };
             *bundles = all.into_iter().map(named).collect();
@@ -374,6 +368,13 @@ impl BundleFeed {
     fn newer(&self, bundles: &Bundles, read: &Bundle) -> Option<Arc<PublishedBundle>> {
         let known = bundles.get(self.own.as_str()).filter(|_| read.trust_domain == self.own)?;
         (known.bundle.sequence_number > read.sequence_number).then(|| known.clone())
+    }
+
+    /// Of the own bundle, before it is replaced by what was read.
+    fn note_arrivals(&self, bundles: &Bundles, writing: &mut Writing, read: &Bundle) {
+        if read.trust_domain == self.own {
+            writing.arrivals.note(bundles.get(self.own.as_str()).map(|known| known.stored()), read);
+        }
     }
 
     fn published(&self, bundle: Bundle, shield: &Shield) -> Arc<PublishedBundle> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{World, trust_domain};
-use finial_core::X509Authority;
+use finial_core::{JwtAuthority, X509Authority};
 
 fn bundle(name: &str, sequence_number: u64) -> Bundle {
     Bundle { sequence_number, ..Bundle::empty(TrustDomain::parse(name).unwrap()) }
@@ -76,26 +76,78 @@ fn key(key_id: &str) -> JwtAuthority {
     JwtAuthority { key_id: key_id.into(), public_key: vec![1].into(), expires_at: 0, tainted: false }
 }
 
+fn with(keys: &[&str], sequence_number: u64) -> Bundle {
+    Bundle { jwt_authorities: keys.iter().map(|id| key(id)).collect(), ..bundle("example.org", sequence_number) }
+}
+
+fn ids(bundle: &Bundle) -> Vec<&str> {
+    bundle.jwt_authorities.iter().map(|key| key.key_id.as_str()).collect()
+}
+
 #[tokio::test]
 async fn what_was_lost_is_lost_until_it_is_restored() {
     let world = World::new();
     let feed = BundleFeed::open(world.memory.clone(), trust_domain()).await.unwrap();
-    let with = |keys: &[&str], sequence_number| Bundle {
-        jwt_authorities: keys.iter().map(|id| key(id)).collect(),
-        ..bundle("example.org", sequence_number)
-    };
     feed.publish(with(&["a", "b"], 6));
     world.memory.data.lock().unwrap().bundles.insert("example.org".into(), with(&["a"], 5));
     feed.start_anew();
     feed.refresh(&trust_domain()).await.unwrap();
     let lost = feed.lost().unwrap();
-    assert_eq!(lost.jwt_authorities, [key("b")]);
+    assert_eq!(ids(lost.unclear.as_ref().unwrap()), ["b"]);
     // Not all could be compared: once more.
     feed.start_anew();
     feed.reload().await.unwrap();
     assert_eq!(feed.lost(), Some(lost.clone()));
+    let decided = Lost { unclear: None, ..lost.clone() };
+    feed.decided(&decided, lost.clone());
+    assert_eq!(feed.lost(), Some(lost.clone()), "that was another one");
+    feed.decided(&lost, decided.clone());
+    assert_eq!(feed.lost(), Some(decided.clone()));
     feed.restored(&lost);
+    assert!(feed.lost().is_some(), "that was another one");
+    feed.restored(&decided);
     assert_eq!(feed.lost(), None);
+}
+
+/// What becomes of `came`, which was added while the bundle's number was 4 and then 5, and `old`, which was there before.
+#[tokio::test]
+async fn what_this_history_cannot_have_had_is_told_from_what_may_have_been_revoked() {
+    for (number, never, unclear) in [
+        (4, vec!["came"], vec!["old"]),
+        // Somebody added another one, or two.
+        (5, vec!["came"], vec!["old"]),
+        (6, vec!["came"], vec!["old"]),
+        // It came with 5, was tainted with 6 and revoked with 7, if anything was.
+        (7, vec![], vec!["came", "old"]),
+        (9, vec![], vec!["came", "old"]),
+    ] {
+        let world = World::new();
+        let stored = |bundle: Bundle| {
+            world.memory.data.lock().unwrap().bundles.insert("example.org".into(), bundle);
+        };
+        stored(with(&["kept", "old"], 4));
+        let feed = BundleFeed::open(world.memory.clone(), trust_domain()).await.unwrap();
+        feed.publish(with(&["kept", "came", "old"], 5));
+        stored(with(&["kept", "came", "old", "later"], 8));
+        feed.refresh(&trust_domain()).await.unwrap();
+        stored(with(&["kept", "later"], number));
+        feed.start_anew();
+        feed.reload().await.unwrap();
+        let lost = feed.lost().unwrap();
+        assert_eq!((ids(&lost.never_there), ids(lost.unclear.as_ref().unwrap())), (never, unclear), "{number}");
+        // In the new history the numbers of the old one tell nothing of what is there.
+        stored(with(&["later"], 2));
+        feed.restored(&lost);
+        feed.start_anew();
+        feed.reload().await.unwrap();
+        let lost = feed.lost().unwrap();
+        assert_eq!((ids(&lost.never_there), ids(lost.unclear.as_ref().unwrap())), (vec![], vec!["kept"]), "{number}");
+        // Where there is nothing nothing was.
+        world.memory.data.lock().unwrap().bundles.clear();
+        feed.start_anew();
+        feed.reload().await.unwrap();
+        assert_eq!(ids(&feed.lost().unwrap().never_there), ["later", "kept"], "{number}");
+    }
 }
 
 #[tokio::test]

@@ -25,9 +25,6 @@ pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
     let text = match load(&cx) {
         Ok(loaded) => {
             say_warnings(&cx, &loaded);
-            for text in finial_server::issue::ttl_warnings(&loaded.settings) {
-                cx.eprintln(format!("warning: {text}"));
-            }
             let mut found = plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain);
             if let Some(problem) = unsupported(&loaded) {
                 found.insert(0, Found { who: "telemetry".into(), problem, is_fatal: true });
@@ -67,6 +64,9 @@ fn say_warnings(cx: &Context, loaded: &Loaded<ServerSettings>) {
         }
     }
     launch::warn_of_left_out(cx, config_path(cx), loaded, &left_out(&loaded.settings));
+    for text in finial_server::issue::ttl_warnings(&loaded.settings) {
+        cx.eprintln(format!("warning: {text}"));
+    }
 }
 
 /// What `run` refuses of what could be read.

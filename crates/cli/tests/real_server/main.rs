@@ -17,6 +17,7 @@ mod help;
 mod validate;
 
 use harness::{Pair, spire};
+use testkit::Database;
 
 const CA: &str = include_str!("../data/root.pem");
 const FULL: &str = r#"{"entries": [
@@ -56,14 +57,37 @@ fn our_server_answers_spires_commands_as_spires_own() {
     let Some(bin) = spire() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut pair = Pair::start(&bin, folder.path(), true);
-    bundles(&mut pair);
-    entries(&mut pair);
-    agents(&mut pair);
-    tokens(&mut pair);
+    stored(&mut pair);
     minting(&mut pair);
-    federation::federation(&mut pair, CA);
     authorities::local(&mut pair);
     pair.finish();
+}
+
+/// What the datastore has a part in, with both servers on the same kind of it.
+fn our_server_answers_on(database: fn() -> Option<Database>) {
+    let (Some(bin), Some(first), Some(second)) = (spire(), database(), database()) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut pair = Pair::start_with(&bin, folder.path(), true, "", [Some(first), Some(second)]);
+    stored(&mut pair);
+    pair.finish();
+}
+
+#[test]
+fn our_server_answers_spires_commands_as_spires_own_on_postgresql() {
+    our_server_answers_on(testkit::postgres);
+}
+
+#[test]
+fn our_server_answers_spires_commands_as_spires_own_on_mariadb() {
+    our_server_answers_on(testkit::mariadb);
+}
+
+fn stored(pair: &mut Pair) {
+    bundles(pair);
+    entries(pair);
+    agents(pair);
+    tokens(pair);
+    federation::federation(pair, CA);
 }
 
 #[test]
@@ -165,18 +189,22 @@ fn bundles(pair: &mut Pair) {
     }
 }
 
-fn entries(pair: &mut Pair) {
-    let w = [
-        "-spiffeID",
-        "spiffe://example.org/w",
-        "-parentID",
-        "spiffe://example.org/spire/agent/x",
-        "-selector",
-        "unix:uid:1",
-    ];
-    let with = |extra: &[&'static str]| [&["entry", "create"], &w[..], extra].concat();
-    let update = |extra: &[&'static str]| [&["entry", "update", "-entryID", "mine"], &w[..], extra].concat();
-    for (args, stdin) in [
+/// An entry by flags.
+const W: [&str; 6] = [
+    "-spiffeID",
+    "spiffe://example.org/w",
+    "-parentID",
+    "spiffe://example.org/spire/agent/x",
+    "-selector",
+    "unix:uid:1",
+];
+
+type Case = (Vec<&'static str>, &'static str);
+
+/// Arguments and standard input that create entries, or are refused.
+fn creations() -> Vec<Case> {
+    let with = |extra: &[&'static str]| [&["entry", "create"], &W[..], extra].concat();
+    vec![
         (with(&[]), ""),
         (with(&[]), ""),
         (with(&["-output", "json"]), ""),
@@ -272,6 +300,13 @@ fn entries(pair: &mut Pair) {
         (vec!["entry", "create", "-data", "-"], r#"{"entries":[{"spiffe_id":"x"}]}"#),
         (vec!["entry", "create", "-data", "-"], "{}"),
         (vec!["entry", "create", "-data", "/no/such/file"], ""),
+    ]
+}
+
+/// The same of what changes them.
+fn updates() -> Vec<Case> {
+    let update = |extra: &[&'static str]| [&["entry", "update", "-entryID", "mine"], &W[..], extra].concat();
+    vec![
         (update(&["-hint", "new", "-selector", "unix:x:y"]), ""),
         (update(&["-jwtSVIDIncludeJTI", "-output", "json"]), ""),
         (update(&["-disableX509SVIDPrefetch"]), ""),
@@ -280,14 +315,18 @@ fn entries(pair: &mut Pair) {
         (vec!["entry", "update", "-entryID", "mine"], ""),
         (vec!["entry", "update", "-entryID", "mine", "-selector", "a:b"], ""),
         (vec!["entry", "update", "-entryID", "mine", "-selector", "a:b", "-parentID", "spiffe://example.org/p"], ""),
-        ([&["entry", "update", "-entryID", "none"], &w[..]].concat(), ""),
-        ([&["entry", "update", "-entryID", "none", "-jwtSVIDIncludeJTI"], &w[..]].concat(), ""),
-        ([&["entry", "update", "-entryID", "none", "-output", "json"], &w[..]].concat(), ""),
+        ([&["entry", "update", "-entryID", "none"], &W[..]].concat(), ""),
+        ([&["entry", "update", "-entryID", "none", "-jwtSVIDIncludeJTI"], &W[..]].concat(), ""),
+        ([&["entry", "update", "-entryID", "none", "-output", "json"], &W[..]].concat(), ""),
         (
             vec!["entry", "update", "-data", "-"],
             r#"{"entries":[{"entry_id":"from-file","spiffe_id":"spiffe://example.org/u","parent_id":"spiffe://example.org/p","selectors":[{"type":"a","value":"b"}]}]}"#,
         ),
-    ] {
+    ]
+}
+
+fn entries(pair: &mut Pair) {
+    for (args, stdin) in creations().into_iter().chain(updates()) {
         pair.changes(&args, stdin);
     }
     entries_read(pair);

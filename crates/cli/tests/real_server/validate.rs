@@ -111,4 +111,10 @@ fn all_problems_are_told_at_once_with_their_places() {
     for want in ["warning: agent_ttl is too high", "(did you mean \"wit_issuer\"?)"] {
         assert!(stderr.contains(want), "{want}\n{stderr}");
     }
+    written(&file, "agent_ttl = \"1000h\"\n  bind_port = \"no\"", &format!("{SQL} KeyManager \"memory\" {{}}"));
+    let (code, _, stderr) = ours(&file);
+    assert_eq!(code, 1);
+    for want in ["expected a whole number", "warning: agent_ttl is too high"] {
+        assert!(stderr.contains(want), "{want}\n{stderr}");
+    }
 }

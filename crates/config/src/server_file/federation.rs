@@ -146,11 +146,16 @@ fn foreign_profile(
     }
 }
 
+const ENDPOINT: [&str; 3] = ["server", "federation", "bundle_endpoint"];
+
+fn endpoint_key(key: &str) -> [&str; 4] {
+    let [server, federation, endpoint] = ENDPOINT;
+    [server, federation, endpoint, key]
+}
+
 fn bundle_endpoint(r: &mut Resolver, raw: RawBundleEndpoint, data_dir: &Path) -> Option<BundleEndpointSettings> {
-    let path = ["server", "federation", "bundle_endpoint"];
-    let key = |key| [path[0], path[1], path[2], key];
     let label = format!("could not parse refresh_hint {:?}", raw.refresh_hint);
-    let hint = r.duration(&key("refresh_hint"), &raw.refresh_hint, &label);
+    let hint = r.duration(&endpoint_key("refresh_hint"), &raw.refresh_hint, &label);
     if let Some(hint) = hint {
         if hint >= Duration::from_secs(24 * 3600) {
             r.warn("Bundle endpoint refresh hint set to a high value. To cover the case of unscheduled trust bundle updates, it's recommended to have a smaller value, e.g. 5m");
@@ -161,69 +166,78 @@ fn bundle_endpoint(r: &mut Resolver, raw: RawBundleEndpoint, data_dir: &Path) ->
     }
     let ip = raw.address.parse().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
     let port = u16::try_from(raw.port).unwrap_or_else(|_| {
-        r.problem(&key("port"), format!("federation.bundle_endpoint.port {} is not a TCP port", raw.port), "");
+        let message = format!("federation.bundle_endpoint.port {} is not a TCP port", raw.port);
+        r.problem(&endpoint_key("port"), message, "");
         0
     });
-    let acme = |acme: RawAcme| BundleEndpointProfile::Acme {
-        directory_url: acme.directory_url,
-        domain_name: acme.domain_name,
-        email: acme.email,
-        tos_accepted: acme.tos_accepted,
-        cache_dir: data_dir.join("bundle-acme"),
-    };
     let profile = match (raw.acme, raw.profile) {
         (Some(_), Some(_)) => {
-            r.problem(&path, "either bundle endpoint 'acme' or 'profile' can be set, but not both", "");
+            r.problem(&ENDPOINT, "either bundle endpoint 'acme' or 'profile' can be set, but not both", "");
             return None;
         }
         (Some(raw), None) => {
             for (name, value) in [("domain_name", &raw.domain_name), ("email", &raw.email)] {
                 if value.is_empty() {
                     let message = format!("federation.bundle_endpoint.acme.{name} must be configured");
-                    r.problem(&key("acme"), message, "");
+                    r.problem(&endpoint_key("acme"), message, "");
                 }
             }
             r.deprecated("ACME configuration within the bundle_endpoint is deprecated. Please use ACME configuration as part of the https_web profile instead.");
-            acme(raw)
+            acme(raw, data_dir)
         }
         (None, None) => {
             r.deprecated("Bundle endpoint is configured but has no profile set, using https_spiffe as default; please configure a profile explicitly. This will be fatal in a future release.");
             BundleEndpointProfile::HttpsSpiffe
         }
-        (None, Some(profiles)) => {
-            if profiles.len() != 1 {
-                r.problem(&key("profile"), "exactly one bundle endpoint profile is expected", "");
-                return None;
-            }
-            match profiles.into_iter().next() {
-                Some((kind, _)) if kind == "https_spiffe" => BundleEndpointProfile::HttpsSpiffe,
-                Some((kind, RawEndpointProfile { acme: Some(raw), .. })) if kind == "https_web" => acme(raw),
-                Some((kind, RawEndpointProfile { serving_cert_file: Some(cert), .. })) if kind == "https_web" => {
-                    let label = "could not parse file_sync_interval";
-                    let interval = r.duration(&key("profile"), &cert.file_sync_interval, label);
-                    BundleEndpointProfile::ServingCertFile {
-                        cert_file_path: cert.cert_file_path.into(),
-                        key_file_path: cert.key_file_path.into(),
-                        file_sync_interval: interval.filter(|i| !i.is_zero()).unwrap_or(Duration::from_secs(3600)),
-                    }
-                }
-                Some((kind, _)) if kind == "https_web" => {
-                    let message =
-                        "malformed https_web profile configuration: 'acme' or 'serving_cert_file' is required";
-                    r.problem(&key("profile"), message, "");
-                    return None;
-                }
-                _ => {
-                    let message = "unknown bundle endpoint profile configured; current supported profiles are \"https_spiffe\" and 'https_web\"";
-                    r.problem(&key("profile"), message, "");
-                    return None;
-                }
-            }
-        }
+        (None, Some(profiles)) => endpoint_profile(r, profiles, data_dir)?,
     };
     Some(BundleEndpointSettings {
         address: SocketAddr::new(ip, port),
         refresh_hint: hint.unwrap_or(Duration::from_secs(300)),
         profile,
     })
+}
+
+fn acme(raw: RawAcme, data_dir: &Path) -> BundleEndpointProfile {
+    BundleEndpointProfile::Acme {
+        directory_url: raw.directory_url,
+        domain_name: raw.domain_name,
+        email: raw.email,
+        tos_accepted: raw.tos_accepted,
+        cache_dir: data_dir.join("bundle-acme"),
+    }
+}
+
+fn endpoint_profile(
+    r: &mut Resolver,
+    profiles: Named<RawEndpointProfile>,
+    data_dir: &Path,
+) -> Option<BundleEndpointProfile> {
+    let path = endpoint_key("profile");
+    if profiles.len() != 1 {
+        r.problem(&path, "exactly one bundle endpoint profile is expected", "");
+        return None;
+    }
+    match profiles.into_iter().next() {
+        Some((kind, _)) if kind == "https_spiffe" => Some(BundleEndpointProfile::HttpsSpiffe),
+        Some((kind, RawEndpointProfile { acme: Some(raw), .. })) if kind == "https_web" => Some(acme(raw, data_dir)),
+        Some((kind, RawEndpointProfile { serving_cert_file: Some(cert), .. })) if kind == "https_web" => {
+            let interval = r.duration(&path, &cert.file_sync_interval, "could not parse file_sync_interval");
+            Some(BundleEndpointProfile::ServingCertFile {
+                cert_file_path: cert.cert_file_path.into(),
+                key_file_path: cert.key_file_path.into(),
+                file_sync_interval: interval.filter(|i| !i.is_zero()).unwrap_or(Duration::from_secs(3600)),
+            })
+        }
+        Some((kind, _)) if kind == "https_web" => {
+            let message = "malformed https_web profile configuration: 'acme' or 'serving_cert_file' is required";
+            r.problem(&path, message, "");
+            None
+        }
+        _ => {
+            let message = "unknown bundle endpoint profile configured; current supported profiles are \"https_spiffe\" and 'https_web\"";
+            r.problem(&path, message, "");
+            None
+        }
+    }
 }

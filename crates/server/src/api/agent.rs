@@ -231,6 +231,8 @@ impl Api {
             Ok(Renewal::Superseded) => None,
             Ok(Renewal::DatastoreAway) => self.renew_without_datastore(&permit, id, own, None, &key).await?,
             Ok(Renewal::Doubtful) => self.renew_without_datastore(&permit, id, own, Some(svid), &key).await?,
+            // Evicted at another server a moment ago.
+            Err(StoreError::NotFound) => None,
             Err(error) => return Err(store_failed(&permit, "failed to update agent", &error)),
         };
         let svid = svid.ok_or_else(|| permit.fail(ErrorKind::NotFound, "agent not found"))?;

@@ -167,10 +167,23 @@ impl Journal {
         }
     }
 
-    /// The datastore has another history now: the row may be what it was before, gone, or another server's.
-    pub(super) fn start_anew(&mut self) {
-        self.row = 0;
+    /// The datastore has another history now: the row may be what it was before, gone, or another server's. Finds it again,
+    /// to be written with the next saving, and says what it tells; `None` where that cannot be read.
+    pub(super) async fn find_again(
+        &mut self,
+        store: &dyn AuthorityStore,
+    ) -> Result<Option<pb::Entries>, AuthorityError> {
+        let older = self.entries.x509_c_as.iter().rev().map(|entry| &entry.authority_id);
+        let mut found = None;
+        for id in std::iter::once(&self.active_x509_authority_id).chain(older).filter(|id| !id.is_empty()) {
+            found = store.journal(id).await.map_err(AuthorityError::FetchJournal)?;
+            if found.is_some() {
+                break;
+            }
+        }
+        self.row = found.as_ref().map_or(0, |row| row.id);
         self.unsaved = true;
+        Ok(found.map_or_else(|| Some(pb::Entries::default()), |row| pb::Entries::decode(row.data.as_slice()).ok()))
     }
 
     /// Saves what is not saved. Without an active X.509 authority there is nothing to find the row by, and nothing to do.

@@ -9,6 +9,8 @@ mod make;
 mod manager;
 #[cfg(test)]
 mod manager_tests;
+#[cfg(test)]
+mod minted_tests;
 mod orders;
 pub mod plan;
 mod slots;

@@ -5,9 +5,10 @@ use super::plan::Status;
 use super::slots::{Named, Pair, TokenKey};
 use super::tokens::TokenKind;
 use super::{AuthorityError, AuthorityKind, AuthorityManager, SUBSYSTEM};
-use crate::publish::Shield;
+use crate::publish::{Lost, Name, Shield, join, split};
 use finial_core::{Bundle, JwtAuthority, X509Authority};
 use finial_crypto::Certificate;
+use finial_proto::journal as pb;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -107,6 +108,10 @@ fn standings<A: Named>(pair: &Pair<A>, of: impl Fn(&A) -> Standing) -> Standings
     (with(&pair.current, Status::Active), with(&pair.next, Status::Prepared))
 }
 
+fn is_empty(bundle: &Bundle) -> bool {
+    bundle.x509_authorities.is_empty() && bundle.jwt_authorities.is_empty() && bundle.wit_authorities.is_empty()
+}
+
 fn is_bad(standing: Option<Standing>) -> bool {
     standing.is_some_and(|standing| standing != Standing::Good)
 }
@@ -144,13 +149,14 @@ impl AuthorityManager {
     }
 
     /// Adds to journal and bundle again what this server signs with, or will, where the datastore lost it by a failover or a
-    /// backup: what was signed already hangs from it.
+    /// backup: what was signed already hangs from it. Nothing that may have been revoked there.
     async fn restore_lost(&mut self) -> Result<(), AuthorityError> {
         let Some(lost) = self.parts.feed.lost() else { return Ok(()) };
-        self.journal.start_anew();
+        self.news.start_anew();
+        let lost = self.decide(lost).await?;
         self.flush_journal().await?;
-        let own = self.own_of(&lost);
-        if own != Bundle::empty(own.trust_domain.clone()) {
+        let own = self.own_of(&lost.never_there);
+        if !is_empty(&own) {
             tracing::warn!(
                 subsystem_name = SUBSYSTEM,
                 "The datastore lost authorities of this server; adding them again"
@@ -161,6 +167,42 @@ impl AuthorityManager {
         }
         self.parts.feed.restored(&lost);
         Ok(())
+    }
+
+    /// What of the lost authorities may be added again, by what the journal says there before it is written again: an
+    /// authority is in the journal before it is in the bundle. So one that was made here, and of which the journal knows
+    /// nothing, was never in the bundle. All else may have been, roots of an upstream authority among it, as others add them.
+    async fn decide(&mut self, lost: Lost) -> Result<Lost, AuthorityError> {
+        let Some(unclear) = &lost.unclear else { return Ok(lost) };
+        let stored = within("the datastore", self.journal.find_again(self.parts.store.as_ref()), |e| e).await?;
+        let own = self.own_of(unclear);
+        let (anew, revoked) =
+            split(&own, |name| stored.as_ref().is_some_and(|stored| self.is_made_after(name, stored)));
+        if !is_empty(&revoked) {
+            tracing::error!(
+                subsystem_name = SUBSYSTEM,
+                "The datastore has lost authorities of this server, or they were revoked there while it was cut off; they \
+                 are not added again, but replaced: what they signed is not valid any more, and agents whose own SVIDs \
+                 hang from them have to attest again"
+            );
+        }
+        let mut decided = Lost { unclear: None, ..lost.clone() };
+        join(&mut decided.never_there, &anew);
+        self.parts.feed.decided(&lost, decided.clone());
+        Ok(decided)
+    }
+
+    /// Whether it was made here, after this journal was written.
+    fn is_made_after(&self, name: &Name, journal: &pb::Entries) -> bool {
+        match name {
+            Name::X509(der) => {
+                let slots = [&self.x509.current, &self.x509.next].into_iter().filter_map(|slot| slot.held.as_ref());
+                slots.map(|held| held.authority.ca.certificate()).any(|own| **own == **der)
+                    && journal.x509_c_as.iter().all(|entry| *entry.certificate != **der)
+            }
+            Name::Jwt(key_id) => journal.jwt_keys.iter().all(|entry| *entry.kid != **key_id),
+            Name::Wit(key_id) => journal.wit_keys.iter().all(|entry| *entry.kid != **key_id),
+        }
     }
 
     async fn move_off(&mut self, kind: AuthorityKind) -> Result<(), AuthorityError> {

@@ -1,10 +1,10 @@
-use super::super::manager_tests::Upstream;
+use super::super::minted_tests::Upstream;
 use super::super::{AuthorityStore, Order, TaintStep};
 use super::*;
 use crate::testing::{HOUR, Process, World, trust_domain};
 use AuthorityKind::{Jwt, Wit, X509};
 use finial_core::{KeyType, X509Authority};
-use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthority};
+use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthorities, UpstreamAuthority};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -149,6 +149,100 @@ async fn what_was_revoked_is_not_added_again_by_a_failover() {
     }
 }
 
+/// What the bundle has of it: roots by their subject key IDs.
+fn has(bundle: &Bundle, id: &str) -> bool {
+    let mut keys = bundle.jwt_authorities.iter().chain(&bundle.wit_authorities);
+    let mut roots = bundle.x509_authorities.iter().filter_map(|root| {
+        let root = Certificate::parse(root.der.clone()).unwrap();
+        root.subject_key_id().map(super::super::journal::hex)
+    });
+    keys.any(|key| key.key_id == id) || roots.any(|root| root == id)
+}
+
+#[tokio::test]
+async fn what_was_revoked_at_a_standby_that_is_behind_is_not_added_again() {
+    for kind in KINDS {
+        let world = world();
+        let mut process = world.start().await;
+        let first = active(&process, kind);
+        // The standby has seen all of this server, and not what others wrote since.
+        let standby = world.bundle().unwrap();
+        let theirs = Bundle { sequence_number: standby.sequence_number + 10, ..standby };
+        process.feed.publish(theirs);
+        world.memory.mark_authority(&trust_domain(), kind, TaintStep::Taint, &first).await.unwrap();
+        world.memory.mark_authority(&trust_domain(), kind, TaintStep::Revoke, &first).await.unwrap();
+        fails_over_to(&world, &process, world.bundle()).await;
+        // The decision holds, although the journal there is written over before the bundle could be.
+        for at in 0..8 {
+            world.fail(Some((at, crate::testing::Lost::Request)));
+            let _ = process.manager.check().await;
+        }
+        world.fail(None);
+        process.manager.check().await.unwrap();
+        assert_ne!(active(&process, kind), first, "{kind}");
+        assert!(!has(&world.bundle().unwrap(), &first), "{kind}: revoked is revoked");
+        assert_eq!(process.manager.standings(kind, &world.bundle().unwrap()).0, Some(Standing::Good));
+    }
+}
+
+#[tokio::test]
+async fn what_was_made_after_a_backup_is_added_again_however_much_others_added_there() {
+    for kind in KINDS {
+        let world = world();
+        let mut process = world.start().await;
+        let backup = {
+            let data = world.memory.data.lock().unwrap();
+            (data.bundles.clone(), data.journals.clone())
+        };
+        let prepared = process.manager.obey(Order::Prepare(kind)).await.unwrap().authority_id;
+        process.manager.obey(Order::Activate(kind, prepared.clone())).await.unwrap();
+        // This one did not see it come.
+        let mut process = world.load().await.unwrap();
+        let bundle = {
+            let mut data = world.memory.data.lock().unwrap();
+            data.journals = backup.1;
+            let mut bundle = backup.0.get("example.org").cloned().unwrap();
+            bundle.sequence_number += 100;
+            bundle
+        };
+        fails_over_to(&world, &process, Some(bundle)).await;
+        for at in 0..4 {
+            // Whatever does not work at first.
+            world.fail(Some((at, crate::testing::Lost::Request)));
+            let _ = process.manager.heed_bundle().await;
+        }
+        world.fail(None);
+        process.manager.check().await.unwrap();
+        assert_eq!(active(&process, kind), prepared, "{kind}: what it signed holds");
+        assert!(has(&world.bundle().unwrap(), &prepared), "{kind}");
+        assert_eq!(world.memory.data.lock().unwrap().journals.len(), 1, "{kind}: the row is the same");
+        assert_eq!(active(&world.load().await.unwrap(), kind), prepared);
+    }
+}
+
+#[tokio::test]
+async fn a_root_that_others_may_have_revoked_is_not_added_again() {
+    for (others, comes_back) in [(0, true), (1, true), (2, false)] {
+        let (world, switch, _) = below_upstream().await;
+        let mut process = world.start().await;
+        let standby = world.bundle().unwrap();
+        let second = Arc::new(Upstream::new().await);
+        let root = super::super::journal::hex(&second.ca.subject_key_id());
+        *switch.now.lock().unwrap() = second;
+        let prepared = process.manager.obey(Order::Prepare(X509)).await.unwrap();
+        process.manager.obey(Order::Activate(X509, prepared.authority_id)).await.unwrap();
+        assert!(has(&world.bundle().unwrap(), &root));
+        // It came with the next number; others may have added it there, and revoked it.
+        let number = standby.sequence_number + 1 + others;
+        fails_over_to(&world, &process, Some(Bundle { sequence_number: number, ..standby })).await;
+        *switch.now.lock().unwrap() = Arc::new(Upstream::new().await);
+        process.manager.check().await.unwrap();
+        assert_eq!(has(&world.bundle().unwrap(), &root), comes_back, "{others}");
+        let standing = process.manager.standings(X509, &world.bundle().unwrap()).0;
+        assert_eq!(standing, Some(Standing::Good), "{others}");
+    }
+}
+
 #[tokio::test]
 async fn a_feed_that_is_behind_makes_nobody_rotate() {
     let world = world();
@@ -198,7 +292,7 @@ struct Switch {
     minted: AtomicUsize,
     /// JWT keys that are known above; none where it knows nothing of them.
     jwt: Mutex<Option<Vec<JwtAuthority>>>,
-    roots: tokio::sync::watch::Sender<Vec<X509Authority>>,
+    told: tokio::sync::watch::Sender<UpstreamAuthorities>,
 }
 
 #[async_trait::async_trait]
@@ -221,11 +315,15 @@ impl UpstreamAuthority for Switch {
         Ok(keys.clone())
     }
 
-    async fn next_roots(&self) -> Result<Vec<X509Authority>, PluginError> {
-        let mut roots = self.roots.subscribe();
-        roots.wait_for(|roots| !roots.is_empty()).await.unwrap();
-        Ok(self.roots.send_replace(Vec::new()))
+    async fn next_authorities(&self) -> Result<UpstreamAuthorities, PluginError> {
+        let mut told = self.told.subscribe();
+        told.wait_for(|told| *told != UpstreamAuthorities::default()).await.unwrap();
+        Ok(self.told.send_replace(UpstreamAuthorities::default()))
     }
+}
+
+fn roots(x509: Vec<X509Authority>) -> UpstreamAuthorities {
+    UpstreamAuthorities { x509, ..Default::default() }
 }
 
 async fn below_upstream() -> (World, Arc<Switch>, String) {
@@ -236,7 +334,7 @@ async fn below_upstream() -> (World, Arc<Switch>, String) {
         now: Mutex::new(first),
         minted: AtomicUsize::new(0),
         jwt: Mutex::default(),
-        roots: Default::default(),
+        told: Default::default(),
     });
     world.upstream = Some(switch.clone());
     (world, switch, id)
@@ -334,14 +432,14 @@ async fn the_upstream_authority_tells_of_its_roots_itself() {
         tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect(what);
     };
     let act = async {
-        switch.roots.send_replace(vec![root(&first, false), root(&second, false)]);
+        switch.told.send_replace(roots(vec![root(&first, false), root(&second, false)]));
         until("the new root is known", &|bundle| bundle.x509_authorities.contains(&root(&second, false))).await;
-        switch.roots.send_replace(vec![root(&first, true), root(&second, false)]);
+        switch.told.send_replace(roots(vec![root(&first, true), root(&second, false)]));
         until("the old one is tainted", &|bundle| bundle.x509_authorities.iter().any(|a| a.tainted)).await;
         let active = authorities.x509().unwrap();
         assert_ne!(Some(&active.authority_id), first_ca.as_ref(), "another signs before anyone hears of the taint");
         assert_ne!(active.upstream_authority_id, first_id);
-        switch.roots.send_replace(vec![root(&second, false)]);
+        switch.told.send_replace(roots(vec![root(&second, false)]));
         let gone = |bundle: &Bundle| bundle.x509_authorities.iter().all(|a| a.der != *first.ca.certificate());
         until("the old one is gone", &gone).await;
         shutdown.trigger();
@@ -355,7 +453,8 @@ async fn roots_that_could_not_be_stored_are_stored_later() {
     let mut process = world.start().await;
     let more = Upstream::new().await;
     let root = X509Authority { der: more.ca.certificate().clone(), tainted: false };
-    process.manager.told_roots = Some(vec![root.clone()]);
+    let first = world.bundle().unwrap().x509_authorities.remove(0);
+    process.manager.news.told = Some(roots(vec![first, root.clone()]));
     world.fail_all(true);
     assert!(process.manager.check().await.is_err());
     world.fail_all(false);
@@ -364,4 +463,77 @@ async fn roots_that_could_not_be_stored_are_stored_later() {
     let before = world.calls();
     process.manager.check().await.unwrap();
     assert_eq!(world.calls(), before, "once is enough");
+}
+
+fn key(key_id: &str, tainted: bool) -> JwtAuthority {
+    JwtAuthority { key_id: key_id.into(), public_key: vec![1].into(), expires_at: 0, tainted }
+}
+
+fn jwt_ids(world: &World) -> Vec<(String, bool)> {
+    world.bundle().unwrap().jwt_authorities.iter().map(|k| (k.key_id.clone(), k.tainted)).collect()
+}
+
+async fn tell(process: &mut Process, x509: &[X509Authority], jwt: &[JwtAuthority]) {
+    let (x509, jwt) = (x509.to_vec(), jwt.to_vec());
+    process.manager.news.told = Some(UpstreamAuthorities { x509, jwt, wit: Vec::new() });
+    process.manager.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_known_above_are_known_here_and_leave_as_they_leave_there() {
+    let (world, switch, _) = below_upstream().await;
+    *switch.jwt.lock().unwrap() = Some(Vec::new());
+    let mut process = world.start().await;
+    let root = world.bundle().unwrap().x509_authorities;
+    let own = key(&process.jwt_id().unwrap(), false);
+    let before = process.jwt_id();
+    tell(&mut process, &root, &[own.clone(), key("sibling", false)]).await;
+    assert!(jwt_ids(&world).contains(&("sibling".into(), false)));
+    world.memory.mark_authority(&trust_domain(), Jwt, TaintStep::Taint, "sibling").await.unwrap();
+    world.memory.mark_authority(&trust_domain(), Jwt, TaintStep::Revoke, "sibling").await.unwrap();
+    tell(&mut process, &root, &[own.clone(), key("sibling", false), key("other", false)]).await;
+    assert!(jwt_ids(&world).iter().all(|(id, _)| id != "sibling"), "revoked here, it does not come back");
+    tell(&mut process, &root, &[own.clone(), key("other", true)]).await;
+    assert!(jwt_ids(&world).contains(&("other".into(), true)));
+    tell(&mut process, &root, std::slice::from_ref(&own)).await;
+    assert!(jwt_ids(&world).iter().all(|(id, _)| id != "other"), "tainted before it was revoked");
+    // What above lost of this server's own keys (a backup) is told there again, and nothing is left for it.
+    switch.jwt.lock().unwrap().replace(Vec::new());
+    tell(&mut process, &root, &[key("another", false)]).await;
+    let published = switch.jwt.lock().unwrap().clone().unwrap();
+    assert!(published.iter().any(|k| k.key_id == own.key_id), "{published:?}");
+    assert_eq!(process.jwt_id(), before);
+    assert!(jwt_ids(&world).contains(&(own.key_id, false)));
+}
+
+#[tokio::test]
+async fn a_root_that_was_revoked_above_while_nobody_listened_is_left_and_goes() {
+    for restarted in [false, true] {
+        let (world, switch, _) = below_upstream().await;
+        let mut process = world.start().await;
+        let first = world.bundle().unwrap().x509_authorities;
+        let second = Arc::new(Upstream::new().await);
+        let new = X509Authority { der: second.ca.certificate().clone(), tainted: false };
+        if !restarted {
+            tell(&mut process, &first, &[]).await;
+        } else {
+            process = world.load().await.unwrap();
+        }
+        let (own, mut operators) = (process.x509_id(), Upstream::new().await.roots);
+        let operators = X509Authority { der: operators.remove(0), tainted: false };
+        let more = Bundle { x509_authorities: vec![operators.clone()], ..Bundle::empty(trust_domain()) };
+        world.memory.append_bundle(&more).await.unwrap();
+        *switch.now.lock().unwrap() = second;
+        tell(&mut process, std::slice::from_ref(&new), &[]).await;
+        process.manager.check().await.unwrap();
+        assert_ne!(process.x509_id(), own, "restarted: {restarted}");
+        assert_eq!(world.bundle().unwrap().x509_authorities.len(), 3, "agents have a minute to move off");
+        world.clock.advance(60);
+        process.manager.check().await.unwrap();
+        let left = world.bundle().unwrap().x509_authorities;
+        assert!(
+            left.contains(&new) && left.contains(&operators) && left.len() == 2,
+            "what never came from above stays"
+        );
+    }
 }

@@ -4,6 +4,7 @@ use super::node::{Node, Pending};
 use super::{Nodes, Standing};
 use finial_core::{SpiffeId, UnixSeconds};
 use finial_store::StoreError;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -207,10 +208,7 @@ impl Nodes {
         if self.turn.link().is_away() || !self.some_wait.swap(false, Ordering::SeqCst) {
             return;
         }
-        let waiting: Vec<SpiffeId> = {
-            let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
-            map.iter().filter(|(_, node)| !node.pending.is_empty()).map(|(id, _)| id.clone()).collect()
-        };
+        let waiting = self.unstored();
         if waiting.is_empty() {
             return;
         }
@@ -234,7 +232,13 @@ impl Nodes {
         }
     }
 
-    /// The same for one agent, from within a turn.
+    /// The agents to whom SVIDs were given out that are not stored yet.
+    pub(crate) fn unstored(&self) -> HashSet<SpiffeId> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        map.iter().filter(|(_, node)| !node.pending.is_empty()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Stores what was given out to one agent, from within a turn.
     async fn store_pending_of(&self, id: &SpiffeId) -> Result<(), StoreError> {
         let first = || self.with(id, |node| node.and_then(|node| node.pending.first().cloned()));
         if first().is_some() {

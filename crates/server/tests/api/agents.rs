@@ -165,6 +165,18 @@ async fn a_renewed_svid_of_an_agent_that_was_banned_elsewhere_is_refused_at_once
     assert_eq!(permission_denied_reason(&status), Some(Reason::AgentBanned));
 }
 
+/// Memory does not know yet that another server evicted it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_renewal_of_an_agent_that_was_evicted_elsewhere_finds_none() {
+    let Some(database) = testkit::postgres() else { return };
+    let server = Server::with(|s| s.plugins = vec![datastore(&testkit::datastore(&database, database.port()))]).await;
+    let agent = server.agent().await;
+    database.sql("DELETE FROM attested_node_entries");
+    let params = AgentX509svidParams { csr: any_csr().await };
+    let renewed = agent.agents().renew_agent(RenewAgentRequest { params: Some(params) }).await;
+    assert_eq!(refused(renewed, Code::NotFound), "agent not found");
+}
+
 async fn renewal_has_its_rules(lab: Lab) {
     let server = lab.start().await;
     let (identity, _) = server.attest_name("x", "x").await.unwrap();

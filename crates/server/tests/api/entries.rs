@@ -13,7 +13,8 @@ on_every_database!(
     updates_change_what_the_mask_names,
     a_batch_of_updates_is_answered_one_by_one,
     deletes_are_answered_one_by_one,
-    filters_and_pages,
+    filters,
+    pages,
     entries_survive_a_restart_in_index_and_store,
 );
 
@@ -60,19 +61,22 @@ async fn an_entry_comes_back_as_it_was_sent(lab: Lab) {
     assert_eq!(found.into_inner(), expected);
 }
 
-async fn bad_entries_are_refused_one_by_one(lab: Lab) {
-    let server = lab.start().await;
-    let good = || entry("/w", "/p", &["a:b"]);
-    let with = |change: fn(&mut types::Entry)| {
-        let mut entry = good();
-        change(&mut entry);
-        entry
-    };
+fn good() -> types::Entry {
+    entry("/w", "/p", &["a:b"])
+}
+
+/// A good entry but for one change.
+fn with(change: fn(&mut types::Entry)) -> types::Entry {
+    let mut entry = good();
+    change(&mut entry);
+    entry
+}
+
+/// Entries that make no sense, and why.
+fn senseless() -> Vec<(types::Entry, &'static str)> {
     let foreign = types::Spiffeid { trust_domain: "other.test".into(), path: "/x".into() };
     let with_foreign = types::Entry { parent_id: Some(foreign), ..good() };
-    let long_id = "x".repeat(256);
-    let with_long_id = types::Entry { id: long_id, ..good() };
-    let cases = [
+    vec![
         (with(|e| e.parent_id = None), "invalid parent ID: request must specify SPIFFE ID"),
         (with(|e| e.spiffe_id = None), "invalid spiffe ID: request must specify SPIFFE ID"),
         (with(|e| e.spiffe_id = Some(types::Spiffeid::default())), "invalid spiffe ID: trust domain is missing"),
@@ -112,9 +116,14 @@ async fn bad_entries_are_refused_one_by_one(lab: Lab) {
             with(|e| e.federates_with = vec!["Bad".into()]),
             "invalid federated trust domain: trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores",
         ),
-    ];
-    let expected: Vec<_> = cases.iter().map(|(_, why)| format!("failed to convert entry: {why}")).collect();
-    let stored = [
+    ]
+}
+
+/// Entries that the datastore does not take, and why.
+fn not_storable() -> Vec<(types::Entry, &'static str)> {
+    let long_id = "x".repeat(256);
+    let with_long_id = types::Entry { id: long_id, ..good() };
+    vec![
         (with_long_id, "invalid registration entry: entry ID too long"),
         (with(|e| e.id = "a/b".into()), "invalid registration entry: entry ID contains invalid characters"),
         (with(|e| e.x509_svid_ttl = -1), "invalid registration entry: X509SvidTtl is not set"),
@@ -126,7 +135,13 @@ async fn bad_entries_are_refused_one_by_one(lab: Lab) {
             }),
             "invalid registration entry: selector types must be the same when store SVID is enabled",
         ),
-    ];
+    ]
+}
+
+async fn bad_entries_are_refused_one_by_one(lab: Lab) {
+    let server = lab.start().await;
+    let (cases, stored) = (senseless(), not_storable());
+    let expected: Vec<_> = cases.iter().map(|(_, why)| format!("failed to convert entry: {why}")).collect();
     let more = stored.iter().map(|(_, why)| format!("failed to create entry: datastore-validation: {why}"));
     let expected: Vec<_> = expected.into_iter().chain(more).collect();
     let mut entries: Vec<_> = cases.into_iter().chain(stored).map(|(entry, _)| entry).collect();
@@ -256,7 +271,7 @@ async fn deletes_are_answered_one_by_one(lab: Lab) {
     assert_eq!(refused(empty, Code::InvalidArgument), "missing ID");
 }
 
-async fn filters_and_pages(lab: Lab) {
+async fn filters(lab: Lab) {
     let server = lab.start().await;
     let mut hinted = entry("/a", "/p", &["a:1", "a:2"]);
     hinted.hint = "h".into();
@@ -325,6 +340,11 @@ async fn filters_and_pages(lab: Lab) {
         let message = refused(count(filter).await, Code::InvalidArgument);
         assert!(message.starts_with(want), "{message}");
     }
+}
+
+async fn pages(lab: Lab) {
+    let server = lab.start().await;
+    server.create(vec![entry("/a", "/p", &["a:1"]), entry("/b", "/p", &["a:1"]), entry("/c", "/q", &["a:2"])]).await;
     let page = |page_size, token: String| {
         let mut client = server.entries();
         async move {

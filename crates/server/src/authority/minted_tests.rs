@@ -1,0 +1,113 @@
+use super::manager_tests::journal;
+use crate::testing::{HOUR, Process, START, World};
+
+/// An upstream authority in memory, which may sign wrongly.
+pub(super) struct Upstream {
+    pub(super) ca: finial_crypto::X509Ca,
+    pub(super) roots: Vec<std::sync::Arc<[u8]>>,
+    name_domain: finial_core::TrustDomain,
+}
+
+impl Upstream {
+    pub(super) async fn new() -> Self {
+        let key = finial_crypto::PrivateKey::generate(finial_core::KeyType::EcP384).unwrap();
+        let template = finial_crypto::CaTemplate {
+            subject: &finial_crypto::DistinguishedName::of(&["US"], &["UPSTREAM"], ""),
+            trust_domain: &finial_core::TrustDomain::parse("local").unwrap(),
+            not_before: START - 10,
+            not_after: START + 1000 * HOUR,
+            serial: finial_crypto::SerialNumber::new(7),
+        };
+        let ca = finial_crypto::X509Ca::self_sign(std::sync::Arc::new(key), &template).await.unwrap();
+        let roots = vec![ca.certificate().clone()];
+        Self { ca, roots, name_domain: crate::testing::trust_domain() }
+    }
+}
+
+#[async_trait::async_trait]
+impl finial_plugin::UpstreamAuthority for Upstream {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    async fn mint_x509_ca(
+        &self,
+        csr: &[u8],
+        ttl_seconds: i64,
+    ) -> Result<finial_plugin::MintedX509Ca, finial_plugin::PluginError> {
+        let csr = finial_crypto::Csr::parse(csr).unwrap();
+        csr.verify_proof_of_possession().unwrap();
+        assert_eq!(csr.uri_sans()[0].as_ref(), "spiffe://example.org");
+        assert!(!csr.subject().unwrap().parts().serial_number.is_empty());
+        let template = finial_crypto::CaTemplate {
+            subject: &csr.subject().unwrap(),
+            trust_domain: &self.name_domain,
+            not_before: START - 10,
+            not_after: START + 10 * HOUR + ttl_seconds,
+            serial: finial_crypto::SerialNumber::random(),
+        };
+        let certificate = self.ca.issue_ca(csr.public_key(), &template).await.unwrap();
+        Ok(finial_plugin::MintedX509Ca { chain: vec![certificate], roots: self.roots.clone() })
+    }
+}
+
+#[tokio::test]
+async fn with_an_upstream_authority_its_root_is_the_bundle_and_its_chain_goes_along() {
+    let mut world = World::new();
+    let upstream = Upstream::new().await;
+    let root = upstream.ca.certificate().clone();
+    let root_id = super::journal::hex(&upstream.ca.subject_key_id());
+    world.upstream = Some(std::sync::Arc::new(upstream));
+    let mut process = world.start().await;
+    let roots: Vec<_> = world.bundle().unwrap().x509_authorities.iter().map(|a| a.der.clone()).collect();
+    assert_eq!(roots, std::slice::from_ref(&root));
+    let active = process.authorities.x509().unwrap();
+    assert_eq!(active.upstream_authority_id, root_id);
+    let entry = journal(&world).x509_c_as[0].clone();
+    assert_eq!(entry.upstream_chain, std::slice::from_ref(&entry.certificate));
+    assert_eq!(entry.upstream_authority_id, root_id);
+    assert_eq!(entry.not_after, START + 34 * HOUR, "what the upstream authority says");
+    let verify = |process: &Process, now| {
+        let (issuer, roots) = (world.issuer(&process.authorities), process.feed.own().unwrap().roots.clone().unwrap());
+        let key = process.authorities.x509().unwrap().ca.signer().public_key().clone();
+        async move {
+            let svid = issuer.server_x509_svid(&key).await.unwrap();
+            assert_eq!(svid.chain.len(), 2, "leaf and intermediate, not the root");
+            finial_crypto::verify_x509_svid(&svid.chain, &roots, now).unwrap();
+        }
+    };
+    verify(&process, world.now()).await;
+    let twin = world.load().await.unwrap();
+    assert_eq!(twin.x509_id(), process.x509_id(), "a restart finds it though it is not in the bundle");
+    verify(&twin, world.now()).await;
+    // Half of 34 hours, then five sixths.
+    let first = process.x509_id();
+    world.clock.advance(29 * HOUR);
+    process.manager.check().await.unwrap();
+    assert_ne!(process.x509_id(), first);
+    assert_eq!(
+        world.bundle().unwrap().x509_authorities.iter().filter(|a| a.der == root).count(),
+        1,
+        "offered again, it is not added again"
+    );
+    verify(&process, world.now()).await;
+}
+
+#[tokio::test]
+async fn what_an_upstream_authority_signs_wrongly_is_not_used() {
+    let mut wrong_root = Upstream::new().await;
+    wrong_root.roots = Upstream::new().await.roots;
+    let mut wrong_name = Upstream::new().await;
+    wrong_name.name_domain = finial_core::TrustDomain::parse("other.org").unwrap();
+    for (upstream, want) in [
+        (wrong_root, "X509 CA produced an invalid X509-SVID chain: "),
+        (wrong_name, "invalid upstream-signed X509 CA: invalid X509 CA: its URI SAN"),
+    ] {
+        let mut world = World::new();
+        world.upstream = Some(std::sync::Arc::new(upstream));
+        let mut process = world.load().await.unwrap();
+        let error = process.manager.start().await.unwrap_err().to_string();
+        assert!(error.starts_with(want), "{error}");
+        assert!(world.bundle().is_none(), "nobody heard of it");
+    }
+}

@@ -106,12 +106,12 @@ impl Sockets {
         lock(&self.listening).iter().for_each(|l| l.leave_file(leave));
     }
 
-    /// Copies of all, with their names.
+    /// Copies of all, with their names; there is room for one more in a message.
     pub(crate) fn copies(&self) -> io::Result<(Vec<PathBuf>, Vec<OwnedFd>)> {
         let (unix, tcp) = (lock(&self.listening), lock(&self.tcp));
         let unix = unix.iter().map(|l| (l.path().to_owned(), l.socket()));
         let tcp = tcp.iter().map(|(name, socket)| (name.clone(), socket.as_fd()));
-        let copies = unix.chain(tcp).take(SOCKETS_MAX).map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?)));
+        let copies = unix.chain(tcp).take(SOCKETS_MAX - 1).map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?)));
         Ok(copies.collect::<io::Result<Vec<_>>>()?.into_iter().unzip())
     }
 }
@@ -122,6 +122,8 @@ pub(crate) struct Inherited {
     pub(crate) sockets: Sockets,
     /// To the agent that still serves.
     old: Option<Channel>,
+    /// Where the next one asks. Some may have asked already.
+    door: Mutex<Option<OwnedFd>>,
     /// Files of sockets are the service manager's.
     managed: bool,
 }
@@ -137,8 +139,10 @@ pub(crate) async fn ask(settings: &AgentSettings) -> Inherited {
     if !settings.handover {
         return inherited;
     }
-    match tokio::time::timeout(ANSWER_TIMEOUT, ask_old(&settings.data_dir.join(SOCKET_NAME))).await {
-        Ok(Ok(Some((old, sockets)))) => {
+    let door = settings.data_dir.join(SOCKET_NAME);
+    match tokio::time::timeout(ANSWER_TIMEOUT, ask_old(&door)).await {
+        Ok(Ok(Some((old, mut sockets)))) => {
+            *lock(&inherited.door) = sockets.remove(&door);
             tracing::info!(subsystem_name = SUBSYSTEM, sockets = sockets.len(), "Taking over from the agent that runs");
             let managed = std::mem::take(&mut *lock(&inherited.sockets.given));
             Inherited { sockets: Sockets::given(managed.into_iter().chain(sockets)), old: Some(old), ..inherited }
@@ -161,6 +165,10 @@ async fn ask_old(path: &Path) -> io::Result<Option<(Channel, HashMap<PathBuf, Ow
     let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "it hung up");
     let (paths, files) = old.receive().await?.ok_or_else(refused)?;
     let paths: Vec<PathBuf> = serde_json::from_slice(&paths)?;
+    if paths.len() != files.len() {
+        let text = format!("of {} sockets {} came: this process may not open more files", paths.len(), files.len());
+        return Err(io::Error::other(text));
+    }
     Ok(Some((old, paths.into_iter().zip(files).collect())))
 }
 
@@ -199,13 +207,15 @@ pub(crate) async fn offer(context: &Arc<Context>, cache: &Cache, status: &AgentS
         return None;
     }
     let path = context.settings.data_dir.join(SOCKET_NAME);
-    let listener = match HandoverListener::bind(&path) {
+    let adopted = lock(&context.inherited.door).take().and_then(|door| HandoverListener::adopt(door, &path).ok());
+    let listener = match adopted.map_or_else(|| HandoverListener::bind(&path), Ok) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::warn!(subsystem_name = SUBSYSTEM, %error, "The next agent cannot take this one's sockets over");
             return None;
         }
     };
+    let door = (path.as_path(), &listener);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -216,13 +226,14 @@ pub(crate) async fn offer(context: &Arc<Context>, cache: &Cache, status: &AgentS
             continue;
         };
         let handed = tokio::select! {
-            handed = hand_over(context, cache, status, &new) => handed,
+            handed = hand_over(context, cache, status, &new, door) => handed,
             () = context.shutdown.cancelled() => return None,
         };
         match handed {
             Ok(()) => {
                 tracing::info!(subsystem_name = SUBSYSTEM, "The next agent serves; this one ends");
                 context.inherited.sockets.leave_files(true);
+                listener.leave();
                 context.shutdown.trigger();
                 return Some(new);
             }
@@ -239,35 +250,41 @@ async fn hand_over(
     cache: &Cache,
     status: &AgentStatus,
     new: &Channel,
+    (path, door): (&Path, &HandoverListener),
 ) -> Result<(), AgentError> {
-    let failed = |e: io::Error| AgentError::internal(e.to_string()).because(e);
-    let silent = |_| AgentError::new(ErrorKind::Timeout, "it took too long");
-    let hung_up = || AgentError::internal("it hung up");
-    let (word, _) = tokio::time::timeout(ANSWER_TIMEOUT, new.receive())
-        .await
-        .map_err(silent)?
-        .map_err(failed)?
-        .ok_or_else(hung_up)?;
-    if word != PLEASE {
+    if within(ANSWER_TIMEOUT, hear(new)).await? != PLEASE {
         return Err(AgentError::internal("it speaks another version"));
     }
     tracing::info!(subsystem_name = SUBSYSTEM, "The next agent asks for the sockets");
     // The SVID that both present stays the same until it is clear whose it is.
-    let _renewal = tokio::time::timeout(ANSWER_TIMEOUT, context.renewal.lock()).await.map_err(silent)?;
-    sealed::write_last(context, cache, status).await;
-    let (names, copies) = context.inherited.sockets.copies().map_err(failed)?;
+    let _renewal = within(ANSWER_TIMEOUT, async { Ok(context.renewal.lock().await) }).await?;
+    within(ANSWER_TIMEOUT, async { Ok(sealed::write_last(context, cache, status).await) }).await?;
+    let (mut names, copies) = context.inherited.sockets.copies().map_err(failed)?;
+    // Who asks while neither listens is heard by the next one.
+    names.push(path.to_owned());
     let message = serde_json::to_vec(&names).map_err(|e| AgentError::internal(e.to_string()))?;
-    let files: Vec<_> = copies.iter().map(OwnedFd::as_fd).collect();
-    new.send(&message, &files).await.map_err(failed)?;
-    let (word, _) = tokio::time::timeout(READY_TIMEOUT, new.receive())
-        .await
-        .map_err(silent)?
-        .map_err(failed)?
-        .ok_or_else(hung_up)?;
-    if word != READY {
+    let files: Vec<_> = copies.iter().map(OwnedFd::as_fd).chain([door.socket()]).collect();
+    within(ANSWER_TIMEOUT, async { new.send(&message, &files).await.map_err(failed) }).await?;
+    drop(copies);
+    if within(READY_TIMEOUT, hear(new)).await? != READY {
         return Err(AgentError::internal("it says something strange"));
     }
-    new.send(YOURS, &[]).await.map_err(failed)
+    within(ANSWER_TIMEOUT, async { new.send(YOURS, &[]).await.map_err(failed) }).await
+}
+
+async fn within<T>(time: Duration, step: impl Future<Output = Result<T, AgentError>>) -> Result<T, AgentError> {
+    let silent = |_| AgentError::new(ErrorKind::Timeout, "it took too long");
+    tokio::time::timeout(time, step).await.map_err(silent)?
+}
+
+/// The other one's next word.
+async fn hear(other: &Channel) -> Result<Vec<u8>, AgentError> {
+    let said = other.receive().await.map_err(failed)?;
+    said.map(|(word, _)| word).ok_or_else(|| AgentError::internal("it hung up"))
+}
+
+fn failed(error: io::Error) -> AgentError {
+    AgentError::internal(error.to_string()).because(error)
 }
 
 #[cfg(test)]

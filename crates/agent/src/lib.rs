@@ -51,10 +51,14 @@ use sealed::SealedCache;
 use status::AgentStatus;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
+use std::time::Duration;
 use storage::Storage;
 use sync::Syncer;
 use sync::client::ServerLink;
 use tokio::time::Instant;
+
+/// How long the last write to disk may take at the end.
+const LAST_WRITE: Duration = Duration::from_secs(10);
 
 /// An agent that can be run.
 pub struct Agent {
@@ -196,21 +200,9 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
         );
     }
     check_rebootstrap(settings.rebootstrap_mode, attested.svid.reattestable)?;
-    let kept = restart::load(&context, &attested).await;
-    let own = restart::own_bundle(attested.bundle, kept.as_ref())?;
-    let (cache, writer) = cache::Cache::new(own, settings.jwt_svid_cache_max_size, context.clock.clone());
-    let identity = Arc::new(TlsIdentity::empty());
-    attested.svid.install(&identity)?;
-    let link = Arc::new(server_link(&context, cache.clone(), identity.clone())?);
-    let mut syncer =
-        Syncer::new(context.clone(), writer, link.clone(), identity.clone(), status.clone(), attested.svid);
-    let begun = match kept {
-        Some(kept) => syncer.resume(kept).await?,
-        None => syncer.initialize().await?,
-    };
-    if !begun {
+    let Some(Begun { syncer, cache, link, identity }) = begin(&context, &status, attested).await? else {
         return Ok(());
-    }
+    };
     let keeper = context.spawner.spawn("sealed-cache", sealed::keep(context.clone(), cache.clone(), status.clone()));
     let servers = endpoints::start(&context, cache.clone(), (link, identity), status.clone(), log, started)?;
     context.metrics.gauge("bootstrapped", 1.0, &[]);
@@ -233,13 +225,45 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     context.inherited.sockets.close();
     cache.close();
     servers.ended().await;
-    let _ = keeper.await; // a panic was said
+    if tokio::time::timeout(LAST_WRITE, keeper).await.is_err() {
+        tracing::warn!("The disk does not answer; what changed last is not kept");
+    }
     // The next agent, if there is one, hears now that this one has ended.
     let handed = handover.await.map(|handed| handed.map(drop));
     match ended {
         Ok(result) => result.and(handed.unwrap_or(Ok(()))),
         Err(_) => Err(AgentError::internal("the sync loop panicked; the log has the place")),
     }
+}
+
+/// An agent that has something to serve.
+struct Begun {
+    syncer: Syncer,
+    cache: Arc<cache::Cache>,
+    link: Arc<ServerLink>,
+    identity: Arc<TlsIdentity>,
+}
+
+/// What was kept or the server tells, ready to be served; none if the agent was asked to end first.
+async fn begin(
+    context: &Arc<Context>,
+    status: &Arc<AgentStatus>,
+    attested: attest::Attested,
+) -> Result<Option<Begun>, AgentError> {
+    let kept = restart::load(context, &attested).await;
+    let own = restart::own_bundle(attested.bundle, kept.as_ref())?;
+    let limit = context.settings.jwt_svid_cache_max_size;
+    let (cache, writer) = cache::Cache::new(own, limit, context.clock.clone());
+    let identity = Arc::new(TlsIdentity::empty());
+    attested.svid.install(&identity)?;
+    let link = Arc::new(server_link(context, cache.clone(), identity.clone())?);
+    let mut syncer =
+        Syncer::new(context.clone(), writer, link.clone(), identity.clone(), status.clone(), attested.svid);
+    let begun = match kept {
+        Some(kept) => syncer.resume(kept).await?,
+        None => syncer.initialize().await?,
+    };
+    Ok(begun.then_some(Begun { syncer, cache, link, identity }))
 }
 
 /// Metrics and health checks.

@@ -210,15 +210,6 @@ impl Context {
 /// # Errors
 /// The folder or file cannot be written.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let shown = path.display();
-    let fail = |e: std::io::Error| anyhow::anyhow!("open {shown}: {}", errno_text(&e));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    let _ = std::fs::remove_file(&temporary);
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(&temporary).map_err(fail)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(fail)?;
-    std::fs::rename(&temporary, path).map_err(fail)
+    let written = finial_runtime::files::replace(path, mode, |mut file| file.write_all(bytes));
+    written.map_err(|e| anyhow::anyhow!("open {}: {}", path.display(), errno_text(&e)))
 }

@@ -1,7 +1,7 @@
 //! Listening sockets that pass from one process to the next: over a private socket (`SCM_RIGHTS`) or from systemd
 //! (`LISTEN_FDS`). A socket that is passed on never stops listening, so nobody who connects meanwhile is refused.
 
-use crate::unix::{BindError, SocketFile, listen};
+use crate::unix::{BindError, SocketFile, go_on, listen};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
@@ -27,14 +27,31 @@ const PASSED_MAX: i32 = 1024;
 /// Where the next process asks for the sockets. Only this user can.
 pub struct HandoverListener {
     listener: UnixListener,
-    _file: SocketFile,
+    file: SocketFile,
 }
 
 impl HandoverListener {
     /// Listens on `path`.
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let (listener, file) = listen(path, 0o600, 0o755)?;
-        Ok(Self { listener, _file: file })
+        Ok(Self { listener, file })
+    }
+
+    /// Goes on with the socket of the process before, in which those wait that asked meanwhile.
+    pub fn adopt(socket: OwnedFd, path: &Path) -> Result<Self, BindError> {
+        let (listener, file) = go_on(socket, path, 0o600)?;
+        file.leave(false);
+        Ok(Self { listener, file })
+    }
+
+    /// The socket, to pass it on.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Leaves its file, and those who wait, to the next process.
+    pub fn leave(self) {
+        self.file.leave(true);
     }
 
     /// The next process of this user that asks; others are hung up on.

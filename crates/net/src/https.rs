@@ -1,17 +1,15 @@
 //! Fetching one small document over HTTPS, with a limit on everything: time, size, redirects.
 
+use crate::http1::{Answer, Connection, ExchangeError};
 use bytes::Bytes;
 use finial_runtime::errno_text;
 use http::header::{HOST, HeaderValue, LOCATION, USER_AGENT};
+use http::response::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{Method, Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http_body_util::Full;
 use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
-use std::error::Error as _;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,8 +21,6 @@ use tokio_rustls::TlsConnector;
 
 /// So many redirects are followed, as Go's client does.
 const REDIRECTS_MAX: usize = 10;
-/// Most bytes of headers that are read.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 /// How long one address of a name may take to answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -169,7 +165,7 @@ async fn get_once(uri: &Uri, tls: Arc<rustls::ClientConfig>, body_max: usize) ->
     exchange(stream, request, body_max).await
 }
 
-fn request(uri: &Uri, host: &str) -> Result<Request<Empty<Bytes>>, FetchError> {
+fn request(uri: &Uri, host: &str) -> Result<Request<Full<Bytes>>, FetchError> {
     let bad = |_| FetchError::Url(uri.to_string());
     let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     Request::builder()
@@ -177,55 +173,37 @@ fn request(uri: &Uri, host: &str) -> Result<Request<Empty<Bytes>>, FetchError> {
         .uri(path)
         .header(HOST, HeaderValue::from_str(host).map_err(bad)?)
         .header(USER_AGENT, concat!("finial/", env!("CARGO_PKG_VERSION")))
-        .body(Empty::<Bytes>::new())
+        .body(Full::default())
         .map_err(|e| FetchError::Http(e.to_string()))
 }
 
 /// One request and its answer on a connection of their own.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Empty<Bytes>>,
+    request: Request<Full<Bytes>>,
     body_max: usize,
 ) -> Result<Step, FetchError> {
-    let http = |e: hyper::Error| FetchError::Http(words(&e));
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES_MAX);
-    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(http)?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(http)?;
-        let (head, body) = response.into_parts();
-        let location = head.headers.get(LOCATION).and_then(|value| value.to_str().ok());
-        if let (true, Some(location)) = (is_redirect(head.status), location) {
-            return Ok(Step::Redirected(location.to_owned()));
+    let mut connection = Connection::open(stream).await?;
+    let body_max = |head: &Parts| location(head.status, &head.headers).is_none().then_some(body_max);
+    let Answer { status, headers, body } = connection.ask(request, body_max).await?;
+    Ok(match location(status, &headers) {
+        Some(location) => Step::Redirected(location.to_owned()),
+        None => Step::Done(Fetched { status, body }),
+    })
+}
+
+/// Where a redirect leads.
+fn location(status: StatusCode, headers: &HeaderMap) -> Option<&str> {
+    let is_redirect = matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308);
+    headers.get(LOCATION).filter(|_| is_redirect).and_then(|value| value.to_str().ok())
+}
+
+impl From<ExchangeError> for FetchError {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Broken(text) => Self::Http(text),
+            ExchangeError::TooLarge(max) => Self::TooLarge(max),
         }
-        Ok(Step::Done(Fetched { status: head.status, body: read(body, body_max).await? }))
-    };
-    tokio::pin!(connection, answer);
-    tokio::select! {
-        answer = &mut answer => return answer,
-        // The answer, or why there is none, may still be on its way to the reader.
-        _ = &mut connection => {}
-    }
-    answer.await
-}
-
-fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-}
-
-async fn read(body: Incoming, body_max: usize) -> Result<Bytes, FetchError> {
-    match Limited::new(body, body_max).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(FetchError::TooLarge(body_max)),
-        Err(error) => Err(FetchError::Http(error.to_string())),
-    }
-}
-
-/// A hyper error with its cause, which holds the interesting half.
-fn words(error: &hyper::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

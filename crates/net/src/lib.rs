@@ -1,7 +1,8 @@
 //! Sockets: listeners that survive whatever connects to them, the identity of local peers, and channels for clients.
 //!
 //! [`unix`] knows which process is at the other end ([`PeerInfo`]) and notices when its pid is reused; [`tls`] runs
-//! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, and [`https`] fetches a document.
+//! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, [`https`] fetches a document, and [`http1`] is what all who
+//! ask by HTTP have in common.
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
 //! This is the only crate with `unsafe`: one `getsockopt` that rustix does not offer, the settings of the allocator ([`memory`]), the kernel's
@@ -15,6 +16,7 @@ pub mod client;
 mod elsewhere;
 mod guard;
 pub mod handover;
+pub mod http1;
 pub mod https;
 pub mod https_server;
 pub mod keyring;

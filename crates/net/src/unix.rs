@@ -7,6 +7,7 @@ pub use crate::peer::{PeerError, PeerHandle, PeerInfo};
 use finial_runtime::Places;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::io::Errno;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -72,11 +73,18 @@ pub fn bind(path: &Path, mode: u32, dir_mode: u32, limits: Limits) -> Result<Uni
 /// When `socket` does not listen on `path`, the file there is gone, or it lets more users in. (It is too late to shut them
 /// out then: they may have connected already.)
 pub fn adopt(socket: OwnedFd, path: &Path, mode: u32, limits: Limits) -> Result<UnixIncoming, BindError> {
+    let (listener, file) = go_on(socket, path, mode)?;
+    UnixIncoming::new(listener, file, limits.within_files(FILES_PER_CONNECTION))
+}
+
+/// Listens with a socket that another process opened.
+pub(crate) fn go_on(socket: OwnedFd, path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
     let failed = |error: io::Error| BindError::Io { what: "take over", path: path.to_owned(), error };
     if crate::handover::listens_on(socket.as_fd()).map_err(|e| failed(e.into()))? != path {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it listens elsewhere")));
     }
     let file = SocketFile::of(path).map_err(failed)?;
+    // Whatever comes of it, it is not ours yet.
     file.leave.store(true, Ordering::SeqCst);
     let found = fs::symlink_metadata(path).map_err(failed)?.permissions().mode() & 0o777;
     if found & !mode != 0 {
@@ -85,7 +93,7 @@ pub fn adopt(socket: OwnedFd, path: &Path, mode: u32, limits: Limits) -> Result<
     let listener = std::os::unix::net::UnixListener::from(socket);
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = UnixListener::from_std(listener).map_err(failed)?;
-    UnixIncoming::new(listener, file, limits.within_files(FILES_PER_CONNECTION))
+    Ok((listener, file))
 }
 
 pub(crate) fn listen(path: &Path, mode: u32, dir_mode: u32) -> Result<(UnixListener, SocketFile), BindError> {
@@ -112,13 +120,20 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     if !meta.file_type().is_socket() {
         return Err(BindError::NotASocket(path.to_owned()));
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => Err(BindError::InUse(path.to_owned())),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("remove the old"))
-        }
-        Err(e) => Err(failed("probe")(e)),
+    match probe(path) {
+        // One that hangs, and has no room for more.
+        Ok(()) | Err(Errno::AGAIN) => Err(BindError::InUse(path.to_owned())),
+        Err(Errno::CONNREFUSED) => fs::remove_file(path).map_err(failed("remove the old")),
+        Err(e) => Err(failed("probe")(e.into())),
     }
+}
+
+/// Connects, without waiting.
+fn probe(path: &Path) -> Result<(), Errno> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
 }
 
 /// The file of a socket; removed on drop unless another one has its place by then, or it is to be left.
@@ -130,6 +145,11 @@ pub(crate) struct SocketFile {
 }
 
 impl SocketFile {
+    /// Whether it stays.
+    pub(crate) fn leave(&self, leave: bool) {
+        self.leave.store(leave, Ordering::SeqCst);
+    }
+
     fn of(path: &Path) -> io::Result<Self> {
         let at = fs::symlink_metadata(path)?;
         if !at.file_type().is_socket() {

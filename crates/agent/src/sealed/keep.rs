@@ -37,11 +37,12 @@ pub(crate) async fn keep(context: Arc<Context>, cache: Arc<Cache>, status: Arc<A
 
 /// Writes all of it for the next agent, and nothing from then on.
 pub(crate) async fn write_last(context: &Arc<Context>, cache: &Cache, status: &AgentStatus) {
+    context.sealed.hand();
     write(context, cache, status, true).await;
 }
 
 async fn write(context: &Arc<Context>, cache: &Cache, status: &AgentStatus, last: bool) -> u64 {
-    if !context.sealed.is_on() {
+    if !context.sealed.is_on(last) {
         return 0;
     }
     let Some(agent) = status.id() else { return 0 };

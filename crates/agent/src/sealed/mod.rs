@@ -134,7 +134,7 @@ impl SealedCache {
     fn save(&self, agent: &SpiffeId, contents: &Contents, last: bool) -> io::Result<u64> {
         let Some(key) = self.key.as_ref() else { return Ok(0) };
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.is_on() || self.handed.fetch_or(last, Ordering::SeqCst) {
+        if !self.is_on(last) {
             return Ok(0);
         }
         let mut left_out = 0;
@@ -160,10 +160,15 @@ impl SealedCache {
         Ok(bytes)
     }
 
-    /// Whether there is something to write to, and it may be written.
-    fn is_on(&self) -> bool {
-        let off = self.forgotten.load(Ordering::SeqCst) || self.handed.load(Ordering::SeqCst);
-        self.key.is_some() && !off
+    /// Whether there is something to write to, and it may be written; after the `last` one nothing may.
+    fn is_on(&self, last: bool) -> bool {
+        let handed = || !last && self.handed.load(Ordering::SeqCst);
+        self.key.is_some() && !self.forgotten.load(Ordering::SeqCst) && !handed()
+    }
+
+    /// What is written now is for the next agent.
+    fn hand(&self) {
+        self.handed.store(true, Ordering::SeqCst);
     }
 
     /// The next agent did not take over.

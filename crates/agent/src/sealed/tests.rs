@@ -193,7 +193,7 @@ fn a_host_key_that_is_gone_leaves_the_agent_without_a_cache_and_running() {
     SealedCache::at(&settings, "m1".into()).save(&agent(), &contents(3), false).unwrap();
     std::fs::remove_file(&settings.offline_cache_host_key_path).unwrap();
     let cache = SealedCache::at(&settings, "m1".into());
-    assert!(!cache.is_on() && cache.load(&agent(), NOW).is_none());
+    assert!(!cache.is_on(false) && cache.load(&agent(), NOW).is_none());
     assert_eq!(cache.save(&agent(), &contents(3), false).unwrap(), 0);
 }
 
@@ -204,7 +204,7 @@ fn forgotten_is_forgotten() {
     let cache = SealedCache::at(&settings, "m1".into());
     cache.save(&agent(), &contents(3), false).unwrap();
     cache.forget();
-    assert!(!settings.data_dir.join(FILE_NAME).exists() && !cache.is_on());
+    assert!(!settings.data_dir.join(FILE_NAME).exists() && !cache.is_on(false));
     cache.save(&agent(), &contents(3), false).unwrap();
     assert!(!settings.data_dir.join(FILE_NAME).exists(), "also when it was being written");
 }

@@ -106,6 +106,25 @@ async fn one_that_does_not_get_ready_leaves_the_old_one_as_it_was() {
     following.stop().await;
 }
 
+/// Whoever asks while one is about to end and the next one is not yet there waits for the next one.
+#[tokio::test]
+async fn two_that_start_at_once_take_over_one_after_the_other() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    let agent = world.started().await;
+    let rush = Rush::on(&agent);
+    rush.goes_on().await;
+    let (one, other) = (world.start(), world.start());
+    within(agent.ended()).await.expect("the first one ends, and that is no failure");
+    until("one of them has taken over from the other", || one.has_ended() || other.has_ended()).await;
+    let (ended, last) = if one.has_ended() { (one, other) } else { (other, one) };
+    ended.ended().await.expect("none of them fails");
+    rush.end().await;
+    assert!(!last.has_ended() && last.socket.exists());
+    last.stop().await;
+    assert!(!world.settings.data_dir.join("handover.sock").exists(), "the last one takes it with it");
+}
+
 #[tokio::test]
 async fn where_it_is_off_a_second_agent_is_refused() {
     let mut world = World::new().await;

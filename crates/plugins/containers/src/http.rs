@@ -4,28 +4,21 @@
 //! only noticed, and replaced, by the request after.
 
 use bytes::Bytes;
+use finial_net::http1::{Answer, Connection, ExchangeError};
 use finial_runtime::errno_text;
 use http::header::{HOST, HeaderValue};
-use http::{HeaderMap, Method, Request, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Method, Request};
+use http_body_util::Full;
 use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
-use std::error::Error as _;
 use std::fmt;
-use std::future::Future;
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-/// Most bytes of headers that are read.
-const HEAD_BYTES_MAX: usize = 64 << 10;
 /// A body larger than this is parsed on a thread of its own.
 const LARGE: usize = 64 << 10;
 
@@ -59,30 +52,23 @@ pub(crate) struct Limits {
     pub(crate) body: usize,
 }
 
-/// What was answered.
-#[derive(Clone, Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+/// What `read` makes of the body: of a large one on a thread of its own, so that it delays nobody.
+pub(crate) async fn parse<T: Send + 'static>(
+    answer: &Answer,
+    read: fn(&[u8]) -> serde_json::Result<T>,
+) -> Result<T, String> {
+    let body = answer.body.clone();
+    let parsed = if body.len() > LARGE {
+        tokio::task::spawn_blocking(move || read(&body)).await.map_err(|e| e.to_string())?
+    } else {
+        read(&body)
+    };
+    parsed.map_err(|e| e.to_string())
 }
 
-impl Answer {
-    /// What `read` makes of the body: of a large one on a thread of its own, so that it delays nobody.
-    pub(crate) async fn parse<T: Send + 'static>(&self, read: fn(&[u8]) -> serde_json::Result<T>) -> Result<T, String> {
-        let body = self.body.clone();
-        let parsed = if body.len() > LARGE {
-            tokio::task::spawn_blocking(move || read(&body)).await.map_err(|e| e.to_string())?
-        } else {
-            read(&body)
-        };
-        parsed.map_err(|e| e.to_string())
-    }
-
-    /// The body as JSON.
-    pub(crate) async fn json<T: DeserializeOwned + Send + 'static>(&self) -> Result<T, String> {
-        self.parse(|body| serde_json::from_slice(body)).await
-    }
+/// The body as JSON.
+pub(crate) async fn json<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Result<T, String> {
+    parse(answer, |body| serde_json::from_slice(body)).await
 }
 
 /// Why there is no answer.
@@ -91,12 +77,9 @@ pub(crate) enum HttpError {
     /// Nobody listens there, or the handshake failed.
     #[error("{0}")]
     Connect(String),
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, what came is not HTTP, or too long.
     #[error("{0}")]
-    Broken(String),
-    /// The body is longer than allowed.
-    #[error("the answer is larger than {0} bytes")]
-    TooLarge(usize),
+    Exchange(#[from] ExchangeError),
     /// It took longer than allowed.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
@@ -108,12 +91,6 @@ pub(crate) struct Client {
     /// Who must listen on the unix socket, if that matters.
     owner: Option<u32>,
     idle: Mutex<Option<Connection>>,
-}
-
-struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    /// Moves the bytes while a request waits for its answer.
-    driver: Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>,
 }
 
 impl Client {
@@ -146,7 +123,7 @@ impl Client {
     ) -> Result<Answer, HttpError> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|e| HttpError::Broken(format!("{path:?}: {e}")))?;
+        *request.uri_mut() = path.parse().map_err(|e| ExchangeError::Broken(format!("{path:?}: {e}")))?;
         request.headers_mut().clone_from(headers);
         request.headers_mut().insert(HOST, self.host());
         let late = Err(HttpError::Timeout(limits.time));
@@ -158,7 +135,7 @@ impl Client {
         if let Some(kept) = idle {
             match self.exchange(kept, request.clone(), body_max).await {
                 // It was closed while nobody looked.
-                Err(HttpError::Broken(_)) => {}
+                Err(HttpError::Exchange(ExchangeError::Broken(_))) => {}
                 answer => return answer,
             }
         }
@@ -171,21 +148,8 @@ impl Client {
         request: Request<Full<Bytes>>,
         body_max: usize,
     ) -> Result<Answer, HttpError> {
-        let mut ended = false;
-        let answer = {
-            let Connection { sender, driver } = &mut connection;
-            let answer = ask(sender, request, body_max);
-            tokio::pin!(answer);
-            tokio::select! {
-                answer = &mut answer => answer?,
-                _ = driver => {
-                    ended = true;
-                    // The answer, or why there is none, may still be on its way to the reader.
-                    answer.await?
-                }
-            }
-        };
-        if !ended && !connection.sender.is_closed() {
+        let answer = connection.ask(request, |_| Some(body_max)).await?;
+        if connection.is_open() {
             *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
         }
         Ok(answer)
@@ -200,13 +164,13 @@ impl Client {
                 if let Some(owner) = self.owner.filter(|owner| *owner != listener) {
                     return Err(HttpError::Connect(format!("user {listener} listens there, not user {owner}")));
                 }
-                handshake(stream).await
+                Ok(Connection::open(stream).await?)
             }
-            Target::Tcp(address) => handshake(tcp(address).await.map_err(failed)?).await,
+            Target::Tcp(address) => Ok(Connection::open(tcp(address).await.map_err(failed)?).await?),
             Target::Tls(address, name, config) => {
                 let tcp = tcp(address).await.map_err(failed)?;
                 let tls = TlsConnector::from(config.clone()).connect(name.clone(), tcp).await;
-                handshake(tls.map_err(failed)?).await
+                Ok(Connection::open(tls.map_err(failed)?).await?)
             }
         }
     }
@@ -220,21 +184,6 @@ impl Client {
     }
 }
 
-async fn ask(
-    sender: &mut SendRequest<Full<Bytes>>,
-    request: Request<Full<Bytes>>,
-    body_max: usize,
-) -> Result<Answer, HttpError> {
-    let response = sender.send_request(request).await.map_err(broken)?;
-    let (head, body) = response.into_parts();
-    let body = match Limited::new(body, body_max).collect().await {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Err(HttpError::TooLarge(body_max)),
-        Err(error) => return Err(HttpError::Broken(error.to_string())),
-    };
-    Ok(Answer { status: head.status, headers: head.headers, body })
-}
-
 async fn tcp(address: &str) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     // A request is one small write: gathering more would only cost the 40 ms until the peer acknowledges the one before.
@@ -242,23 +191,10 @@ async fn tcp(address: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn handshake(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Connection, HttpError> {
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES_MAX);
-    let (sender, driver) = builder.handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    Ok(Connection { sender, driver: Box::pin(driver) })
-}
-
-fn broken(error: hyper::Error) -> HttpError {
-    HttpError::Broken(match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::StatusCode;
 
     #[tokio::test]
     async fn a_large_body_is_parsed_on_another_thread() {
@@ -266,9 +202,9 @@ mod tests {
         for (bytes, is_here) in [(LARGE, true), (LARGE + 1, false)] {
             let body = vec![b' '; bytes].into();
             let answer = Answer { status: StatusCode::OK, headers: HeaderMap::new(), body };
-            let there = answer.parse(|_| Ok(std::thread::current().id())).await.unwrap();
+            let there = parse(&answer, |_| Ok(std::thread::current().id())).await.unwrap();
             assert_eq!(there == here, is_here, "{bytes}");
-            assert!(answer.json::<u8>().await.is_err());
+            assert!(json::<u8>(&answer).await.is_err());
         }
     }
 }

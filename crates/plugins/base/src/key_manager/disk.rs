@@ -9,6 +9,7 @@ use finial_core::{ErrorKind, KeyType, Secret};
 use finial_crypto::{PrivateKey, Signer};
 use finial_hcl::Value;
 use finial_plugin::{KeyManager, PluginError, decode};
+use finial_runtime::files;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -151,29 +152,9 @@ fn encode(keys: &BTreeMap<String, Arc<PrivateKey>>) -> io::Result<Secret<Vec<u8>
     done.map_err(io::Error::other).map(|()| out)
 }
 
-/// Replaces the file: new content beside it, synced, moved over it, and the move synced.
 fn store(path: &Path, keys: &BTreeMap<String, Arc<PrivateKey>>) -> io::Result<()> {
     let content = encode(keys)?;
-    let mut name = path.as_os_str().to_owned();
-    name.push(".tmp");
-    let temporary = PathBuf::from(name);
-    let write = || {
-        // A file that is there already keeps its mode, and a link leads elsewhere: keys go into a new file only.
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(content.expose())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    if let Err(error) = write() {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
+    files::replace(path, 0o600, |mut file| file.write_all(content.expose()))
 }
 
 fn load(path: &Path) -> Result<BTreeMap<String, Arc<PrivateKey>>, PluginError> {

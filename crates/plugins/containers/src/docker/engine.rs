@@ -1,7 +1,8 @@
 //! A daemon that speaks Docker's API.
 
-use crate::http::{Answer, Client, HttpError, Limits, Target};
+use crate::http::{Client, HttpError, Limits, Target, json};
 use finial_core::ErrorKind;
+use finial_net::http1::{Answer, ExchangeError};
 use finial_plugin::PluginError;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -151,7 +152,7 @@ impl Engine {
         let malformed = |e: String| {
             PluginError::internal(format!("{} answers what is not of Docker's API", self.target())).because(e)
         };
-        answer.json().await.map_err(malformed)
+        json(&answer).await.map_err(malformed)
     }
 
     /// The newest version of the API that the daemon has; `None` if it does not say.
@@ -178,15 +179,15 @@ impl Engine {
                          is running: {cause}"
                     ),
                 ),
-                HttpError::Broken(cause) => PluginError::new(ErrorKind::Unavailable, format!("{target}: {cause}")),
+                HttpError::Exchange(ExchangeError::Broken(cause)) => PluginError::new(ErrorKind::Unavailable, format!("{target}: {cause}")),
                 HttpError::Timeout(_) => PluginError::new(ErrorKind::Timeout, format!("{target}: {error}")),
-                HttpError::TooLarge(_) => PluginError::internal(format!("{target}: {error}")),
+                HttpError::Exchange(ExchangeError::TooLarge(_)) => PluginError::internal(format!("{target}: {error}")),
             }
         })
     }
 
     async fn refused(&self, answer: &Answer) -> PluginError {
-        let said = answer.json::<Refusal>().await.map(|refusal| refusal.message);
+        let said = json::<Refusal>(answer).await.map(|refusal| refusal.message);
         let said: String = said.unwrap_or_else(|_| answer.status.to_string()).chars().take(300).collect();
         let kind = match answer.status {
             StatusCode::NOT_FOUND => ErrorKind::NotFound,

@@ -14,6 +14,7 @@ use matchers::Matchers;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -36,6 +37,7 @@ struct Config {
     docker_version: String,
     podman_socket_path: String,
     podman_socket_path_template: String,
+    podman_users: Option<Vec<u32>>,
     container_id_cgroup_matchers: Vec<String>,
     use_new_container_locator: Option<bool>,
     verbose_container_locator_logs: bool,
@@ -48,6 +50,10 @@ pub struct Docker {
     podman: Engine,
     /// With a `%d` for the user.
     podman_of_user: String,
+    /// Whose own podman is asked, where not everybody's is.
+    podman_users: Option<Vec<u32>>,
+    /// It was said what everybody's podman may say.
+    warned: AtomicBool,
     matchers: Option<Matchers>,
     is_verbose: bool,
     asking: Semaphore,
@@ -74,7 +80,7 @@ impl Docker {
     /// The name of the attestor, and the type of its selectors.
     pub const NAME: &str = "docker";
 
-    /// With SPIRE's keys. Nothing is asked yet: the daemon may start later.
+    /// With SPIRE's keys, and `podman_users` of ours. Nothing is asked yet: the daemon may start later.
     ///
     /// # Errors
     /// When a value is malformed, or a key asks for what is not there (`sigstore`).
@@ -102,6 +108,8 @@ impl Docker {
             docker: Engine::new(&or(config.docker_socket_path, DOCKER_SOCKET), &config.docker_version)?,
             podman: Engine::new(&or(config.podman_socket_path, PODMAN_SOCKET), "")?,
             podman_of_user: template,
+            podman_users: config.podman_users,
+            warned: AtomicBool::new(false),
             matchers,
             is_verbose: config.verbose_container_locator_logs,
             asking: Semaphore::new(ASKING_MAX),
@@ -118,13 +126,31 @@ impl Docker {
         found.map_err(locate_error)
     }
 
-    async fn ask(&self, id: &str, paths: &[&str]) -> Result<Container, PluginError> {
+    /// Whether that user's own podman may say what it likes: any labels, any image.
+    fn check_user(&self, uid: u32) -> Result<(), PluginError> {
+        match &self.podman_users {
+            Some(users) if !users.contains(&uid) => Err(PluginError::denied(format!(
+                "the container is one of user {uid}'s own podman, and podman_users does not name that user"
+            ))),
+            None if !self.warned.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(
+                    uid,
+                    "A user's own podman says what docker selectors that user's containers have; podman_users names those whose word counts"
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn ask(&self, id: &str, runs: Runs) -> Result<Container, PluginError> {
         let closed = |_| PluginError::internal("the attestor is shutting down");
-        let engine = match podman_of(paths) {
-            None => &self.docker,
-            Some(None) => &self.podman,
+        let engine = match runs {
+            Runs::Docker => &self.docker,
+            Runs::Podman => &self.podman,
             // That user's own podman, which answers whatever that user likes, or not.
-            Some(Some(uid)) => {
+            Runs::PodmanOf(uid) => {
+                self.check_user(uid)?;
                 let places = self.users.of(uid);
                 let _place = places.acquire().await.map_err(closed)?;
                 let _permit = self.users.all.acquire().await.map_err(closed)?;
@@ -151,12 +177,17 @@ impl WorkloadAttestor for Docker {
         let Some(id) = self.container_of(&paths)? else { return Ok(Vec::new()) };
         let late =
             || PluginError::new(ErrorKind::Timeout, format!("no answer about container {id} within {TIMEOUT:?}"));
-        let container = tokio::time::timeout(TIMEOUT, self.ask(&id, &paths)).await.map_err(|_| late())??;
+        let runs = who_runs(&paths);
+        let container = tokio::time::timeout(TIMEOUT, self.ask(&id, runs)).await.map_err(|_| late())??;
         if !container.state.running {
             return Err(PluginError::new(ErrorKind::FailedPrecondition, format!("container {id} is not running")));
         }
         check_place(&id, &paths, cgroups_of(container.state.pid).as_deref())?;
-        Ok(prefixed_selectors(Self::NAME, values(container)))
+        let mut values = values(container);
+        if let Runs::PodmanOf(uid) = runs {
+            values.push(format!("podman_user:{uid}"));
+        }
+        Ok(prefixed_selectors(Self::NAME, values))
     }
 }
 
@@ -187,11 +218,22 @@ fn check_place(id: &str, paths: &[&str], first: Option<&str>) -> Result<(), Plug
     }
 }
 
-/// Whether podman runs the container, and for which user if not for all: `None` is Docker.
-fn podman_of(paths: &[&str]) -> Option<Option<u32>> {
-    let path = paths.iter().find(|path| path.contains("libpod-") || path.contains("/libpod/"))?;
+/// What runs a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runs {
+    Docker,
+    /// The one of root.
+    Podman,
+    /// That user's own.
+    PodmanOf(u32),
+}
+
+fn who_runs(paths: &[&str]) -> Runs {
+    let Some(path) = paths.iter().find(|path| path.contains("libpod-") || path.contains("/libpod/")) else {
+        return Runs::Docker;
+    };
     let user = path.split_once("/user-").and_then(|(_, rest)| rest.split_once(".slice/"));
-    Some(user.and_then(|(uid, _)| uid.parse().ok()))
+    user.and_then(|(uid, _)| uid.parse().ok()).map_or(Runs::Podman, Runs::PodmanOf)
 }
 
 /// `%d` once, besides `%%`.

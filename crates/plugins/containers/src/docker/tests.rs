@@ -187,14 +187,14 @@ async fn a_daemon_that_hangs_is_given_up() {
 #[test]
 fn podman_is_found_by_its_cgroups() {
     for (path, expected) in [
-        ("/docker/x", None),
-        ("/machine.slice/libpod-x.scope", Some(None)),
-        ("/libpod_parent/libpod-x", Some(None)),
-        ("/a/libpod/x", Some(None)),
-        ("/user.slice/user-1001.slice/user@1001.service/user.slice/libpod-x.scope", Some(Some(1001))),
-        ("/user.slice/user-99999999999.slice/libpod-x.scope", Some(None)),
+        ("/docker/x", Runs::Docker),
+        ("/machine.slice/libpod-x.scope", Runs::Podman),
+        ("/libpod_parent/libpod-x", Runs::Podman),
+        ("/a/libpod/x", Runs::Podman),
+        ("/user.slice/user-1001.slice/user@1001.service/user.slice/libpod-x.scope", Runs::PodmanOf(1001)),
+        ("/user.slice/user-99999999999.slice/libpod-x.scope", Runs::Podman),
     ] {
-        assert_eq!(podman_of(&[path]), expected, "{path}");
+        assert_eq!(who_runs(&[path]), expected, "{path}");
     }
 }
 
@@ -226,6 +226,15 @@ async fn a_users_podman_is_asked_at_that_users_socket() {
     let docker = made(&template).unwrap();
     let found = attest(&docker, &in_podman_of(me)).await.unwrap();
     assert!(found.contains(&format!("image_config_digest:{DIGEST}")), "{found:?}");
+    assert!(found.contains(&format!("podman_user:{me}")), "whose word it is: {found:?}");
+    // Only those count whom the configuration names, if it names some.
+    for (users, counts) in [(format!("[{me}]"), true), (format!("[{other}]"), false), ("[]".to_owned(), false)] {
+        let docker = made(&format!("{template}\npodman_users = {users}")).unwrap();
+        match attest(&docker, &in_podman_of(me)).await {
+            Ok(_) => assert!(counts, "{users}"),
+            Err(error) => assert!(!counts && error.contains("podman_users does not name that user"), "{users}: {error}"),
+        }
+    }
     // Another's socket, to which a user leads us from his own.
     std::os::unix::fs::symlink(&socket, folder.path().join(format!("{other}.sock"))).unwrap();
     let error = attest(&docker, &in_podman_of(other)).await.unwrap_err();

@@ -2,9 +2,10 @@
 //! broker may.
 
 use super::kubelet::{Access, Auth, Kubelet};
-use crate::http::{Answer, Limits};
+use crate::http::{Limits, json};
 use bytes::Bytes;
 use finial_core::ErrorKind;
+use finial_net::http1::Answer;
 use finial_plugin::PluginError;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Method, StatusCode};
@@ -125,11 +126,11 @@ impl Api {
 
 async fn read<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Result<T, String> {
     if !answer.status.is_success() {
-        let said = answer.json::<Refusal>().await.map(|refusal| refusal.message);
+        let said = json::<Refusal>(&answer).await.map(|refusal| refusal.message);
         let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&answer.body).into_owned());
         return Err(format!("{}: {}", answer.status, said.chars().take(300).collect::<String>()));
     }
-    answer.json().await
+    json(&answer).await
 }
 
 /// A part of a path.

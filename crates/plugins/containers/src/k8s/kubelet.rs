@@ -2,7 +2,7 @@
 
 use super::pods::PodList;
 use super::verify::{Identity, Trust, client_config};
-use crate::http::{Client, Limits, Target};
+use crate::http::{Client, Limits, Target, parse};
 use finial_core::{ErrorKind, Secret};
 use finial_plugin::PluginError;
 use finial_runtime::errno_text;
@@ -88,7 +88,7 @@ impl Kubelet {
             let status = answer.status.as_u16();
             return Err(unavailable(format!("unexpected status code on pods response: {status} {said}")));
         }
-        let parsed = answer.parse(PodList::parse).await;
+        let parsed = parse(&answer, PodList::parse).await;
         parsed.map_err(|e| unavailable("unable to decode pod info from kubelet response".into()).because(e))
     }
 

@@ -66,7 +66,7 @@ impl MariaDb {
     pub fn database(self: &Arc<Self>) -> Database {
         let name = Database::fresh_name();
         self.query("", &format!("create database {name}"));
-        Database { host: Host::MariaDb(Arc::clone(self)), name }
+        Database { host: Host::MariaDb(Arc::clone(self)), name, session: Mutex::default() }
     }
 
     /// Starts it (again, after one of the stops) and waits until it answers.

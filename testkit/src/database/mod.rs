@@ -15,11 +15,12 @@ pub use session::Held;
 pub use tls::Pki;
 
 use crate::process::Output;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The user that the databases belong to; may do anything in them and is no superuser.
 pub const USER: &str = "spire";
@@ -68,6 +69,8 @@ enum Host {
 pub struct Database {
     host: Host,
     name: String,
+    /// For [`Database::ask`].
+    session: Mutex<Option<session::Session>>,
 }
 
 impl Database {
@@ -146,8 +149,9 @@ impl Database {
         }
     }
 
-    /// PostgreSQL: how many statements have been run in it so far, by anyone.
-    pub fn statements(&self) -> u64 {
+    /// PostgreSQL: the statements that have been run in it so far, by anyone, and how often each; without values, and without
+    /// those that begin and end transactions.
+    pub fn statements(&self) -> BTreeMap<String, u64> {
         match &self.host {
             Host::Postgres(server) => server.statements(&self.name),
             Host::MariaDb(_) => panic!("MariaDB does not count statements by database"),
@@ -174,6 +178,7 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
+        drop(self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         match &self.host {
             Host::Postgres(server) => server.forget(&self.name),
             Host::MariaDb(server) => server.forget(&self.name),

@@ -3,6 +3,7 @@
 use super::{CERTIFIED_USER, Database, Host, PASSWORD, Pki, USER, Watcher, missing, on_path, root};
 use crate::process::{Output, Process, Workdir, eventually, free_port};
 use rustix::process::Signal;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -97,12 +98,12 @@ impl Postgres {
     pub fn database(self: &Arc<Self>) -> Database {
         let name = Database::fresh_name();
         self.psql("postgres", &format!("create database {name} owner {USER}"));
-        Database { host: Host::Postgres(Arc::clone(self)), name }
+        Database { host: Host::Postgres(Arc::clone(self)), name, session: Mutex::default() }
     }
 
     /// A database of another server of the same data (its primary), seen here.
     pub fn view(self: &Arc<Self>, of: &Database) -> Database {
-        Database { host: Host::Postgres(Arc::clone(self)), name: of.name().to_owned() }
+        Database { host: Host::Postgres(Arc::clone(self)), name: of.name().to_owned(), session: Mutex::default() }
     }
 
     /// Starts it (again, after one of the stops) and waits until it answers.
@@ -223,11 +224,16 @@ impl Postgres {
         text.lines().filter(|l| !l.starts_with('\\')).collect::<Vec<_>>().join("\n")
     }
 
-    pub(super) fn statements(&self, database: &str) -> u64 {
+    pub(super) fn statements(&self, database: &str) -> BTreeMap<String, u64> {
         let query = format!(
-            "select coalesce(sum(calls), 0) from pg_stat_statements s join pg_database d on d.oid = s.dbid where datname = '{database}'"
+            "select sum(calls), regexp_replace(query, '\\s+', ' ', 'g') from pg_stat_statements s \
+             join pg_database d on d.oid = s.dbid where datname = '{database}' group by 2"
         );
-        self.psql("postgres", &query).trim().parse().expect("a number")
+        let counted = |line: &str| {
+            let (calls, text) = line.split_once('\t').expect("two columns");
+            (text.to_owned(), calls.parse().expect("a number"))
+        };
+        self.psql("postgres", &query).lines().map(counted).collect()
     }
 
     pub(super) fn disconnect_all(&self, database: &str) {

@@ -18,6 +18,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt};
 use tonic::body::Body;
@@ -122,21 +123,26 @@ pub(super) async fn serve(
             () = shutdown.cancelled() => break,
         };
         let Some(known) = next else { break };
-        let service =
-            OfConnection { services: services.clone(), peer: known.peer.clone(), streams: Streams::default() };
+        let streams = Streams::default();
+        let service = OfConnection { services: services.clone(), peer: known.peer.clone(), streams: streams.clone() };
         let (builder, shutdown, open) = (builder.clone(), shutdown.clone(), open.clone());
         drop(spawner.spawn("connection", async move {
             let _open = open;
-            one(&builder, known, service, &shutdown).await;
+            one(&builder, known, service, &streams, &shutdown).await;
         }));
     }
     drop(open);
     ended.recv().await;
 }
 
-async fn one(builder: &http2::Builder<Calls>, known: Known<TlsConnection>, service: OfConnection, shutdown: &Shutdown) {
-    let streams = service.streams.clone();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(known), service));
+/// Serves one connection to its end; the service counts `streams`.
+async fn one<I, S>(builder: &http2::Builder<Calls>, io: I, service: S, streams: &Streams, shutdown: &Shutdown)
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
     let old = async {
         tokio::time::sleep(spread(AGE)).await;
         if streams.any() {
@@ -159,3 +165,7 @@ fn note(result: hyper::Result<()>) {
         tracing::debug!(%error, "Connection failed");
     }
 }
+
+#[cfg(test)]
+#[path = "connection_tests.rs"]
+mod tests;

@@ -13,6 +13,7 @@ mod bundles;
 mod doors;
 mod downstream;
 mod entries;
+mod from_memory;
 mod harness;
 mod local;
 mod outage;

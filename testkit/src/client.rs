@@ -14,8 +14,13 @@ impl Client {
     /// All of them.
     pub const ALL: [Self; 4] = [Self("go"), Self("python"), Self("java"), Self("rust")];
 
+    /// The program's path.
+    pub fn program(self) -> PathBuf {
+        process::cache().join("clients").join(self.0)
+    }
+
     fn command(self, socket: &Path) -> Command {
-        let path: PathBuf = process::cache().join("clients").join(self.0);
+        let path = self.program();
         assert!(path.exists(), "{} is missing: run tests/clients/build.sh", path.display());
         let mut command = process::command(path);
         command.env("SPIFFE_ENDPOINT_SOCKET", format!("unix://{}", socket.display()));
@@ -37,6 +42,11 @@ impl Client {
     /// Starts it as a service that lives on its SVIDs from an agent's socket (`live`, in Go only), with a log at `log`.
     pub fn live(self, socket: &Path, audience: &str, expected: &[String], log: PathBuf) -> Process {
         Process::start(self.0, log, self.command(socket).arg("live").arg(audience).args(expected))
+    }
+
+    /// Starts it as a service at `address` that calls its peers until the file `stop` is there (`mesh`, in Go only).
+    pub fn mesh(self, socket: &Path, address: &str, stop: &Path, peers: &[&str], log: PathBuf) -> Process {
+        Process::start(self.0, log, self.command(socket).args(["mesh", address]).arg(stop).args(peers))
     }
 
     /// Starts it as a server for callers with the ID `expected`.

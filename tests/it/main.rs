@@ -21,6 +21,7 @@ mod forced_rotation;
 mod guide;
 mod kill_points;
 mod kubernetes;
+mod nested;
 mod outage;
 mod outage_renewal;
 mod outage_sqlite;

@@ -3,8 +3,9 @@
 //! An authority lives from `issued_at` to `not_after`. Its successor is prepared when less than half of that life (at
 //! most 30 days) is left, so that everyone has it in the bundle long before it signs, and takes over when less than a
 //! sixth (at most 7 days) is left, so that what the old one signed last can live out its time. These are SPIRE's
-//! thresholds. Two cases are our own: an authority that was issued in the future (the clock went back) is replaced at
-//! once, as nobody could verify what it signs; and a prepared successor that has expired is made anew, not activated.
+//! thresholds. Three cases are our own: an authority that was issued in the future (the clock went back) is replaced at
+//! once, as nobody could verify what it signs; and a prepared successor that has expired, or that ends with its predecessor as
+//! all below an upstream authority does, is made anew, not activated.
 
 use finial_core::UnixSeconds;
 
@@ -82,6 +83,15 @@ impl Tenure {
         self.issued_at.saturating_sub(BACKDATE_SECONDS).saturating_mul(SECOND_MS) > now_ms
     }
 
+    /// Whether it was made before its turn, and ends with its predecessor: what is above them both had no more time left. By now
+    /// there is another above, and a successor that lives.
+    fn is_no_better_than(&self, current: &Self, now_ms: i64) -> bool {
+        let made_by_ms = self.issued_at.saturating_add(1).saturating_mul(SECOND_MS);
+        self.not_after <= current.not_after
+            && made_by_ms <= current.activate_after_ms()
+            && !current.is_from_the_future(now_ms)
+    }
+
     /// Whether what it signs can be verified now.
     pub fn is_usable(&self, now_ms: i64) -> bool {
         now_ms <= self.end_ms() && !self.is_from_the_future(now_ms)
@@ -120,9 +130,10 @@ pub fn next_step(slots: &Slots, now_ms: i64) -> Option<Step> {
         return Some(if usable { Step::ActivateCurrent } else { Step::PrepareCurrent });
     }
     let replace = current.is_from_the_future(now_ms) || now_ms > current.activate_after_ms();
-    let ready = slots.next.is_some_and(|n| n.status == Status::Prepared && n.is_usable(now_ms));
-    if ready {
-        return replace.then_some(Step::Rotate);
+    let ready = slots.next.filter(|n| n.status == Status::Prepared && n.is_usable(now_ms));
+    if let Some(next) = ready {
+        let step = if next.is_no_better_than(&current, now_ms) { Step::PrepareNext } else { Step::Rotate };
+        return replace.then_some(step);
     }
     (replace || now_ms > current.prepare_after_ms()).then_some(Step::PrepareNext)
 }

@@ -54,6 +54,23 @@ fn a_clock_that_went_back_replaces_the_authority_from_the_future() {
     assert_eq!(next_step(&remade, (START - 11) * 1000), Some(Step::Rotate));
 }
 
+#[test]
+fn a_successor_that_ends_with_its_predecessor_is_made_again_when_its_turn_comes() {
+    let current = Some(tenure(Status::Active, START, 60));
+    let with_next =
+        |issued_at: i64| Slots { current, next: Some(tenure(Status::Prepared, issued_at, START + 60 - issued_at)) };
+    let early = with_next(START + 30);
+    assert_eq!(next_step(&early, (START + 50) * 1000), None);
+    assert_eq!(next_step(&early, (START + 50) * 1000 + 1), Some(Step::PrepareNext));
+    assert_eq!(
+        next_step(&with_next(START + 50), (START + 50) * 1000 + 1),
+        Some(Step::Rotate),
+        "no better, but no other"
+    );
+    let better = Slots { current, next: Some(tenure(Status::Prepared, START + 30, 31)) };
+    assert_eq!(next_step(&better, (START + 50) * 1000 + 1), Some(Step::Rotate));
+}
+
 /// What the world does to the model.
 #[derive(Clone, Debug)]
 enum Event {

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// After an upstream authority could not say its authorities, it is asked again this long after.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// How long those have to move off an authority that is gone above, unannounced.
+const LEAVE_SECONDS: i64 = 60;
+
 /// What the upstream authority said of the trust domain's authorities.
 #[derive(Default)]
 pub(super) struct News {
@@ -20,6 +23,8 @@ pub(super) struct News {
     pub(super) told: Option<UpstreamAuthorities>,
     /// What it said before, which is in the bundle.
     taken: Option<UpstreamAuthorities>,
+    /// Until when what is gone above stays here, tainted.
+    leaving: BTreeMap<Vec<u8>, UnixSeconds>,
 }
 
 impl News {
@@ -185,7 +190,7 @@ impl AuthorityManager {
 
     /// Whether nothing of that kind is left to be done.
     async fn mark_told(
-        &self,
+        &mut self,
         kind: AuthorityKind,
         stored: &Bundle,
         told: &UpstreamAuthorities,
@@ -198,16 +203,25 @@ impl AuthorityManager {
         let own = self.own_keys(kind);
         let mut settled = true;
         for (id, known) in stored_by_id(stored, kind) {
+            let from_above = kind == AuthorityKind::X509 || before.contains_key(&id);
             let step = match told.get(&id) {
                 Some(above) if above.tainted && !known.tainted => TaintStep::Taint,
-                None if known.tainted && (kind == AuthorityKind::X509 || before.contains_key(&id)) => TaintStep::Revoke,
+                None if known.tainted && self.news.leaving.get(&id).is_some_and(|until| now < *until) => {
+                    settled = false;
+                    continue;
+                }
+                None if known.tainted && from_above => TaintStep::Revoke,
                 // Revoked above, and this server was not there when it was tainted.
                 None if !known.tainted && known.ends > now && self.came_from_above(kind, &id, &before, &own) => {
                     settled = false;
+                    self.news.leaving.insert(id.clone(), now.saturating_add(LEAVE_SECONDS));
                     TaintStep::Taint
                 }
                 _ => continue,
             };
+            if step == TaintStep::Revoke {
+                self.news.leaving.remove(&id);
+            }
             let id = match kind {
                 AuthorityKind::X509 => super::journal::hex(&id),
                 _ => String::from_utf8_lossy(&id).into_owned(),

@@ -1,18 +1,16 @@
 //! An upstream server and its agent for tests: real TLS and the real contracts, with answers that the test decides.
 
 use bytes::Bytes;
-use finial_core::{Bundle, Clock, KeyType, SpiffeId, SystemClock, TrustDomain, X509Authority};
+use finial_core::{Bundle, Clock, KeyType, SpiffeId, SystemClock, TrustDomain, UnixSeconds, X509Authority};
 use finial_crypto::tls::{ClientAuth, PeerPolicy, TlsIdentity, server_config};
-use finial_crypto::{
-    CaTemplate, Csr, DistinguishedName, PrivateKey, SerialNumber, SvidTemplate, TrustRoots, X509Ca,
-};
+use finial_crypto::{CaTemplate, Csr, DistinguishedName, PrivateKey, SerialNumber, SvidTemplate, TrustRoots, X509Ca};
 use finial_net::Limits;
 use finial_net::tls::{TlsIncoming, bind};
 use finial_proto::convert::bundle_to_proto;
 use finial_proto::server::bundle::{GetBundleRequest, PublishJwtAuthorityRequest, PublishJwtAuthorityResponse};
 use finial_proto::server::svid::{NewDownstreamX509caRequest, NewDownstreamX509caResponse};
 use finial_proto::{types, workload};
-use finial_runtime::Supervisor;
+use finial_runtime::{Shutdown, Supervisor};
 use futures::future::BoxFuture;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,6 +26,8 @@ use tonic_prost::ProstCodec;
 pub(super) const TRUST_DOMAIN: &str = "above.test";
 
 struct State {
+    /// When it began; it signs as of then.
+    now: UnixSeconds,
     ca: X509Ca,
     bundle: types::Bundle,
     /// What it signs with, whatever it is asked; none = what is right.
@@ -45,7 +45,8 @@ impl Shared {
     }
 
     async fn enter(&self) -> Result<(), Status> {
-        let (hangs, refusal) = (self.state().hangs, self.state().refusal.clone());
+        let hangs = self.state().hangs;
+        let refusal = self.state().refusal.clone();
         if hangs {
             std::future::pending::<()>().await;
         }
@@ -53,13 +54,23 @@ impl Shared {
     }
 }
 
+/// What ends it, and its task.
+type Running = (Shutdown, tokio::task::JoinHandle<()>);
+
+async fn end(running: Option<Running>) {
+    let (shutdown, task) = running.expect("it runs");
+    shutdown.trigger();
+    task.await.unwrap();
+}
+
 pub(super) struct Above {
     shared: Shared,
     identity: Arc<TlsIdentity>,
     address: SocketAddr,
     folder: tempfile::TempDir,
-    server: Supervisor,
-    agent: Supervisor,
+    supervisor: Supervisor,
+    server: Option<Running>,
+    agent: Option<Running>,
 }
 
 async fn root() -> X509Ca {
@@ -99,19 +110,22 @@ impl Above {
     pub(super) async fn start() -> Self {
         let ca = root().await;
         let bundle = bundle_to_proto(&bundle(&ca));
-        let state = State { ca, bundle, chain: None, refusal: None, hangs: false };
+        let state = State { now: SystemClock.now(), ca, bundle, chain: None, refusal: None, hangs: false };
         let shared = Shared(Arc::new(Mutex::new(state)));
         let identity = Arc::new(TlsIdentity::empty());
         let folder = tempfile::tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (server, agent) = (Supervisor::default(), Supervisor::default());
-        let mut above = Self { shared, identity, address, folder, server, agent };
+        let supervisor = Supervisor::default();
+        let mut above = Self { shared, identity, address, folder, supervisor, server: None, agent: None };
         above.be(&format!("spiffe://{TRUST_DOMAIN}/spire/server"));
         above.listen().await;
         let listener = UnixListener::bind(above.socket()).unwrap();
         let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
         let router = tonic::transport::Server::builder().add_service(Agent(above.shared.clone()));
-        above.agent.spawner().spawn("fake-agent", async move { drop(router.serve_with_incoming(incoming).await) });
+        let shutdown = Shutdown::new();
+        let ended = shutdown.clone();
+        let serving = async move { router.serve_with_incoming_shutdown(incoming, ended.cancelled()).await.unwrap() };
+        above.agent = Some((shutdown, above.supervisor.spawner().spawn("fake-agent", serving)));
         above
     }
 
@@ -123,11 +137,18 @@ impl Above {
         let bundles = Arc::new(super::super::identity::Roots(trust_domain.clone(), roots));
         let clients = ClientAuth { bundles, policy: PeerPolicy::MemberOf(trust_domain), required: true };
         let tls = Arc::new(server_config(self.identity.clone(), Some(clients), Arc::new(SystemClock)).unwrap());
-        let incoming = TlsIncoming::new(listener, tls, Limits::default(), self.server.spawner()).unwrap();
+        let incoming = TlsIncoming::new(listener, tls, Limits::default(), self.supervisor.spawner()).unwrap();
         let router = tonic::transport::Server::builder()
             .add_service(Svids(self.shared.clone()))
             .add_service(Bundles(self.shared.clone()));
-        self.server.spawner().spawn("fake-server", async move { drop(router.serve_with_incoming(incoming).await) });
+        let shutdown = Shutdown::new();
+        let ended = shutdown.clone();
+        let serving = async move { router.serve_with_incoming_shutdown(incoming, ended.cancelled()).await.unwrap() };
+        self.server = Some((shutdown, self.supervisor.spawner().spawn("fake-server", serving)));
+    }
+
+    pub(super) fn now(&self) -> UnixSeconds {
+        self.shared.state().now
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -166,8 +187,7 @@ impl Above {
 
     /// Another server with another root takes its place; the agent knows.
     pub(super) async fn replace(&mut self) {
-        let server = std::mem::take(&mut self.server);
-        drop(server);
+        end(self.server.take()).await;
         let ca = root().await;
         {
             let mut state = self.shared.state();
@@ -178,14 +198,15 @@ impl Above {
         self.listen().await;
     }
 
-    pub(super) fn agent_ends(&mut self) {
-        drop(std::mem::take(&mut self.agent));
+    pub(super) async fn agent_ends(&mut self) {
+        end(self.agent.take()).await;
     }
 }
 
 async fn sign(shared: Shared, request: NewDownstreamX509caRequest) -> Result<Vec<Bytes>, Status> {
     shared.enter().await?;
-    let (ca, chain) = (shared.state().ca.clone(), shared.state().chain.clone());
+    let ca = shared.state().ca.clone();
+    let chain = shared.state().chain.clone();
     if let Some(chain) = chain {
         return Ok(chain.into_iter().map(Bytes::from).collect());
     }
@@ -196,7 +217,7 @@ async fn sign(shared: Shared, request: NewDownstreamX509caRequest) -> Result<Vec
     if !csr.uri_sans().iter().all(|uri| **uri == *trust_domain.id_string()) {
         return Err(invalid(&"another trust domain"));
     }
-    let now = SystemClock.now();
+    let now = shared.state().now;
     let template = CaTemplate {
         subject: &csr.subject().map_err(|e| invalid(&e))?,
         trust_domain: &trust_domain,

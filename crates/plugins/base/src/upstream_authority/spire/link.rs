@@ -35,6 +35,14 @@ pub(super) struct Connection {
     not_after: UnixSeconds,
 }
 
+#[cfg(test)]
+impl Connection {
+    /// Its SVID is to be renewed.
+    pub(super) fn is_half_over(&mut self) {
+        self.renew_at = 0;
+    }
+}
+
 /// What a new SVID, new roots or another connection may mend.
 fn may_be_stale(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::Unauthenticated | Code::PermissionDenied | Code::Unknown)

@@ -40,7 +40,7 @@ finial_plugin::upstream_authority_conformance!({
     UpstreamAuthorityFixture {
         upstream: Arc::new(below(above)),
         trust_domain: TrustDomain::parse(TRUST_DOMAIN).unwrap(),
-        now: context(TRUST_DOMAIN).clock.now(),
+        now: above.now(),
     }
 });
 
@@ -114,7 +114,8 @@ async fn answers_that_make_no_sense_are_the_servers_fault_and_go_no_further() {
         assert!(error.contains(&format!("{address}{want}")), "{error}");
     }
     above.answer_with(bundle_to_proto(&good));
-    for (chain, want) in [(vec![], "it answered without a certificate"), (vec![b"x".to_vec()], "unable to parse CA cert chain")]
+    for (chain, want) in
+        [(vec![], "it answered without a certificate"), (vec![b"x".to_vec()], "unable to parse CA cert chain")]
     {
         above.sign_with(Some(chain));
         let error = refusal(&spire).await;
@@ -158,8 +159,12 @@ async fn an_agent_that_is_away_or_has_nothing_is_asked_for_a_while() {
     let spire = Spire::new(&finial_hcl::parse(&text).unwrap(), &context(TRUST_DOMAIN)).unwrap();
     let start = Instant::now();
     let error = refusal(&spire).await;
-    let want = format!("unable to request a new Downstream X509CA: unable to create X509Source: Workload API at {socket}: ");
-    assert!(error.starts_with(&want) && error.ends_with("is the upstream server's agent on this node running?"), "{error}");
+    let want =
+        format!("unable to request a new Downstream X509CA: unable to create X509Source: Workload API at {socket}: ");
+    assert!(
+        error.starts_with(&want) && error.ends_with("is the upstream server's agent on this node running?"),
+        "{error}"
+    );
     assert!(start.elapsed() >= Duration::from_secs(10));
 }
 
@@ -182,6 +187,10 @@ async fn a_server_that_was_replaced_with_all_its_roots_is_reached_by_what_the_ag
     above.replace().await;
     mint(&spire).await.unwrap();
     // The agent is away: what it gave last holds, until it ends.
-    above.agent_ends();
+    above.agent_ends().await;
+    if let Some(connection) = spire.link.open.lock().await.as_mut() {
+        connection.is_half_over();
+    }
+    tokio::time::pause();
     mint(&spire).await.unwrap();
 }

@@ -5,7 +5,7 @@
 #   bench/agent.sh [--only "fanout streams held many away attest"] [--bin DIR] [--out DIR]
 #                  [--reps N] [--held N] [--many N] [--streams N] [--times N] [--pods N] [--port N]
 #
-# Builds what it needs (--bin takes finial, finial-agent and spireload from a folder instead). Loopback and unix sockets only. Takes
+# Builds what it needs (--bin takes finial, finial-agent, spireload and attestation from a folder instead). Loopback and unix sockets only. Takes
 # about 20 minutes; wants root (dockerd, kubelet) and, for 10,000 streams, a hard limit of 41,000 open files.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,13 +24,13 @@ while (($#)); do
 done
 wanted() { [[ " $only " == *" $1 "* ]]; }
 
-cargo build --locked -p testkit --example attestation
 tests/real-spire/build.sh
 if [[ -z $bin ]]; then
 	bin=$cache/bench/agent-bin
 	mkdir -p "$bin"
 	cargo build --release --locked -p finial -p finial-agent-bin
-	cp "$CARGO_TARGET_DIR"/release/{finial,finial-agent} "$bin"
+	cargo build --locked -p testkit --example attestation
+	cp "$CARGO_TARGET_DIR"/release/{finial,finial-agent} "$CARGO_TARGET_DIR/debug/examples/attestation" "$bin"
 	# Static: it is the workload in containers.
 	(cd bench/spireload && CGO_ENABLED=0 GOFLAGS=-mod=mod go build -o "$bin/spireload" .)
 fi
@@ -153,7 +153,7 @@ run_dir=''
 if wanted attest; then
 	say 'attestation, with a dockerd, a kubelet and a bus'
 	export FINIAL_BIN=$bin/finial
-	exec {to_driver}> >(exec setsid "$CARGO_TARGET_DIR/debug/examples/attestation" "$load" "${agents[1]}" "${agents[0]}" "$times" "$pods" >>"$results")
+	exec {to_driver}> >(exec setsid "$bin/attestation" "$load" "${agents[1]}" "${agents[0]}" "$times" "$pods" >>"$results")
 	driver=$!
 	tail --pid="$driver" -f /dev/null
 	driver=''

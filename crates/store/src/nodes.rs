@@ -377,8 +377,13 @@ async fn mysql_put(
     let Some(stored) = fetch(conn, &record.id, lock).await? else {
         return match conn.execute(insert).await {
             Ok(_) => Ok(record.agent_version.clone()),
-            // attested at another server a moment ago: the next try finds it
-            Err(StoreError::AlreadyExists(text)) => Err(StoreError::Contended(text)),
+            Err(StoreError::AlreadyExists(text)) => match like(conn, &record.id).await? {
+                Some(other) => Err(StoreError::FailedPrecondition(format!(
+                    "the agent cannot be told from {other} by this database, which ignores case: use names that differ in more"
+                ))),
+                // attested at another server a moment ago: the next try finds it
+                None => Err(StoreError::Contended(text)),
+            },
             Err(error) => Err(error),
         };
     };
@@ -391,6 +396,13 @@ async fn mysql_put(
     }
     update(conn, &new, now).await?;
     Ok(new.agent_version)
+}
+
+/// The agent whose ID MySQL takes for this one, although it differs.
+async fn like(conn: &mut Conn, id: &SpiffeId) -> Result<Option<String>, StoreError> {
+    let query = Query::new("SELECT spiffe_id FROM attested_node_entries WHERE spiffe_id = ?").bind(id.as_str());
+    let found = conn.optional(query).await?.map(|row| row.text(0)).transpose()?;
+    Ok(found.filter(|found| found != id.as_str()))
 }
 
 async fn update(conn: &mut Conn, agent: &AgentRecord, now: Moment) -> Result<(), StoreError> {

@@ -19,6 +19,7 @@ on_every_database!(
     a_bundle_that_cannot_be_read_hides_no_other,
     a_banned_agent_stays_banned_whoever_attests_it,
     agents_are_filtered,
+    agents_that_differ_in_case_only_are_two_or_refused,
     a_join_token_brings_its_agent_and_takes_its_alias_along,
     of_many_callers_one_gets_the_token,
     journals_are_found_by_their_authority,
@@ -316,6 +317,20 @@ async fn agents_are_filtered(lab: Lab) {
     assert_eq!(store.prune_nodes(NOW + 9000, true, 100, &keep).await.unwrap().0, [], "renewed, and to be kept");
     assert_eq!(store.prune_nodes(NOW + 9001, true, 1, &HashSet::new()).await.unwrap().0, [f]);
     assert_eq!(store.prune_nodes(NOW + 3601, true, 1, &HashSet::new()).await.unwrap().0, [g]);
+}
+
+async fn agents_that_differ_in_case_only_are_two_or_refused(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    store.create_or_update_node(&agent("/spire/agent/a")).await.unwrap();
+    let second = store.create_or_update_node(&agent("/spire/agent/A")).await;
+    match lab {
+        Lab::MySql => {
+            let (kind, text) = fails(second);
+            assert_eq!(kind, ErrorKind::FailedPrecondition);
+            assert!(text.contains("cannot be told from spiffe://example.org/spire/agent/a "), "{text}");
+        }
+        _ => assert_eq!(second.unwrap().id, id("/spire/agent/A")),
+    }
 }
 
 fn token(text: &str) -> JoinToken {

@@ -102,7 +102,7 @@ pub(crate) fn upstream(bin: &Path, folder: &Path, servers: bool) {
     let plugin = format!(
         r#"UpstreamAuthority "disk" {{ plugin_data {{ cert_file_path = "{at}/root.pem" key_file_path = "{at}/root.key" }} }}"#
     );
-    let mut pair = Pair::start_with(bin, folder, servers, &plugin, [None, None]);
+    let mut pair = Pair::start_with(bin, folder, servers, &plugin);
     let pair_ = &mut pair;
     pair_.changes(&["localauthority", "x509", "show"], "");
     let key = |pair: &mut Pair, step: &str, standing: &str, more: &[&str]| {

@@ -2,13 +2,13 @@
 
 use finial_cli::Io;
 use finial_core::{AgentRecord, SelectorSet, SpiffeId, SystemClock};
-use finial_store::{SqlConfig, Store, StoreSettings};
+use finial_store::{Store, StoreSettings};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use testkit::{Database, datastore, free_port};
+use testkit::free_port;
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -65,10 +65,11 @@ pub(crate) struct Outcome {
 }
 
 impl Server {
-    fn start(bin: &Path, folder: &Path, data: &str, finial: bool, plugin: &str) -> Self {
+    fn start(bin: &Path, folder: &Path, database: &Path, finial: bool, plugin: &str) -> Self {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::copy(database, folder.join("db")).unwrap();
         let flags = r#"experimental { feature_flags = ["wit-svid"] }"#;
-        let plugins = format!("{}\n{plugin}", sql(data));
-        Self::start_in(bin, folder, "example.org", finial, flags, &plugins)
+        Self::start_in(bin, folder, "example.org", finial, flags, plugin)
     }
 
     /// A server of SPIRE's own, of another trust domain, whose bundle can be fetched from the port.
@@ -78,19 +79,19 @@ impl Server {
         let endpoint = format!(
             r#"federation {{ bundle_endpoint {{ address = "127.0.0.1" port = {port} profile "https_spiffe" {{}} }} }}"#
         );
-        let data = sql(&sqlite(&folder.join("db")));
-        (Self::start_in(bin, folder, "foreign.test", false, &endpoint, &data), port)
+        (Self::start_in(bin, folder, "foreign.test", false, &endpoint, ""), port)
     }
 
-    fn start_in(bin: &Path, folder: &Path, trust_domain: &str, finial: bool, more: &str, plugins: &str) -> Self {
+    fn start_in(bin: &Path, folder: &Path, trust_domain: &str, finial: bool, more: &str, plugin: &str) -> Self {
         let port = free_port();
         let at = folder.display();
         let conf = format!(
             r#"server {{ bind_address = "127.0.0.1" bind_port = "{port}" socket_path = "{at}/s" trust_domain = "{trust_domain}" data_dir = "{at}" {more} }}
 plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{at}/db" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   KeyManager "memory" {{ plugin_data {{}} }}
-  {plugins}
+  {plugin}
 }}"#
         );
         std::fs::write(folder.join("conf"), conf).unwrap();
@@ -202,20 +203,11 @@ fn by_place(mut outcome: Outcome, seen: &mut Vec<String>) -> Outcome {
     outcome
 }
 
-/// The data store with this `plugin_data`.
-fn sql(data: &str) -> String {
-    format!("DataStore \"sql\" {{ plugin_data {{ {data} }} }}")
-}
-
-fn sqlite(file: &Path) -> String {
-    format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display())
-}
-
-/// Agents that no command can make, in each server's database.
-fn seed(settings: StoreSettings) {
+/// Agents that no command can make, in a database from which both servers start.
+fn seed(path: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let store = Store::open(settings, Arc::new(SystemClock)).await.unwrap();
+        let store = Store::open(StoreSettings::file(path), Arc::new(SystemClock)).await.unwrap();
         let agent = |name: &str| AgentRecord {
             id: SpiffeId::parse(&format!("spiffe://example.org/spire/agent/{name}")).unwrap(),
             attestation_type: "x509pop".into(),
@@ -250,42 +242,20 @@ pub(crate) struct Pair {
     differences: Vec<String>,
     /// Whether the servers are compared (both asked by SPIRE's commands), and not the commands.
     servers: bool,
-    /// Theirs; they go after the servers.
-    _databases: [Option<Database>; 2],
 }
 
 impl Pair {
     pub(crate) fn start(bin: &Path, folder: &Path, servers: bool) -> Self {
-        Self::start_with(bin, folder, servers, "", [None, None])
+        Self::start_with(bin, folder, servers, "")
     }
 
-    /// With one more plugin, and each on a database of its own where it is not to be SQLite.
-    pub(crate) fn start_with(
-        bin: &Path,
-        folder: &Path,
-        servers: bool,
-        plugin: &str,
-        databases: [Option<Database>; 2],
-    ) -> Self {
-        let [first, second] = [("a", &databases[0], false), ("b", &databases[1], servers)].map(|(name, on, finial)| {
-            let folder = folder.join(name);
-            std::fs::create_dir(&folder).unwrap();
-            let data = match on {
-                None => {
-                    seed(StoreSettings::file(folder.join("db")));
-                    sqlite(&folder.join("db"))
-                }
-                Some(database) => {
-                    let (kind, dsn) = (database.kind().spire_type().into(), database.dsn());
-                    let config = SqlConfig { database_type: kind, connection_string: dsn, ..SqlConfig::default() };
-                    seed(config.resolve().unwrap());
-                    datastore(database, database.port())
-                }
-            };
-            Server::start(bin, &folder, &data, finial, plugin)
-        });
-        let (seen, differences) = Default::default();
-        Self { first, second, seen, differences, servers, _databases: databases }
+    /// With one more plugin.
+    pub(crate) fn start_with(bin: &Path, folder: &Path, servers: bool, plugin: &str) -> Self {
+        let database = folder.join("seed");
+        seed(&database);
+        let first = Server::start(bin, &folder.join("a"), &database, false, plugin);
+        let second = Server::start(bin, &folder.join("b"), &database, servers, plugin);
+        Self { first, second, seen: Default::default(), differences: Vec::new(), servers }
     }
 
     pub(crate) fn finish(self) {

@@ -17,7 +17,6 @@ mod help;
 mod validate;
 
 use harness::{Pair, spire};
-use testkit::Database;
 
 const CA: &str = include_str!("../data/root.pem");
 const FULL: &str = r#"{"entries": [
@@ -57,37 +56,14 @@ fn our_server_answers_spires_commands_as_spires_own() {
     let Some(bin) = spire() else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut pair = Pair::start(&bin, folder.path(), true);
-    stored(&mut pair);
+    bundles(&mut pair);
+    entries(&mut pair);
+    agents(&mut pair);
+    tokens(&mut pair);
     minting(&mut pair);
+    federation::federation(&mut pair, CA);
     authorities::local(&mut pair);
     pair.finish();
-}
-
-/// What the datastore has a part in, with both servers on the same kind of it.
-fn our_server_answers_on(database: fn() -> Option<Database>) {
-    let (Some(bin), Some(first), Some(second)) = (spire(), database(), database()) else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let mut pair = Pair::start_with(&bin, folder.path(), true, "", [Some(first), Some(second)]);
-    stored(&mut pair);
-    pair.finish();
-}
-
-#[test]
-fn our_server_answers_spires_commands_as_spires_own_on_postgresql() {
-    our_server_answers_on(testkit::postgres);
-}
-
-#[test]
-fn our_server_answers_spires_commands_as_spires_own_on_mariadb() {
-    our_server_answers_on(testkit::mariadb);
-}
-
-fn stored(pair: &mut Pair) {
-    bundles(pair);
-    entries(pair);
-    agents(pair);
-    tokens(pair);
-    federation::federation(pair, CA);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir, eventually};
 
 /// The plugin of every kind, if it was built.
-fn plugin() -> Option<PathBuf> {
+pub(crate) fn plugin() -> Option<PathBuf> {
     let cache = std::env::var_os("FINIAL_CACHE").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| Path::new(&std::env::var_os("HOME").unwrap()).join(".cache/finial"));
     let plugin = cache.join("plugins/plugin");
@@ -21,12 +21,12 @@ fn plugin() -> Option<PathBuf> {
 }
 
 /// Other runs have marks of their own.
-fn own(mark: &str) -> String {
+pub(crate) fn own(mark: &str) -> String {
     format!("{mark}-{}", std::process::id())
 }
 
 /// A plugin's block. `mark` is an argument by which its process is found.
-fn block(plugin: &Path, kind: &str, name: &str, arg: &str, mark: &str, data: &str) -> String {
+pub(crate) fn block(plugin: &Path, kind: &str, name: &str, arg: &str, mark: &str, data: &str) -> String {
     let (plugin, mark) = (plugin.display(), own(mark));
     format!(
         "{kind} \"{name}\" {{ plugin_cmd = \"{plugin}\"\n plugin_args = [\"{arg}\", \"{mark}\"]\n plugin_data {{ {data} }} }}\n"
@@ -34,7 +34,7 @@ fn block(plugin: &Path, kind: &str, name: &str, arg: &str, mark: &str, data: &st
 }
 
 /// The processes that run with this argument.
-fn pids(mark: &str) -> Vec<i32> {
+pub(crate) fn pids(mark: &str) -> Vec<i32> {
     let mark = own(mark);
     let all = fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
     let marked = |pid: &i32| {
@@ -44,7 +44,11 @@ fn pids(mark: &str) -> Vec<i32> {
     all.filter(marked).collect()
 }
 
-fn gone(mark: &str) {
+pub(crate) fn leak(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+pub(crate) fn gone(mark: &str) {
     eventually("the plugins ended", || if pids(mark).is_empty() { Ok(()) } else { Err(format!("{:?}", pids(mark))) });
 }
 
@@ -114,10 +118,9 @@ fn plugins_of_an_agent_work_under_finial_as_under_spire() {
     assert_eq!(ours, agent_with_plugins(Flavor::Spire, &plugin));
 }
 
-/// Everything that can be external is. (Not an agent's key manager, under Finial.)
+/// Everything that can be external is.
 fn all_external(flavor: Flavor, plugin: &Path) {
     let mark = format!("mark-all-{flavor:?}");
-    let leak = |text: String| -> &'static str { Box::leak(text.into_boxed_str()) };
     let server = ServerOptions {
         key_manager: leak(block(plugin, "KeyManager", "keys", "server-keymanager", &mark, "")),
         plugins: [
@@ -129,10 +132,7 @@ fn all_external(flavor: Flavor, plugin: &Path) {
     };
     let mut server = Server::start(flavor, &server);
     let options = AgentOptions {
-        key_manager: match flavor {
-            Flavor::Finial => "memory",
-            Flavor::Spire => leak(block(plugin, "KeyManager", "keys", "agent-keymanager", &mark, "")),
-        },
+        key_manager: leak(block(plugin, "KeyManager", "keys", "agent-keymanager", &mark, "")),
         node_attestor: [
             block(plugin, "NodeAttestor", "turner", "agent-nodeattestor", &mark, "greeting = \"bob\""),
             block(plugin, "WorkloadAttestor", "greeter", "workloadattestor", &mark, "greeting = \"hello\""),
@@ -155,7 +155,7 @@ fn all_external(flavor: Flavor, plugin: &Path) {
     for field in ["known=NotFound", "roots=1", "server=\"spiffe://example.org/spire/server\"", "127.0.0.1"] {
         assert!(attested.contains(field), "{field}: {attested}");
     }
-    assert_eq!(pids(&mark).len(), if flavor == Flavor::Finial { 5 } else { 6 });
+    assert_eq!(pids(&mark).len(), 6);
     agent.process.terminate();
     server.process.terminate();
     gone(&mark);
@@ -166,6 +166,86 @@ fn all_of_a_trust_domain_is_external() {
     let Some(plugin) = plugin() else { return };
     all_external(Flavor::Finial, &plugin);
     all_external(Flavor::Spire, &plugin);
+}
+
+/// How often a plugin has made a key.
+fn keys_made(log: &str) -> usize {
+    log.lines().filter(|l| l.contains("msg=Generated")).count()
+}
+
+/// The serial number of the only agent's SVID, as the server knows it.
+fn serial(server: &Server) -> String {
+    let agents = server.command(&["agent", "list"]).ok().stdout;
+    agents.lines().find(|l| l.starts_with("Serial number")).expect("an agent").to_owned()
+}
+
+/// An agent whose keys are an external plugin's attests, begins again with the same key, and renews.
+fn keys_elsewhere(flavor: Flavor, plugin: &Path) {
+    let (mark, keys) = (format!("mark-keys-{flavor:?}"), Workdir::new());
+    let server = ServerOptions { server: "agent_ttl = \"20s\"".into(), ..ServerOptions::default() };
+    let server = Server::start(Flavor::Finial, &server);
+    let id = server.entry("/w", &[]);
+    let die = keys.path().join("die");
+    let data = format!("folder = \"{}\"\n die_file = \"{}\"", keys.path().display(), die.display());
+    let options = AgentOptions {
+        key_manager: leak(block(plugin, "KeyManager", "keys", "agent-keymanager", &mark, &data)),
+        ..AgentOptions::default()
+    };
+    let mut agent = Agent::serving(flavor, &server, &options);
+    let first = serial(&server);
+    assert_eq!(keys_made(&agent.process.log()), 1);
+    assert!(keys.path().join("agent-svid-A.1").exists() && !agent.dir.path().join("data/keys.json").exists());
+
+    agent.process.terminate();
+    gone(&mark);
+    agent.restart();
+    agent.wait_serving();
+    assert_eq!(serial(&server), first, "no other SVID");
+    let log = agent.process.log();
+    assert!(log.contains("SVID loaded") && log.matches("Node attestation was successful").count() <= 1, "{log}");
+
+    // Half of 20 s later.
+    let renewed = eventually("the agent renews", || match serial(&server) {
+        same if same == first => Err("the first one".to_owned()),
+        other => Ok(other),
+    });
+    assert!(keys.path().join("agent-svid-B.1").exists());
+    // SPIRE does not start a plugin again.
+    if flavor == Flavor::Finial {
+        let before = pids(&mark);
+        std::fs::write(&die, "").unwrap();
+        eventually("the plugin died", || if pids(&mark) == before { Err("it lives".to_owned()) } else { Ok(()) });
+        let told = eventually("the agent says so", || {
+            let log = agent.process.log();
+            if log.contains("External plugin ended by itself") { Ok(log) } else { Err(log) }
+        });
+        assert!(agent.command(&["api", "fetch", "x509"]).ok().stdout.contains(&id), "workloads are served on: {told}");
+        assert_eq!(agent.process.ended(), None);
+        std::fs::remove_file(&die).unwrap();
+        eventually("it renews again", || if serial(&server) == renewed { Err(renewed.clone()) } else { Ok(()) });
+        let entry = server.entry("/later", &[]);
+        eventually("it is told what is new", || {
+            let out = agent.command(&["api", "fetch", "x509"]);
+            if out.stdout.contains(&entry) { Ok(()) } else { Err(out.stdout) }
+        });
+    }
+    let log = server.process.log();
+    let attested = log.matches("Agent attestation request completed").count();
+    assert_eq!(attested, 1, "it attested once: {log}");
+    agent.process.terminate();
+    gone(&mark);
+}
+
+#[test]
+fn an_agents_keys_may_be_elsewhere() {
+    let Some(plugin) = plugin() else { return };
+    keys_elsewhere(Flavor::Finial, &plugin);
+}
+
+#[test]
+fn keys_elsewhere_work_under_spire_the_same() {
+    let Some(plugin) = plugin() else { return };
+    keys_elsewhere(Flavor::Spire, &plugin);
 }
 
 #[test]

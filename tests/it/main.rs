@@ -16,6 +16,7 @@ mod envoy;
 mod envoy_answers;
 mod explain;
 mod external;
+mod external_credentials;
 mod faults;
 mod forced_rotation;
 mod guide;

@@ -509,13 +509,14 @@ mod tests {
 
     #[test]
     fn plugins_of_which_there_may_be_several_keep_their_order() {
-        let file = |name: &str| plugin("BundlePublisher", "file", &format!("path = \"{name}\" \n format = \"pem\""));
+        let file = |name: &str| plugin("BundlePublisher", "file", &format!("pem = \"{name}\""));
         let more = vec![file("a"), plugin("CredentialComposer", "uniqueid", ""), file("b")];
         let built = server_plugins(&[server(), more].concat()).expect("builds");
         assert_eq!(built.credential_composers[0].name(), "uniqueid");
         assert_eq!((built.bundle_publishers.len(), built.notifiers.len()), (2, 0));
         let bad = plugin("BundlePublisher", "file", "path = \"a\"");
-        assert_eq!(refusal(&[server(), vec![bad]].concat()), "failed to configure plugin \"file\": format is required");
+        let text = refusal(&[server(), vec![bad]].concat());
+        assert!(text.starts_with("failed to configure plugin \"file\": one of spiffe, jwks and pem is"), "{text}");
     }
 
     #[test]

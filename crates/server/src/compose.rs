@@ -49,6 +49,12 @@ impl Composers {
     pub(crate) async fn x509_ca(&self, mut attributes: X509CaAttributes) -> Result<X509CaAttributes, PluginError> {
         for composer in self.0.iter() {
             attributes = within(&**composer, composer.server_x509_ca(attributes)).await?;
+            let twice = |(at, id)| attributes.policies.iter().take(at).any(|other| other == id);
+            if attributes.policies.iter().enumerate().any(twice) {
+                // Go refuses such a certificate, and with it all below it.
+                let error = PluginError::internal("a certificate policy is there twice");
+                return Err(error.of(PluginKind::CredentialComposer, composer.name()));
+            }
         }
         Ok(attributes)
     }

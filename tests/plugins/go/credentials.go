@@ -59,7 +59,7 @@ func (p *credentialComposer) ComposeServerX509CA(ctx context.Context, req *crede
 	}
 	attributes := req.Attributes
 	attributes.ExtraExtensions = append(attributes.ExtraExtensions, extension)
-	attributes.PolicyIdentifiers = append(attributes.PolicyIdentifiers, "1.3.6.1.4.1.99999.1", "2.23.140.1.2.1")
+	attributes.PolicyIdentifiers = append(attributes.PolicyIdentifiers, config.Labels["extension"]+".1")
 	attributes.Subject.CommonName = config.Greeting + " CA"
 	attributes.Subject.SerialNumber = ""
 	return &credentialcomposerv1.ComposeServerX509CAResponse{Attributes: attributes}, nil
@@ -112,7 +112,7 @@ func (p *credentialComposer) ComposeWorkloadJWTSVID(ctx context.Context, req *cr
 // put writes what was told of a bundle into a file of the folder.
 func (b *base) put(ctx context.Context, name string, bundle *plugintypes.Bundle) error {
 	config, _ := b.misbehave(ctx)
-	if config.Labels["against"] == name {
+	if config.Labels["against"] == name || there(filepath.Join(config.Folder, "against-"+name)) {
 		return status.Errorf(codes.FailedPrecondition, "no %s today", name)
 	}
 	content, err := json.Marshal(bundle)

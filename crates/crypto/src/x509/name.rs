@@ -30,23 +30,23 @@ struct Inner {
     der: Vec<u8>,
 }
 
-/// Attribute values; empty = absent. Written in this order, as Go's `pkix.Name` does.
+/// Attribute values; empty = absent. Written in this order, as `pkix.Name` of Go 1.26 does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameParts {
     /// `C`
     pub country: Vec<String>,
-    /// `O`
-    pub organization: Vec<String>,
-    /// `OU`
-    pub organizational_unit: Vec<String>,
-    /// `L`
-    pub locality: Vec<String>,
     /// `ST`
     pub province: Vec<String>,
+    /// `L`
+    pub locality: Vec<String>,
     /// `STREET`
     pub street_address: Vec<String>,
     /// `postalCode`
     pub postal_code: Vec<String>,
+    /// `O`
+    pub organization: Vec<String>,
+    /// `OU`
+    pub organizational_unit: Vec<String>,
     /// `CN`
     pub common_name: String,
     /// `serialNumber`
@@ -135,12 +135,12 @@ impl NameParts {
         let one = |value: &'_ String| if value.is_empty() { 0 } else { 1 };
         [
             (COUNTRY, &self.country[..]),
-            (ORGANIZATION, &self.organization[..]),
-            (ORGANIZATIONAL_UNIT, &self.organizational_unit[..]),
-            (LOCALITY, &self.locality[..]),
             (PROVINCE, &self.province[..]),
+            (LOCALITY, &self.locality[..]),
             (STREET_ADDRESS, &self.street_address[..]),
             (POSTAL_CODE, &self.postal_code[..]),
+            (ORGANIZATION, &self.organization[..]),
+            (ORGANIZATIONAL_UNIT, &self.organizational_unit[..]),
             (COMMON_NAME, std::slice::from_ref(&self.common_name).get(..one(&self.common_name)).unwrap_or_default()),
             (
                 SERIAL_NUMBER,
@@ -302,6 +302,9 @@ mod tests {
         assert_eq!(DistinguishedName::svid_default().to_string(), "O=SPIRE,C=US");
         let ca = DistinguishedName::ca_default().with_serial_number("42").with_organizational_unit("DOWNSTREAM-1");
         assert_eq!(ca.to_string(), "SERIALNUMBER=42,OU=DOWNSTREAM-1,O=SPIFFE,C=US");
+        let place = NameParts { locality: vec!["Bern".into()], province: vec!["BE".into()], ..ca.parts().clone() };
+        let place = DistinguishedName::new(place).to_string();
+        assert_eq!(place, "SERIALNUMBER=42,OU=DOWNSTREAM-1,O=SPIFFE,L=Bern,ST=BE,C=US", "places before organizations");
     }
 
     #[test]

@@ -33,7 +33,12 @@ impl Issuer {
         let subject = DistinguishedName::new(composed.subject);
         let template = SvidTemplate { subject: &subject, dns_names: &composed.dns_names, ..template };
         let leaf = deadline(authority.ca.issue_svid_with(&template, &composed.extra_extensions)).await??;
-        let spoilt = |why: String| IssueError::Composed { svid: "X509-SVID", why: format!(": {why}") };
+        let whose = match purpose {
+            Purpose::Server => "server",
+            Purpose::Agent => "agent",
+            Purpose::Workload | Purpose::Downstream => "workload",
+        };
+        let spoilt = |why: String| IssueError::Composed(format!("invalid {whose} X509-SVID: invalid X509-SVID: {why}"));
         let parsed = Certificate::parse(leaf.clone()).map_err(|e| spoilt(e.to_string()))?;
         check_svid(&parsed, template.id).map_err(spoilt)?;
         Ok(leaf)
@@ -44,7 +49,7 @@ impl Issuer {
         authority: &ActiveJwt,
         claims: &JwtSvidClaims<'_>,
     ) -> Result<IssuedJwt, IssueError> {
-        let spoilt = |why: String| IssueError::Composed { svid: "JWT-SVID", why: format!(" {why}") };
+        let spoilt = |why: String| IssueError::Composed(format!("invalid JWT-SVID {why}"));
         let Ok(Value::Object(usual)) = serde_json::to_value(claims) else {
             return Err(spoilt("claims cannot be written".into()));
         };

@@ -59,7 +59,7 @@ impl CredentialComposer for Scribe {
 
     async fn server_x509_ca(&self, mut attributes: X509CaAttributes) -> Result<X509CaAttributes, PluginError> {
         attributes.subject.organizational_unit.push(self.name.into());
-        attributes.policies.push(oid("1.2.3"));
+        attributes.policies.push(oid(if self.spoils == "policy" { "1.2.4" } else { "1.2.3" }));
         if self.spoils == "usage" {
             attributes.extra_extensions.push(extension("2.5.29.15", b"\x03\x02\x07\x80"));
         }
@@ -190,6 +190,8 @@ async fn authorities_of_all_kinds_are_composed() {
     let below = Certificate::parse(below.chain[0].clone()).unwrap();
     assert_eq!(below.subject().unwrap().parts().organizational_unit, ["DOWNSTREAM-1", "one"]);
     assert!(holds(below.der()));
+    let error = with([("one", "policy"), ("two", "policy")]).load().await.unwrap().manager.start().await.unwrap_err();
+    assert_eq!(error.to_string(), "credentialcomposer(two): a certificate policy is there twice");
     let error = with([("one", "usage")]).load().await.unwrap().manager.start().await.unwrap_err();
     assert_eq!(error.to_string(), "invalid X509 CA: keyCertSign key usage must be set");
 }
@@ -201,12 +203,12 @@ async fn what_composers_spoil_is_not_issued() {
         ("refuse", "credentialcomposer(three): not today"),
         (
             "id",
-            "invalid X509-SVID: expected URI SAN \"spiffe://example.org/db\" but got \"spiffe://example.org/other\"",
+            "invalid workload X509-SVID: invalid X509-SVID: expected URI SAN \"spiffe://example.org/db\" but got \"spiffe://example.org/other\"",
         ),
-        ("ca", "invalid X509-SVID: cA constraint must not be set"),
-        ("usage", "invalid X509-SVID: digitalSignature key usage must be set"),
-        ("purpose", "invalid X509-SVID: missing serverAuth extended key usage"),
-        ("twice", "invalid X509-SVID: extension 1.3.6.1.4.1.99999.5 is there twice"),
+        ("ca", "invalid workload X509-SVID: invalid X509-SVID: cA constraint must not be set"),
+        ("usage", "invalid workload X509-SVID: invalid X509-SVID: digitalSignature key usage must be set"),
+        ("purpose", "invalid workload X509-SVID: invalid X509-SVID: missing serverAuth extended key usage"),
+        ("twice", "invalid workload X509-SVID: invalid X509-SVID: extension 1.3.6.1.4.1.99999.5 is there twice"),
         ("dns", "failed to sign X509 SVID: DNS name \"no name\" is not valid"),
     ] {
         let process = with([("one", "")]).start().await;
@@ -215,7 +217,9 @@ async fn what_composers_spoil_is_not_issued() {
             X509Request { id: &workload, public_key: key.public_key(), dns_names: &[], ttl_seconds: 0, subject: None };
         let error = issuer.workload_x509_svid(&request).await.unwrap_err();
         match spoils {
-            "twice" => assert!(error.to_string().starts_with("invalid X509-SVID: "), "{error}"),
+            "twice" => {
+                assert!(error.to_string().starts_with("invalid workload X509-SVID: invalid X509-SVID: "), "{error}")
+            }
             _ => assert_eq!(error.to_string(), expected),
         }
         assert_eq!(error.kind() == ErrorKind::Denied, spoils == "refuse");

@@ -75,13 +75,8 @@ pub enum IssueError {
     #[error("{0}")]
     Compose(#[source] PluginError),
     /// What composers made of it is not what it was to be.
-    #[error("invalid {svid}{why}")]
-    Composed {
-        /// `X509-SVID` or `JWT-SVID`.
-        svid: &'static str,
-        /// `: …` or, of a claim, ` "sub" claim: …`.
-        why: String,
-    },
+    #[error("{0}")]
+    Composed(String),
     /// The same of a downstream authority.
     #[error("invalid downstream X509 CA: invalid X509 CA: {0}")]
     BadDownstreamCa(&'static str),
@@ -107,7 +102,7 @@ impl IssueError {
             Self::Expired { .. } | Self::ExpiredCa(_) => ErrorKind::Unavailable,
             Self::NotMember { .. } | Self::NoAudience => ErrorKind::InvalidArgument,
             Self::Compose(e) => e.kind,
-            Self::Composed { .. } | Self::BadDownstreamCa(_) => ErrorKind::Internal,
+            Self::Composed(_) | Self::BadDownstreamCa(_) => ErrorKind::Internal,
             Self::X509(e) | Self::DownstreamCa(e) => e.kind(),
             Self::Jwt(e) => e.kind(),
             Self::Timeout => ErrorKind::Timeout,

@@ -1,4 +1,4 @@
-//! `file`: the bundle in a file, which is replaced as a whole. SPIRE has no such publisher.
+//! `file`: the bundle in files, one a format, each replaced as a whole. SPIRE has no such publisher.
 
 use async_trait::async_trait;
 use finial_config::parse_go_duration;
@@ -7,6 +7,7 @@ use finial_hcl::Value;
 use finial_plugin::{BundleFormat, BundlePublisher, PluginError, decode};
 use finial_runtime::files;
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +19,15 @@ const MODE: u32 = 0o644;
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Config {
-    path: String,
-    format: String,
+    spiffe: String,
+    jwks: String,
+    pem: String,
     refresh_hint: String,
 }
 
 /// The `file` bundle publisher.
 pub struct File {
-    path: PathBuf,
-    format: BundleFormat,
+    files: Vec<(PathBuf, BundleFormat)>,
     /// In place of the bundle's own, seconds.
     refresh_hint: Option<i64>,
     /// Held until the file is written, also when nobody waits for it any more: the last bundle is written last.
@@ -37,15 +38,20 @@ impl File {
     /// The name in configuration.
     pub const NAME: &'static str = "file";
 
-    /// With `path`, `format` (`spiffe`, `jwks` or `pem`) and, if it is to be another than the server's, `refresh_hint`.
+    /// With `spiffe`, `jwks` and `pem`, each the path of a file in that format, of which one must be there; and, if it is to be
+    /// another than the server's, `refresh_hint`.
     ///
     /// # Errors
-    /// What is missing or unknown.
+    /// What is missing or malformed.
     pub fn new(data: &Value) -> Result<Self, PluginError> {
         let config: Config = decode(data)?;
-        if config.path.is_empty() || config.format.is_empty() {
-            let missing = if config.path.is_empty() { "path" } else { "format" };
-            return Err(PluginError::invalid(format!("{missing} is required")));
+        let formats = [BundleFormat::Spiffe, BundleFormat::Jwks, BundleFormat::Pem];
+        let files = [config.spiffe, config.jwks, config.pem].into_iter().zip(formats);
+        let files: Vec<_> = files.filter(|(path, _)| !path.is_empty()).map(|(path, f)| (path.into(), f)).collect();
+        if files.is_empty() {
+            return Err(PluginError::invalid(
+                "one of spiffe, jwks and pem is required: the path of a file in that format",
+            ));
         }
         let hint =
             Some(config.refresh_hint).filter(|hint| !hint.is_empty()).map(|hint| match parse_go_duration(&hint) {
@@ -53,8 +59,7 @@ impl File {
                 Ok(_) => Err(PluginError::invalid(format!("could not parse refresh hint {hint:?}: it is negative"))),
                 Err(e) => Err(PluginError::invalid(format!("could not parse refresh hint {hint:?}: {e}"))),
             });
-        let format = BundleFormat::parse(&config.format)?;
-        Ok(Self { path: config.path.into(), format, refresh_hint: hint.transpose()?, turn: Arc::default() })
+        Ok(Self { files, refresh_hint: hint.transpose()?, turn: Arc::default() })
     }
 }
 
@@ -73,22 +78,27 @@ impl BundlePublisher for File {
     }
 
     async fn publish(&self, bundle: &Bundle) -> Result<(), PluginError> {
-        let text = match self.refresh_hint {
-            Some(refresh_hint) => self.format.write(&Bundle { refresh_hint, ..bundle.clone() })?,
-            None => self.format.write(bundle)?,
+        let bundle = match self.refresh_hint {
+            Some(refresh_hint) => Cow::Owned(Bundle { refresh_hint, ..bundle.clone() }),
+            None => Cow::Borrowed(bundle),
         };
+        let written = self.files.iter().map(|(path, format)| Ok((path.clone(), format.write(&bundle)?)));
+        let written = written.collect::<Result<Vec<_>, PluginError>>()?;
         let turn = self.turn.clone().lock_owned().await;
-        let path = self.path.clone();
         let work = move || {
-            let done = put(&path, &text);
+            // A file that cannot be written keeps no other from being.
+            let failed = |(path, text): (PathBuf, String)| put(&path, &text).err().map(|error| (path, error));
+            let failed: Vec<_> = written.into_iter().filter_map(failed).collect();
             drop(turn);
-            done
+            failed.into_iter().next()
         };
-        let failed = |e: &dyn std::fmt::Display| {
-            PluginError::internal(format!("cannot write the bundle to {}: {e}", self.path.display()))
-        };
-        let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
+        match tokio::task::spawn_blocking(work).await {
+            Ok(None) => Ok(()),
+            Ok(Some((path, error))) => {
+                Err(PluginError::internal(format!("cannot write the bundle to {}: {error}", path.display())))
+            }
+            Err(error) => Err(PluginError::internal("cannot write the bundle").because(error)),
+        }
     }
 }
 
@@ -108,7 +118,7 @@ mod tests {
     fn fixture() -> BundlePublisherFixture {
         let folder = tempfile::tempdir().unwrap().keep();
         let path = folder.join("bundle.pem");
-        let publisher = file(&format!("path = \"{}\" \n format = \"pem\"", path.display())).unwrap();
+        let publisher = file(&format!("pem = \"{}\"", path.display())).unwrap();
         let spoilt = path.clone();
         BundlePublisherFixture {
             publisher: Arc::new(publisher),
@@ -120,20 +130,19 @@ mod tests {
     finial_plugin::bundle_publisher_conformance!(fixture());
 
     #[test]
-    fn what_is_missing_or_unknown_is_named() {
+    fn what_is_missing_or_malformed_is_named() {
         let refused = |data| file(data).err().unwrap().to_string();
-        assert_eq!(refused("format = \"pem\""), "path is required");
-        assert_eq!(refused("path = \"x\""), "format is required");
-        assert_eq!(refused("path = \"x\" \n format = \"der\""), "unknown bundle format: \"der\"");
-        let hint = "path = \"x\" \n format = \"pem\" \n refresh_hint = \"soon\"";
+        assert!(refused("").starts_with("one of spiffe, jwks and pem is required"));
+        let hint = "pem = \"x\" \n refresh_hint = \"soon\"";
         assert_eq!(refused(hint), "could not parse refresh hint \"soon\": time: invalid duration \"soon\"");
+        assert!(refused("pem = \"x\" \n refresh_hint = \"-5m\"").ends_with("it is negative"));
     }
 
     #[tokio::test]
     async fn the_hint_is_its_own_and_an_unchanged_file_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bundle.json");
-        let data = format!("path = \"{}\" \n format = \"spiffe\" \n refresh_hint = \"5m\"", path.display());
+        let data = format!("spiffe = \"{}\" \n refresh_hint = \"5m\"", path.display());
         let publisher = file(&data).unwrap();
         let bundle =
             Bundle { refresh_hint: 2, sequence_number: 3, ..Bundle::empty(TrustDomain::parse("a.test").unwrap()) };
@@ -143,8 +152,11 @@ mod tests {
         publisher.publish(&bundle).await.unwrap();
         assert_eq!((fs::read_to_string(&path).unwrap(), fs::metadata(&path).unwrap().ino()), first);
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, MODE);
+        let pem = tempfile::tempdir().unwrap().keep().join("bundle.pem");
+        let publisher = file(&format!("{data} \n pem = \"{}\"", pem.display())).unwrap();
         fs::remove_dir_all(folder.path()).unwrap();
         let error = publisher.publish(&bundle).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot write the bundle to /") && error.contains("No such file"), "{error}");
+        assert!(pem.exists(), "the other one is written all the same");
     }
 }

@@ -121,8 +121,11 @@ pub struct CaTemplate<'a> {
 #[derive(Clone)]
 pub struct X509Ca(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     certificate: Certificate,
+    /// When it ends, or what it hangs from does.
+    not_after: UnixSeconds,
     upstream_chain: Vec<Arc<[u8]>>,
     signer: Arc<dyn Signer>,
     algorithm: SignatureAlgorithm,
@@ -180,7 +183,10 @@ impl X509Ca {
         let computed = signer.public_key().subject_key_id();
         let key_id = certificate.subject_key_id().unwrap_or(&computed);
         let authority_key_id = authority_key_id(key_id);
+        let ends = upstream_chain.iter().map(|der| Ok(Certificate::parse(der.clone())?.not_after()));
+        let ends = ends.collect::<Result<Vec<_>, ParseError>>()?;
         Ok(Self(Arc::new(Inner {
+            not_after: ends.into_iter().fold(certificate.not_after(), UnixSeconds::min),
             upstream_chain,
             algorithm,
             algorithm_der,
@@ -231,7 +237,7 @@ impl X509Ca {
         added: &[Extension],
     ) -> Result<Arc<[u8]>, IssueError> {
         let inner = &*self.0;
-        let not_after = template.not_after.min(inner.certificate.not_after());
+        let not_after = template.not_after.min(inner.not_after);
         if not_after < template.not_before {
             return Err(IssueError::EmptyValidity);
         }
@@ -272,9 +278,15 @@ impl X509Ca {
         self.0.certificate.subject()
     }
 
-    /// Last second of validity of the CA certificate.
+    /// Last second for which it signs: of its certificate, or of an intermediate that ends before.
     pub fn not_after(&self) -> UnixSeconds {
-        self.0.certificate.not_after()
+        self.0.not_after
+    }
+
+    /// The same for at most so long: what it hangs from ends then.
+    pub fn ending(self, not_after: UnixSeconds) -> Self {
+        let inner = Arc::unwrap_or_clone(self.0);
+        Self(Arc::new(Inner { not_after: not_after.min(inner.not_after), ..inner }))
     }
 
     /// The signer.
@@ -285,7 +297,7 @@ impl X509Ca {
 
 impl Inner {
     fn leaf_tbs(&self, template: &SvidTemplate<'_>, added: &[Extension]) -> Result<Vec<u8>, IssueError> {
-        let not_after = template.not_after.min(self.certificate.not_after());
+        let not_after = template.not_after.min(self.not_after);
         if not_after < template.not_before {
             return Err(IssueError::EmptyValidity);
         }

@@ -5,6 +5,7 @@ use super::journal::hex;
 use super::manager::{AuthoritySettings, within};
 use super::plan::BACKDATE_SECONDS;
 use crate::compose::{Composers, check_ca};
+use crate::issue::Rfc3339;
 use finial_core::UnixSeconds;
 use finial_crypto::{
     CaTemplate, Certificate, DistinguishedName, Extension, IssueError, SerialNumber, Signer, SvidTemplate, TrustRoots,
@@ -39,7 +40,10 @@ pub(super) async fn make(
         }
         Some(upstream) => mint(settings, composers, upstream, signer).await?,
     };
-    try_out(settings, &ca, &roots, now).await?;
+    try_out(settings, &ca, &roots, now).await.map_err(|error| match upstream {
+        Some(upstream) if matches!(error, AuthorityError::Invalid(_)) => invalid(upstream, error),
+        _ => error,
+    })?;
     let upstream_authority_id = hex(parsed(&ca)?.authority_key_id().unwrap_or_default());
     let not_after = ca.not_after();
     Ok(Made { ca, roots, upstream_authority_id, issued_at: now, not_after })
@@ -101,10 +105,39 @@ async fn mint(
     let refused =
         |e: finial_plugin::PluginError| AuthorityError::Mint(e.of(PluginKind::UpstreamAuthority, upstream.name()));
     let minted = within("the upstream authority", minting, refused).await?;
-    let first = minted.chain.first().cloned().ok_or(AuthorityError::BadUpstream("empty chain"))?;
-    let ca = X509Ca::new(signer, first, minted.chain)?;
-    check_ca(&parsed(&ca)?, &settings.trust_domain).map_err(AuthorityError::BadUpstream)?;
+    let bad = |why: &dyn std::fmt::Display| {
+        invalid(upstream, format!("invalid upstream-signed X509 CA: invalid X509 CA: {why}"))
+    };
+    let first = minted.chain.first().cloned().ok_or_else(|| bad(&"empty chain"))?;
+    let ca = X509Ca::new(signer, first, minted.chain).map_err(|e| bad(&e))?;
+    check_ca(&parsed(&ca)?, &settings.trust_domain).map_err(|e| bad(&e))?;
+    let ca = ending_with(ca, &minted.roots, upstream.name());
     Ok((ca, minted.roots))
+}
+
+/// What the upstream authority signed is no good: it is at fault.
+fn invalid(upstream: &dyn UpstreamAuthority, why: impl ToString) -> AuthorityError {
+    AuthorityError::BadUpstream(upstream.name().to_owned(), why.to_string())
+}
+
+/// An authority does not sign for longer than what it hangs from lives: nobody could verify it.
+fn ending_with(ca: X509Ca, roots: &[Arc<[u8]>], upstream: &str) -> X509Ca {
+    let says = ca.parsed().not_after();
+    let last = ca.upstream_chain().last().and_then(|der| Certificate::parse(der.clone()).ok());
+    let root = last.as_ref().and_then(|last| last.authority_key_id());
+    let roots = roots.iter().filter_map(|der| Certificate::parse(der.clone()).ok());
+    let end = roots.filter(|r| root.is_some() && r.subject_key_id() == root).map(|root| root.not_after()).max();
+    let ca = ca.ending(end.unwrap_or(UnixSeconds::MAX));
+    if ca.not_after() < says {
+        tracing::error!(
+            subsystem_name = super::SUBSYSTEM,
+            upstream_authority = upstream,
+            expiration = %Rfc3339(says),
+            used_until = %Rfc3339(ca.not_after()),
+            "The upstream authority signed an X509 CA that outlives what it hangs from; it is used until that ends"
+        );
+    }
+    ca
 }
 
 /// Sees that what it signs verifies, by signing something that is thrown away.

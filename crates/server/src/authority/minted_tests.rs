@@ -6,6 +6,8 @@ pub(super) struct Upstream {
     pub(super) ca: finial_crypto::X509Ca,
     pub(super) roots: Vec<std::sync::Arc<[u8]>>,
     name_domain: finial_core::TrustDomain,
+    /// What it signs has no right to sign.
+    signs_leaves: bool,
 }
 
 impl Upstream {
@@ -20,7 +22,7 @@ impl Upstream {
         };
         let ca = finial_crypto::X509Ca::self_sign(std::sync::Arc::new(key), &template).await.unwrap();
         let roots = vec![ca.certificate().clone()];
-        Self { ca, roots, name_domain: crate::testing::trust_domain() }
+        Self { ca, roots, name_domain: crate::testing::trust_domain(), signs_leaves: false }
     }
 }
 
@@ -46,6 +48,19 @@ impl finial_plugin::UpstreamAuthority for Upstream {
             not_after: START + 10 * HOUR + ttl_seconds,
             serial: finial_crypto::SerialNumber::random(),
         };
+        if self.signs_leaves {
+            let template = finial_crypto::SvidTemplate {
+                id: &self.name_domain.server_id(),
+                public_key: csr.public_key(),
+                subject: &csr.subject().unwrap(),
+                dns_names: &[],
+                not_before: START - 10,
+                not_after: START + ttl_seconds,
+                serial: finial_crypto::SerialNumber::random(),
+            };
+            let chain = vec![self.ca.issue_svid(&template).await.unwrap()];
+            return Ok(finial_plugin::MintedX509Ca { chain, roots: self.roots.clone() });
+        }
         let certificate = self.ca.issue_ca(csr.public_key(), &template).await.unwrap();
         Ok(finial_plugin::MintedX509Ca { chain: vec![certificate], roots: self.roots.clone() })
     }
@@ -99,15 +114,51 @@ async fn what_an_upstream_authority_signs_wrongly_is_not_used() {
     wrong_root.roots = Upstream::new().await.roots;
     let mut wrong_name = Upstream::new().await;
     wrong_name.name_domain = finial_core::TrustDomain::parse("other.org").unwrap();
+    let mut no_right = Upstream::new().await;
+    no_right.signs_leaves = true;
     for (upstream, want) in [
         (wrong_root, "X509 CA produced an invalid X509-SVID chain: "),
         (wrong_name, "invalid upstream-signed X509 CA: invalid X509 CA: its URI SAN"),
+        (no_right, "invalid upstream-signed X509 CA: invalid X509 CA: authority certificate is not a CA"),
     ] {
         let mut world = World::new();
         world.upstream = Some(std::sync::Arc::new(upstream));
         let mut process = world.load().await.unwrap();
         let error = process.manager.start().await.unwrap_err().to_string();
-        assert!(error.starts_with(want), "{error}");
+        let at_fault = "upstreamauthority(memory): X509 CA minted by upstream authority is invalid: ";
+        assert!(error.starts_with(&format!("{at_fault}{want}")), "{error}");
         assert!(world.bundle().is_none(), "nobody heard of it");
+        // Later the last good one stays.
+        world.upstream = Some(std::sync::Arc::new(Upstream::new().await));
+        let good = world.start().await;
+        let roots = world.bundle().unwrap().x509_authorities;
+        let mut upstream = Upstream::new().await;
+        upstream.signs_leaves = true;
+        world.upstream = Some(std::sync::Arc::new(upstream));
+        let mut process = world.load().await.unwrap();
+        world.clock.advance(20 * HOUR);
+        process.manager.check().await.unwrap_err();
+        process.manager.start().await.unwrap();
+        assert_eq!((process.x509_id(), world.bundle().unwrap().x509_authorities), (good.x509_id(), roots));
     }
+}
+
+#[tokio::test]
+async fn what_outlives_its_root_is_used_until_that_ends() {
+    let mut world = World::new();
+    let mut upstream = Upstream::new().await;
+    let template = finial_crypto::CaTemplate {
+        subject: &upstream.ca.subject().unwrap(),
+        trust_domain: &finial_core::TrustDomain::parse("local").unwrap(),
+        not_before: START - 10,
+        not_after: START + 30 * HOUR,
+        serial: finial_crypto::SerialNumber::new(8),
+    };
+    let short = finial_crypto::X509Ca::self_sign(upstream.ca.signer().clone(), &template).await.unwrap();
+    upstream.roots = vec![short.certificate().clone()];
+    world.upstream = Some(std::sync::Arc::new(upstream));
+    let process = world.start().await;
+    let ends = |process: &Process| process.authorities.x509().unwrap().ca.not_after();
+    assert_eq!((ends(&process), journal(&world).x509_c_as[0].not_after), (START + 30 * HOUR, START + 30 * HOUR));
+    assert_eq!(ends(&world.load().await.unwrap()), START + 30 * HOUR, "also after a restart");
 }

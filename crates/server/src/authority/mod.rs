@@ -73,9 +73,9 @@ pub enum AuthorityError {
     /// What composers made of it is not a CA for this trust domain.
     #[error("invalid X509 CA: {0}")]
     BadCa(&'static str),
-    /// What the upstream authority signed is not a CA for this trust domain.
-    #[error("invalid upstream-signed X509 CA: invalid X509 CA: {0}")]
-    BadUpstream(&'static str),
+    /// What the upstream authority of this name signed is not a CA for this trust domain.
+    #[error("upstreamauthority({0}): X509 CA minted by upstream authority is invalid: {1}")]
+    BadUpstream(String, String),
     /// The certificate was made, but what it signs does not verify: another key signed, or the roots are wrong.
     #[error("X509 CA produced an invalid X509-SVID chain: {0}")]
     Invalid(#[from] VerifyError),
@@ -110,7 +110,7 @@ impl AuthorityError {
             Self::Off(_) => ErrorKind::Unimplemented,
             Self::Compose(e) => e.kind,
             Self::BadCa(_) => ErrorKind::Internal,
-            Self::BadJournal(_) | Self::BadUpstream(_) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
+            Self::BadJournal(_) | Self::BadUpstream(..) | Self::Invalid(_) | Self::Restless => ErrorKind::Internal,
         }
     }
 }

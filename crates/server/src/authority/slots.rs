@@ -184,11 +184,10 @@ impl Sources<'_> {
         let signer = self.key(&name.x509_key(), &public_key)?;
         let chain = entry.upstream_chain.iter().map(|c| Arc::from(c.as_ref())).collect();
         let ca = X509Ca::new(signer, certificate.der().clone(), chain).map_err(|_| "unusable certificate")?;
-        let tenure = Tenure {
-            status: Status::from_proto(entry.status),
-            issued_at: entry.issued_at,
-            not_after: certificate.not_after(),
-        };
+        // Less than its certificate says, where what it hangs from ends before.
+        let ca = if entry.not_after > 0 { ca.ending(entry.not_after) } else { ca };
+        let tenure =
+            Tenure { status: Status::from_proto(entry.status), issued_at: entry.issued_at, not_after: ca.not_after() };
         let authority = ActiveX509 {
             authority_id: hex(&ca.subject_key_id()),
             upstream_authority_id: hex(certificate.authority_key_id().unwrap_or_default()),

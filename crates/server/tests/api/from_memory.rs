@@ -174,7 +174,9 @@ async fn what_changes_nothing_runs_no_sql() {
     const LISTS: u64 = 4;
     let Some(database) = testkit::postgres() else { return };
     let server = on(&database, database.port()).await;
+    let since = Since::now(&database);
     let (callers, entries) = Callers::of(&server).await;
+    assert!(since.run().1.len() > 3, "changes do: {:?}", since.run());
     // The first use of an agent's SVID may be noted.
     callers.agent_asks().await;
     at_rest(&database, 1).await;

@@ -5,7 +5,7 @@ use crate::publish::BundleFeed;
 use finial_core::{Bundle, ErrorKind};
 use finial_plugin::{BundlePublisher, Notifier, PluginError, PluginKind, ServerPlugins};
 use finial_runtime::Shutdown;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +57,7 @@ impl Told {
         let publishing = join_all(publishers.iter().map(|publisher| publish(&**publisher, &feed)));
         tokio::select! {
             () = shutdown.cancelled() => {}
-            () = follow(&notifiers, &feed, last) => {}
-            _ = publishing => {}
+            _ = join(follow(&notifiers, &feed, last), publishing) => {}
         }
     }
 }

@@ -34,7 +34,7 @@ impl Scribe {
         match self.spoils {
             "refuse" => return Err(PluginError::denied("not today")),
             "id" => {
-                let other = b"\x30\x1b\x86\x19spiffe://example.org/other";
+                let other = b"\x30\x1c\x86\x1aspiffe://example.org/other";
                 attributes.extra_extensions.push(extension("2.5.29.17", other));
             }
             "ca" => attributes.extra_extensions.push(extension("2.5.29.19", b"\x30\x03\x01\x01\xff")),
@@ -59,9 +59,9 @@ impl CredentialComposer for Scribe {
 
     async fn server_x509_ca(&self, mut attributes: X509CaAttributes) -> Result<X509CaAttributes, PluginError> {
         attributes.subject.organizational_unit.push(self.name.into());
-        attributes.policies.push(oid(if self.spoils == "policy" { "1.2.4" } else { "1.2.3" }));
+        attributes.policies.push(oid(&format!("1.2.{}", if self.spoils == "policy" { 4 } else { self.name.len() })));
         if self.spoils == "usage" {
-            attributes.extra_extensions.push(extension("2.5.29.15", b"\x03\x02\x07\x80"));
+            attributes.extra_extensions.push(extension("2.5.29.15", b"\x03\x02\x02\x24"));
         }
         Ok(attributes)
     }
@@ -188,12 +188,15 @@ async fn authorities_of_all_kinds_are_composed() {
     assert!(holds(ca.der()), "the policies stand in the certificate");
     let below = world.issuer(&process.authorities).downstream_ca(&id("/below"), key().public_key(), 0).await.unwrap();
     let below = Certificate::parse(below.chain[0].clone()).unwrap();
-    assert_eq!(below.subject().unwrap().parts().organizational_unit, ["DOWNSTREAM-1", "one"]);
+    assert_eq!(below.subject().unwrap().parts().organizational_unit, ["one", "DOWNSTREAM-1"]);
     assert!(holds(below.der()));
     let error = with([("one", "policy"), ("two", "policy")]).load().await.unwrap().manager.start().await.unwrap_err();
     assert_eq!(error.to_string(), "credentialcomposer(two): a certificate policy is there twice");
     let error = with([("one", "usage")]).load().await.unwrap().manager.start().await.unwrap_err();
-    assert_eq!(error.to_string(), "invalid X509 CA: keyCertSign key usage must be set");
+    assert_eq!(
+        error.to_string(),
+        "invalid X509 CA: only keyCertSign, cRLSign, or digitalSignature key usage can be set"
+    );
 }
 
 #[tokio::test]

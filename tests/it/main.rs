@@ -23,6 +23,7 @@ mod guide;
 mod kill_points;
 mod kubernetes;
 mod nested;
+mod nested_guide;
 mod outage;
 mod outage_renewal;
 mod outage_sqlite;

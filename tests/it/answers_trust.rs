@@ -1,11 +1,10 @@
 //! Trust domains, WIT-SVIDs and what downstream servers ask for: the same requests to the real SPIRE and to Finial, and the
 //! bundles that both fetch from the real SPIRE's endpoints.
 
-use crate::answers::{Answers, ask, both, csrs, ids, show};
-use finial_core::{KeyType, SpiffeId, SystemClock};
-use finial_crypto::tls::{ServerAuth, TlsIdentity, client_config};
-use finial_crypto::{Certificate, DistinguishedName, PrivateKey, create_ca_csr, create_csr};
-use finial_net::client::{tls_channel, uds_channel};
+use crate::answers::{Answers, ask, both, csrs, ids, show, workload};
+use finial_core::KeyType;
+use finial_crypto::{Certificate, DistinguishedName, PrivateKey, create_ca_csr};
+use finial_net::client::uds_channel;
 use finial_proto::health::HealthCheckRequest;
 use finial_proto::health::health_client::HealthClient;
 use finial_proto::server::bundle::bundle_client::BundleClient;
@@ -19,7 +18,6 @@ use finial_proto::types::{self, FederationRelationship, FederationRelationshipMa
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use testkit::Flavor::{self, Finial, Spire};
 use testkit::{Server, ServerOptions, Workdir, free_port};
 use tonic::transport::Channel;
@@ -98,77 +96,71 @@ fn odd_relationships() -> Vec<FederationRelationship> {
 
 #[test]
 fn federation_relationships() {
-    both(async |flavor| {
-        let server = Server::start(flavor, &ServerOptions::default());
-        let mut client = TrustDomainClient::new(uds_channel(server.socket()));
-        let mut answers = Answers::new();
-        let create = |r| domains::BatchCreateFederationRelationshipRequest {
-            federation_relationships: vec![r],
-            output_mask: None,
+    both(async |flavor| odd_answers(&Server::start(flavor, &ServerOptions::default())).await);
+}
+
+/// Asks for relationships in every state of disrepair.
+pub(crate) async fn odd_answers(server: &Server) -> Answers {
+    let mut client = TrustDomainClient::new(uds_channel(server.socket()));
+    let mut answers = Answers::new();
+    let create =
+        |r| domains::BatchCreateFederationRelationshipRequest { federation_relationships: vec![r], output_mask: None };
+    let update = |r, input_mask| domains::BatchUpdateFederationRelationshipRequest {
+        federation_relationships: vec![r],
+        input_mask,
+        output_mask: None,
+    };
+    for odd in odd_relationships() {
+        ask!(answers, client.batch_create_federation_relationship, create(odd));
+    }
+    ask!(answers, client.batch_create_federation_relationship, create(relationship("good.org")));
+    ask!(answers, client.batch_create_federation_relationship, create(relationship("good.org")));
+    for odd in odd_relationships() {
+        let odd = FederationRelationship { trust_domain: "good.org".into(), ..odd };
+        ask!(answers, client.batch_update_federation_relationship, update(odd, None));
+    }
+    let masks = [
+        Mask::default(),
+        Mask { bundle_endpoint_url: true, ..Mask::default() },
+        Mask { bundle_endpoint_profile: true, ..Mask::default() },
+        Mask { trust_domain_bundle: true, ..Mask::default() },
+    ];
+    for mask in masks {
+        let bundle = types::Bundle { trust_domain: "good.org".into(), refresh_hint: 90, ..Default::default() };
+        let changed = FederationRelationship {
+            bundle_endpoint_url: "https://127.0.0.1:2/".into(),
+            bundle_endpoint_profile: spiffe("spiffe://good.org/x"),
+            trust_domain_bundle: Some(bundle),
+            ..relationship("good.org")
         };
-        let update = |r, input_mask| domains::BatchUpdateFederationRelationshipRequest {
-            federation_relationships: vec![r],
-            input_mask,
-            output_mask: None,
+        ask!(answers, client.batch_update_federation_relationship, update(changed, Some(mask)));
+        let request = |name: &str| domains::GetFederationRelationshipRequest {
+            trust_domain: name.into(),
+            output_mask: Some(mask),
         };
-        for odd in odd_relationships() {
-            ask!(answers, client.batch_create_federation_relationship, create(odd));
-        }
-        ask!(answers, client.batch_create_federation_relationship, create(relationship("good.org")));
-        ask!(answers, client.batch_create_federation_relationship, create(relationship("good.org")));
-        for odd in odd_relationships() {
-            let odd = FederationRelationship { trust_domain: "good.org".into(), ..odd };
-            ask!(answers, client.batch_update_federation_relationship, update(odd, None));
-        }
-        let masks = [
-            Mask::default(),
-            Mask { bundle_endpoint_url: true, ..Mask::default() },
-            Mask { bundle_endpoint_profile: true, ..Mask::default() },
-            Mask { trust_domain_bundle: true, ..Mask::default() },
-        ];
-        for mask in masks {
-            let bundle = types::Bundle { trust_domain: "good.org".into(), refresh_hint: 90, ..Default::default() };
-            let changed = FederationRelationship {
-                bundle_endpoint_url: "https://127.0.0.1:2/".into(),
-                bundle_endpoint_profile: spiffe("spiffe://good.org/x"),
-                trust_domain_bundle: Some(bundle),
-                ..relationship("good.org")
-            };
-            ask!(answers, client.batch_update_federation_relationship, update(changed, Some(mask)));
-            let request = |name: &str| domains::GetFederationRelationshipRequest {
-                trust_domain: name.into(),
-                output_mask: Some(mask),
-            };
-            ask!(
-                answers,
-                client.get_federation_relationship,
-                request("good.org"),
-                request("none.org"),
-                request("no td")
-            );
-        }
-        ask!(answers, client.batch_update_federation_relationship, update(relationship("none.org"), None));
-        for (token, page_size) in [("", 0), ("", 2), ("2", 2), ("x", 1), ("-1", 1), ("700", 1), ("", -1)] {
-            let page_token = token.to_owned();
-            let request = domains::ListFederationRelationshipsRequest { page_token, page_size, output_mask: None };
-            ask!(answers, client.list_federation_relationships, request);
-        }
-        let names = ["", "no td", "good.org", "good.org", "spiffe://named.org/x"].map(str::to_owned).to_vec();
-        ask!(
-            answers,
-            client.batch_delete_federation_relationship,
-            domains::BatchDeleteFederationRelationshipRequest::default(),
-            domains::BatchDeleteFederationRelationshipRequest { trust_domains: names },
-        );
-        for name in ["", "no td", "example.org", "none.org"] {
-            ask!(answers, client.refresh_bundle, domains::RefreshBundleRequest { trust_domain: name.into() });
-        }
-        answers
-    });
+        ask!(answers, client.get_federation_relationship, request("good.org"), request("none.org"), request("no td"));
+    }
+    ask!(answers, client.batch_update_federation_relationship, update(relationship("none.org"), None));
+    for (token, page_size) in [("", 0), ("", 2), ("2", 2), ("x", 1), ("-1", 1), ("700", 1), ("", -1)] {
+        let page_token = token.to_owned();
+        let request = domains::ListFederationRelationshipsRequest { page_token, page_size, output_mask: None };
+        ask!(answers, client.list_federation_relationships, request);
+    }
+    let names = ["", "no td", "good.org", "good.org", "spiffe://named.org/x"].map(str::to_owned).to_vec();
+    ask!(
+        answers,
+        client.batch_delete_federation_relationship,
+        domains::BatchDeleteFederationRelationshipRequest::default(),
+        domains::BatchDeleteFederationRelationshipRequest { trust_domains: names },
+    );
+    for name in ["", "no td", "example.org", "none.org"] {
+        ask!(answers, client.refresh_bundle, domains::RefreshBundleRequest { trust_domain: name.into() });
+    }
+    answers
 }
 
 /// Header and claims of a token without what differs from token to token.
-fn shape(token: &str) -> String {
+pub(crate) fn shape(token: &str) -> String {
     let part = |n: usize| {
         let text = token.split('.').nth(n).expect("a part");
         let bytes = base64url(text);
@@ -183,7 +175,7 @@ fn shape(token: &str) -> String {
 }
 
 /// A life, in seconds; what lives as long as its authority has that many seconds less as the authority is older.
-fn whole(life: i64) -> i64 {
+pub(crate) fn whole(life: i64) -> i64 {
     const CA_TTL: i64 = 24 * 3600;
     if life > CA_TTL - 600 { CA_TTL } else { life }
 }
@@ -272,19 +264,8 @@ fn wit_svids() {
 
 /// A channel of a workload with a downstream entry.
 async fn downstream(server: &Server) -> Channel {
-    let id = server.entry("/downstream", &["-downstream"]);
-    let id = SpiffeId::parse(&id).expect("an ID");
-    let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
-    let csr = create_csr(&key, None, Some(&id), &[]).await.expect("a CSR");
-    let mut client = SvidClient::new(uds_channel(server.socket()));
-    let minted = client.mint_x509svid(svids::MintX509svidRequest { csr: csr.into(), ttl: 600 }).await;
-    let svid = minted.expect("an SVID").into_inner().svid.expect("an SVID");
-    let chain: Vec<Arc<[u8]>> = svid.cert_chain.iter().map(|der| Arc::from(&**der)).collect();
-    let identity = Arc::new(TlsIdentity::new(&chain, &key).expect("an identity"));
-    let expected = SpiffeId::parse("spiffe://example.org/spire/server").expect("an ID");
-    let auth = ServerAuth::InsecureBootstrap { expected };
-    let config = client_config(Some(identity), auth, Arc::new(SystemClock)).expect("TLS");
-    tls_channel(&format!("127.0.0.1:{}", server.port), Arc::new(config))
+    server.entry("/downstream", &["-downstream"]);
+    workload(server, "/downstream").await
 }
 
 /// What a downstream authority is like, without serial numbers and keys.

@@ -262,10 +262,7 @@ fn write_failed(call: &Call, creating: bool, error: &StoreError) -> types::Statu
     let message =
         if creating { "failed to create federation relationship" } else { "failed to update federation relationship" };
     match error.kind() {
-        ErrorKind::AlreadyExists => {
-            let cause = "datastore-sql: UNIQUE constraint failed: federated_trust_domains.trust_domain";
-            call.item_with(ErrorKind::Internal, message, cause)
-        }
+        ErrorKind::AlreadyExists => call.item_with(ErrorKind::Internal, message, error),
         ErrorKind::NotFound => {
             let cause = "unable to fetch federation relationship: record not found";
             call.item_with(ErrorKind::Internal, message, cause)

@@ -22,8 +22,8 @@ pub struct Call {
     pub(super) row: &'static MethodRow,
     pub(super) gate: Arc<Gate>,
     pub(super) peer: Connection,
-    pub(super) authorized_as: Option<&'static str>,
-    pub(super) authorized_via: Option<&'static str>,
+    pub(super) authorized_as: &'static str,
+    pub(super) authorized_via: &'static str,
     pub(super) deadline: Option<Instant>,
     pub(super) request_id: OnceLock<String>,
     /// For the audit line.
@@ -55,7 +55,7 @@ impl Call {
     /// The same for a call that had to wait and that only agents may make. One whose SVID was renewed meanwhile gets its
     /// answer: the call was good, and an agent that is told to attest again may not be able to.
     pub(crate) fn after_waiting(&self) -> Result<(), Status> {
-        if self.authorized_as == Some(AS_AGENT) { self.agent_is_good(true) } else { Ok(()) }
+        if self.authorized_as == AS_AGENT { self.agent_is_good(true) } else { Ok(()) }
     }
 
     fn agent_is_good(&self, or_renewed: bool) -> Result<(), Status> {
@@ -114,10 +114,8 @@ impl Call {
         if let Some((_, why)) = reason {
             self.log_error(why, None);
         }
-        self.log_error(
-            "Failed to authenticate caller",
-            Some(&format!("rpc error: code = PermissionDenied desc = {message}")),
-        );
+        let error = format!("rpc error: code = PermissionDenied desc = {message}");
+        self.log_refusal("Failed to authenticate caller", &error);
         match reason {
             Some((reason, _)) => permission_denied(&message, reason),
             None => Status::permission_denied(message),
@@ -181,21 +179,26 @@ impl Call {
         }
     }
 
-    pub(super) fn log_error(&self, message: &str, error: Option<&str>) {
-        self.log_line(tracing::Level::ERROR, message, error);
+    fn log_error(&self, message: &str, error: Option<&str>) {
+        self.log_line(tracing::Level::ERROR, message, error, true);
+    }
+
+    /// An error line of a call before it is said what its caller is let in as.
+    pub(super) fn log_refusal(&self, message: &str, error: &str) {
+        self.log_line(tracing::Level::ERROR, message, Some(error), false);
     }
 
     /// An info line about this call.
     pub fn log_info(&self, message: &str) {
-        self.log_line(tracing::Level::INFO, message, None);
+        self.log_line(tracing::Level::INFO, message, None, true);
     }
 
     /// A debug line about this call.
     pub fn log_debug(&self, message: &str) {
-        self.log_line(tracing::Level::DEBUG, message, None);
+        self.log_line(tracing::Level::DEBUG, message, None, true);
     }
 
-    fn log_line(&self, level: tracing::Level, message: &str, error: Option<&str>) {
+    fn log_line(&self, level: tracing::Level, message: &str, error: Option<&str>, let_in: bool) {
         macro_rules! line {
             ($level:ident) => {
                 if tracing::event_enabled!(tracing::Level::$level) {
@@ -209,8 +212,8 @@ impl Call {
                         service = self.row.service,
                         method = self.row.name,
                         request_id = self.request_id(),
-                        authorized_as = self.authorized_as,
-                        authorized_via = self.authorized_via,
+                        authorized_as = let_in.then_some(self.authorized_as),
+                        authorized_via = let_in.then_some(self.authorized_via),
                         caller_addr = self.peer_address(),
                         caller_id = self.peer.id().map(SpiffeId::as_str),
                         fields = (!about.is_empty()).then_some(about.as_str()),

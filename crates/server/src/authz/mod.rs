@@ -140,8 +140,8 @@ impl Gate {
             row,
             gate: self.clone(),
             peer: peer.clone(),
-            authorized_as: None,
-            authorized_via: None,
+            authorized_as: "nobody",
+            authorized_via: "",
             deadline,
             request_id: OnceLock::new(),
             fields: Mutex::default(),
@@ -176,7 +176,7 @@ impl Gate {
         };
         match self.classify(who, &call.peer).await {
             Ok((authorized_as, authorized_via)) => {
-                (call.authorized_as, call.authorized_via) = (Some(authorized_as), Some(authorized_via));
+                (call.authorized_as, call.authorized_via) = (authorized_as, authorized_via);
                 Ok(Permit(Arc::new(call), PhantomData))
             }
             Err(Denial::Refused(reason)) => Err(call.denied(reason)),
@@ -262,7 +262,7 @@ fn judge(policy: &Policy, call: &Call, message: Option<&[u8]>) -> Result<Who, St
         if call.row == method::WatchAuthorized::ROW { method::SyncAuthorizedEntries::ROW } else { call.row }.path;
     let input = Input { caller, caller_file_path: &program, full_method, request: message };
     policy.judge(input).map(Who::of).map_err(|error| {
-        call.log_error("Authorization failure from OPA auth", Some(&error.to_string()));
+        call.log_refusal("Authorization failure from OPA auth", &error.to_string());
         Status::unknown(error.to_string())
     })
 }

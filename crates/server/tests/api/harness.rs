@@ -129,6 +129,19 @@ impl Lab {
         testkit::mariadb().map(|database| Self(Some(database)))
     }
 
+    /// What the database says of a second row with this value of a unique column.
+    pub(crate) fn duplicate(&self, table: &str, column: &str, value: &str) -> String {
+        match self.0.as_ref().map(testkit::Database::kind) {
+            None => format!("UNIQUE constraint failed: {table}.{column}"),
+            Some(testkit::DatabaseKind::Postgres) => {
+                format!("pq: duplicate key value violates unique constraint \"uix_{table}_{column}\" (23505)")
+            }
+            Some(testkit::DatabaseKind::MariaDb) => {
+                format!("Error 1062 (23000): Duplicate entry '{value}' for key 'uix_{table}_{column}'")
+            }
+        }
+    }
+
     pub(crate) async fn start(&self) -> Server {
         self.with(|_| {}).await
     }

@@ -26,7 +26,8 @@ fn each_test_has_a_fresh_database() {
 fn postgres_counts_statements() {
     let Some(database) = postgres() else { return };
     database.sql("select 1");
-    assert_eq!(database.statements(), [("select $1".to_owned(), 1)].into());
+    assert_eq!(database.statements(), 1);
+    assert_eq!(database.statements_by_text(), [("select $1".to_owned(), 1)].into());
 }
 
 #[test]

@@ -149,9 +149,13 @@ impl Database {
         }
     }
 
-    /// PostgreSQL: the statements that have been run in it so far, by anyone, and how often each; without values, and without
-    /// those that begin and end transactions.
-    pub fn statements(&self) -> BTreeMap<String, u64> {
+    /// PostgreSQL: how many statements have been run in it so far, by anyone.
+    pub fn statements(&self) -> u64 {
+        self.statements_by_text().into_values().sum()
+    }
+
+    /// The same, how often each; without values, and without those that begin and end transactions.
+    pub fn statements_by_text(&self) -> BTreeMap<String, u64> {
         match &self.host {
             Host::Postgres(server) => server.statements(&self.name),
             Host::MariaDb(_) => panic!("MariaDB does not count statements by database"),

@@ -33,13 +33,13 @@ struct Since<'a> {
 
 impl<'a> Since<'a> {
     fn now(database: &'a Database) -> Self {
-        Self { database, before: database.statements(), begun: Instant::now() }
+        Self { database, before: database.statements_by_text(), begun: Instant::now() }
     }
 
     /// How often servers looked for changes, and all other statements.
     fn run(&self) -> (u64, Vec<(String, u64)>) {
         let (mut looks, mut others) = (0, Vec::new());
-        for (text, calls) in self.database.statements() {
+        for (text, calls) in self.database.statements_by_text() {
             match calls - self.before.get(&text).copied().unwrap_or_default() {
                 0 => {}
                 more if text.contains("pg_snapshot_xmin") => looks += more,
@@ -293,7 +293,7 @@ async fn a_server_starts_with_everything_also_where_its_standby_is_behind() {
     let data = format!("{data}\nro_connection_string = \"{}\"", standby.dsn());
     let start = || Server::with(|settings| settings.plugins = vec![datastore(&data)]);
     let pages = || {
-        let all = standby.statements().into_iter();
+        let all = standby.statements_by_text().into_iter();
         all.filter(|(text, _)| text.contains("FROM registered_entries e")).map(|(_, calls)| calls).sum::<u64>()
     };
     let told = || logged("The read-only database is not used; reading from the primary", "subsystem_name", "sql").len();

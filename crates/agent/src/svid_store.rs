@@ -114,7 +114,7 @@ impl StoreService {
             }
             let key = (entry.id.clone(), entry.revision_number);
             if !self.told.contains(&key) {
-                let store = entry.selectors.iter().next().map(|s| s.kind.as_str()).unwrap_or_default();
+                let store = entry.selectors.parts().next().map(|(kind, _)| kind).unwrap_or_default();
                 tracing::error!(
                     subsystem_name = SUBSYSTEM,
                     entry = %entry.id,
@@ -205,9 +205,10 @@ impl StoreService {
 
 /// Where an entry wants its SVID; None if its selectors are of several types.
 fn place(entry: &WorkloadEntry) -> Option<Place> {
-    let mut selectors = entry.selectors.iter();
-    let store = selectors.next()?.kind.clone();
-    selectors.all(|s| s.kind == store).then(|| (store, entry.selectors.iter().map(|s| s.value.clone()).collect()))
+    let parts = || entry.selectors.parts();
+    let (store, _) = parts().next()?;
+    let values = || parts().map(|(_, value)| value.to_owned()).collect();
+    parts().all(|(kind, _)| kind == store).then(|| (store.to_owned(), values()))
 }
 
 fn value(svid: &WorkloadSvid, own: &BundleForms, federated: &[Arc<BundleForms>]) -> Result<StoredSvid, PluginError> {

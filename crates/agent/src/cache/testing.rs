@@ -14,7 +14,7 @@ pub(crate) fn entry(id: &str, spiffe_id: &str, texts: &[&str]) -> WorkloadEntry 
     WorkloadEntry {
         id: EntryId::parse(id).unwrap(),
         spiffe_id: SpiffeId::parse(spiffe_id).unwrap(),
-        selectors: selectors(texts),
+        selectors: selectors(texts).into(),
         federates_with: Vec::new(),
         revision_number: 0,
         created_at: 1,

@@ -121,7 +121,7 @@ fn many_changes_at_once_reach_everyone_they_concern() {
     let (cache, mut writer) = empty();
     let all: Vec<_> =
         (0..200).map(|i| entry(&format!("e{i:03}"), "spiffe://td/x", &[&format!("unix:uid:{i}")])).collect();
-    let mut watchers: Vec<_> = all.iter().map(|e| watch(&cache, &e.selectors)).collect();
+    let mut watchers: Vec<_> = all.iter().map(|e| watch(&cache, &e.selectors.iter().collect())).collect();
     watchers.iter_mut().for_each(|w| drop(w.current()));
     writer.publish(Change { entries: entries(&all), ..Change::default() });
     assert!(watchers.iter_mut().all(woken));
@@ -138,7 +138,7 @@ fn a_watched_view_asks_for_what_it_lacks_and_counts_as_in_use() {
     let one = entry("a", "spiffe://td/1", &["unix:uid:1"]);
     writer.publish(Change { entries: entries(std::slice::from_ref(&one)), ..Change::default() });
     assert!(cache.in_use().is_empty());
-    let subscription = watch(&cache, &one.selectors);
+    let subscription = watch(&cache, &one.selectors.iter().collect());
     assert!(cache.wanted().now_or_never().is_some());
     assert!(cache.in_use().contains(&one.id));
     drop(subscription);

@@ -98,7 +98,7 @@ impl ExplainApi {
             api::Identity {
                 entry_id: entry.id.as_str().to_owned(),
                 spiffe_id: Some(id_to_proto(&entry.spiffe_id)),
-                selectors: entry.selectors.iter().map(to_proto).collect(),
+                selectors: entry.selectors.iter().map(|selector| to_proto(&selector)).collect(),
                 hint: entry.hint.clone(),
                 state: state.into(),
                 expires_at: record.svid.as_ref().map(|svid| svid.not_after).unwrap_or_default(),
@@ -110,14 +110,14 @@ impl ExplainApi {
 }
 
 /// What of a process may be shown: the values of its environment variables only where an entry names them anyway.
-struct Public<'a> {
-    named: HashSet<&'a Selector>,
+struct Public {
+    named: HashSet<Selector>,
 }
 
-impl<'a> Public<'a> {
-    fn new(records: &'a [Record]) -> Self {
+impl Public {
+    fn new(records: &[Record]) -> Self {
         let all = records.iter().flat_map(|record| record.entry.selectors.iter());
-        Self { named: all.filter(|selector| is_environment(selector)).collect() }
+        Self { named: all.filter(is_environment).collect() }
     }
 
     fn shown(&self, selector: &Selector) -> types::Selector {
@@ -137,7 +137,7 @@ fn to_proto(selector: &Selector) -> types::Selector {
     types::Selector { r#type: selector.kind.clone(), value: selector.value.clone() }
 }
 
-fn attestor(report: &Report, public: &Public<'_>) -> api::Attestor {
+fn attestor(report: &Report, public: &Public) -> api::Attestor {
     let (selectors, error) = match &report.result {
         Ok(selectors) => (SelectorSet::new(selectors.clone()), String::new()),
         Err(error) => (SelectorSet::default(), error.clone()),
@@ -150,7 +150,7 @@ fn attestor(report: &Report, public: &Public<'_>) -> api::Attestor {
     }
 }
 
-fn near(near: &Near<'_>, reports: &[Report], public: &Public<'_>) -> api::Near {
+fn near(near: &Near<'_>, reports: &[Report], public: &Public) -> api::Near {
     let missing = |missing: &Missing<'_>| {
         let report = reports.iter().find(|report| report.name == missing.wanted.kind);
         let reason = match report.map(|report| report.result.is_ok()) {
@@ -160,7 +160,7 @@ fn near(near: &Near<'_>, reports: &[Report], public: &Public<'_>) -> api::Near {
             Some(true) => "the attestor found nothing of the kind",
         };
         api::Missing {
-            wanted: Some(to_proto(missing.wanted)),
+            wanted: Some(to_proto(&missing.wanted)),
             found: missing.found.iter().map(|selector| public.shown(selector)).collect(),
             reason: reason.to_owned(),
         }

@@ -44,7 +44,7 @@ pub(crate) struct Near<'a> {
 /// A selector that the process has not.
 #[derive(Debug)]
 pub(crate) struct Missing<'a> {
-    pub(crate) wanted: &'a Selector,
+    pub(crate) wanted: Selector,
     /// What it has in its place: those that share most parts with it, counted from the front.
     pub(crate) found: Vec<&'a Selector>,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Missing<'a> {
 pub(crate) fn explain<'a>(selectors: &'a SelectorSet, records: &'a [Record]) -> Explanation<'a> {
     let mut fitting = Vec::new();
     let mut ranked = Vec::new();
-    let of_workload = |record: &&Record| record.entry.selectors.iter().all(|s| s.kind != NAMES_AN_AGENT);
+    let of_workload = |record: &&Record| record.entry.selectors.parts().all(|(kind, _)| kind != NAMES_AN_AGENT);
     for record in records.iter().filter(of_workload) {
         let wanted = &record.entry.selectors;
         let missing = || wanted.iter().filter(|s| !selectors.contains(s));
@@ -71,7 +71,8 @@ pub(crate) fn explain<'a>(selectors: &'a SelectorSet, records: &'a [Record]) -> 
     ranked.sort_unstable_by_key(|(rank, _)| *rank);
     let near = |record: &'a Record| {
         let wanted = record.entry.selectors.iter().filter(|s| !selectors.contains(s));
-        let missing: Vec<_> = wanted.map(|wanted| Missing { wanted, found: instead(selectors, wanted) }).collect();
+        let missing = wanted.map(|wanted| Missing { found: instead(selectors, &wanted), wanted });
+        let missing: Vec<_> = missing.collect();
         Near { record, present: record.entry.selectors.len() - missing.len(), missing }
     };
     let nearest = ranked.into_iter().take(NEAREST_MAX).map(|(_, record)| near(record)).collect();
@@ -79,12 +80,15 @@ pub(crate) fn explain<'a>(selectors: &'a SelectorSet, records: &'a [Record]) -> 
 }
 
 /// Selectors of the same attestor about the same thing.
-fn found<'a>(selectors: &'a SelectorSet, wanted: &'a Selector) -> impl Iterator<Item = (usize, &'a Selector)> {
+fn found<'a, 'w>(
+    selectors: &'a SelectorSet,
+    wanted: &'w Selector,
+) -> impl Iterator<Item = (usize, &'a Selector)> + use<'a, 'w> {
     let same_kind = selectors.iter().filter(move |s| s.kind == wanted.kind && *s != wanted);
     same_kind.map(move |s| (shared_parts(&s.value, &wanted.value), s)).filter(|(shared, _)| *shared > 0)
 }
 
-fn instead<'a>(selectors: &'a SelectorSet, wanted: &'a Selector) -> Vec<&'a Selector> {
+fn instead<'a>(selectors: &'a SelectorSet, wanted: &Selector) -> Vec<&'a Selector> {
     let most = found(selectors, wanted).map(|(shared, _)| shared).max().unwrap_or_default();
     found(selectors, wanted).filter(|(shared, _)| *shared == most).map(|(_, s)| s).take(FOUND_MAX).collect()
 }

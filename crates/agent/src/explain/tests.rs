@@ -91,7 +91,7 @@ proptest! {
         };
         let process = set(&process);
         let records: Vec<Record> = entries.iter().enumerate().map(|(at, parts)| {
-            let entry = WorkloadEntry { selectors: set(parts), ..entry(&format!("e{at:02}"), "spiffe://td/x", &["a:b"]) };
+            let entry = WorkloadEntry { selectors: set(parts).into(), ..entry(&format!("e{at:02}"), "spiffe://td/x", &["a:b"]) };
             Record::new(Arc::new(entry))
         }).collect();
         let explanation = explain(&process, &records);
@@ -102,13 +102,13 @@ proptest! {
         for near in &explanation.nearest {
             prop_assert_eq!(near.present + near.missing.len(), near.record.entry.selectors.len());
             prop_assert!(!near.missing.is_empty());
-            prop_assert!(near.missing.iter().all(|m| !process.contains(m.wanted)));
+            prop_assert!(near.missing.iter().all(|m| !process.contains(&m.wanted)));
             prop_assert!(near.missing.iter().flat_map(|m| &m.found).all(|found| process.contains(found)));
             // With the missing ones it would fit, and without any one of them it would not.
-            let all: SelectorSet = process.iter().chain(near.missing.iter().map(|m| m.wanted)).cloned().collect();
+            let all: SelectorSet = process.iter().chain(near.missing.iter().map(|m| &m.wanted)).cloned().collect();
             prop_assert!(near.record.entry.selectors.is_subset_of(&all));
             for left_out in &near.missing {
-                let fewer: SelectorSet = all.iter().filter(|s| *s != left_out.wanted).cloned().collect();
+                let fewer: SelectorSet = all.iter().filter(|s| **s != left_out.wanted).cloned().collect();
                 prop_assert!(!near.record.entry.selectors.is_subset_of(&fewer));
             }
         }

@@ -241,7 +241,7 @@ fn entry_to_wire(entry: &WorkloadEntry) -> types::Entry {
     types::Entry {
         id: id.as_str().to_owned(),
         spiffe_id: Some(id_to_proto(spiffe_id)),
-        selectors: selectors_to_proto(selectors.iter()),
+        selectors: selectors_to_proto(&selectors.iter().collect::<Vec<_>>()),
         federates_with: federates_with.iter().map(|td| td.as_str().to_owned()).collect(),
         revision_number: *revision_number,
         created_at: *created_at,

@@ -216,7 +216,8 @@ async fn a_standby_is_read_at_a_start_if_it_has_everything() {
     let one = (vec!["1".to_owned()], 1);
 
     // Nobody waits for it to catch up but the call itself.
-    let pages = || standby.statements_by_text().into_keys().filter(|text| text.contains("FROM registered_entries e")).count();
+    let pages =
+        || standby.statements_by_text().into_keys().filter(|text| text.contains("FROM registered_entries e")).count();
     assert_eq!(pages(), 0);
     store.read_from_replica().await;
     assert_eq!(everything(&store).await, one);

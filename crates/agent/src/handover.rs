@@ -111,7 +111,8 @@ impl Sockets {
         let (unix, tcp) = (lock(&self.listening), lock(&self.tcp));
         let unix = unix.iter().map(|l| (l.path().to_owned(), l.socket()));
         let tcp = tcp.iter().map(|(name, socket)| (name.clone(), socket.as_fd()));
-        let copies = unix.chain(tcp).take(SOCKETS_MAX - 1).map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?)));
+        let copies =
+            unix.chain(tcp).take(SOCKETS_MAX - 1).map(|(name, socket)| Ok((name, socket.try_clone_to_owned()?)));
         Ok(copies.collect::<io::Result<Vec<_>>>()?.into_iter().unzip())
     }
 }

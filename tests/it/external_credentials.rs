@@ -4,6 +4,7 @@
 use crate::external::{block, gone, plugin};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdir, eventually};
@@ -186,6 +187,8 @@ fn outside(flavor: Flavor, plugin: &Path) {
             };
             if (&written, keys(1)?, keys(2)?) == (&shown, 4, 4) { Ok(()) } else { Err(format!("{}", written.len())) }
         });
+        let mode = fs::metadata(&files[0].1).map(|m| m.permissions().mode() & 0o777);
+        assert_eq!(mode.unwrap(), 0o644, "everyone may read it, whatever the server's umask");
     }
     server.process.terminate();
     gone(&mark);

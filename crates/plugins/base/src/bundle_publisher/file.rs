@@ -8,7 +8,9 @@ use finial_plugin::{BundleFormat, BundlePublisher, PluginError, decode};
 use finial_runtime::files;
 use serde::Deserialize;
 use std::borrow::Cow;
+use std::fs::Permissions;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -68,7 +70,11 @@ fn put(path: &Path, text: &str) -> io::Result<()> {
     if std::fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
-    files::replace(path, MODE, |mut file| file.write_all(text.as_bytes()))
+    files::replace(path, MODE, |mut file| {
+        // The server's umask shuts others out.
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        file.write_all(text.as_bytes())
+    })
 }
 
 #[async_trait]

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
 use testkit::{
-    Agent, AgentOptions, Client, Flavor, Process, Server, ServerOptions, Workdir, eventually, eventually_within,
-    free_port,
+    Agent, AgentOptions, Client, Flavor, Process, Proxy, Server, ServerOptions, Weather, Workdir, eventually,
+    eventually_within, free_port,
 };
 
 /// Top down.
@@ -34,12 +34,11 @@ struct Nest {
 }
 
 /// The block by which a server hangs below another.
-fn below(server: &Server, agent: &Agent) -> String {
+fn below(port: &str, agent: &Agent) -> String {
     format!(
         r#"UpstreamAuthority "spire" {{ plugin_data {{
-        server_address = "127.0.0.1" server_port = "{}" workload_api_socket = "{}"
+        server_address = "127.0.0.1" server_port = "{port}" workload_api_socket = "{}"
     }} }}"#,
-        server.port,
         agent.socket().display()
     )
 }
@@ -85,7 +84,10 @@ impl Nest {
         for (at, (name, flavor)) in LEVELS.into_iter().zip(flavors).enumerate() {
             let plugins = match levels.last() {
                 None => String::new(),
-                Some(above) => below(&above.server, above.host.as_ref().expect("an agent for the server below")),
+                Some(above) => {
+                    let host = above.host.as_ref().expect("an agent for the server below");
+                    below(&above.server.port.to_string(), host)
+                }
             };
             let server = Server::start(flavor, &ServerOptions { server: times.into(), plugins, ..Default::default() });
             let program = std::fs::canonicalize(Client("go").program()).expect("the Go client");
@@ -240,6 +242,65 @@ impl Level {
             tail(self.agent.process.log())
         )
     }
+}
+
+/// What the server above does to the one below it when it does not answer, at a start and later.
+#[test]
+fn a_region_goes_on_without_its_root_and_hears_afterwards_what_it_missed() {
+    let root = Server::start(Finial, &ServerOptions::default());
+    let host = host_agent(Finial, &root, "/region/server");
+    let road = Proxy::to(root.port);
+    let plugins = below(&road.port().to_string(), &host);
+    let mut region = Server::start(Finial, &ServerOptions { plugins, ..Default::default() });
+    let old = upstream_id(&region, "active");
+    road.weather(Weather::Hung);
+    region.process.kill();
+    region.restart(); // with what it has
+    region.entry("/workload", &[]);
+    let agent = Agent::serving(Finial, &region, &AgentOptions::default());
+    let said = "upstreamauthority(spire): failed to fetch bundle from upstream server: upstream server 127.0.0.1:";
+    let blames = |server: &Server| {
+        eventually("the log says who is at fault", || {
+            let log = server.process.log();
+            let named = log.lines().any(|line| line.contains(said) && line.contains("no answer within 8 s"));
+            if named { Ok(()) } else { Err(log) }
+        });
+    };
+    blames(&region);
+    assert_eq!(upstream_id(&region, "active"), old);
+    // One that has nothing yet cannot begin, and says so.
+    let mut none =
+        Server::start(Finial, &ServerOptions { plugins: below(&root.port.to_string(), &host), ..Default::default() });
+    none.process.kill();
+    let data = none.dir.sub("data");
+    for file in ["datastore.sqlite3", "datastore.sqlite3-wal", "datastore.sqlite3-shm", "keys.json"] {
+        let _ = std::fs::remove_file(data.join(file));
+    }
+    let config = none.dir.path().join("server.conf");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    let text = text.replace(&format!("server_port = \"{}\"", root.port), &format!("server_port = \"{}\"", road.port()));
+    std::fs::write(&config, text).expect("written");
+    none.begin();
+    assert_ne!(none.process.wait(), 0, "{}", none.process.log());
+    let log = none.process.log();
+    let why = format!("unable to request a new Downstream X509CA: upstream server 127.0.0.1:{}", road.port());
+    assert!(log.contains(&why) && log.contains("no answer within 8 s"), "{log}");
+    // Meanwhile the root is replaced for good, and the region hears of it when the road is open again.
+    root.command(&["localauthority", "x509", "prepare"]).ok();
+    let new = authority(&root, "x509", "prepared");
+    order(&root, "x509", "activate", &new);
+    order(&root, "x509", "taint", &old);
+    eventually("the root's agent moves off", || match host.process.log() {
+        log if log.contains("Successfully rotated agent SVID") => Ok(()),
+        log => Err(log),
+    });
+    order(&root, "x509", "revoke", &old);
+    road.weather(Weather::Fair);
+    eventually("the region hangs from the new root", || match upstream_id(&region, "active") {
+        id if id == new => Ok(()),
+        id => Err(format!("{id}\n{}", region.process.log())),
+    });
+    assert_eq!(agent.command(&["api", "fetch", "x509"]).ok().code, 0);
 }
 
 fn by_order(flavors: [Flavor; 3]) {

@@ -83,9 +83,9 @@ async fn what_it_says_is_told_once_and_older_answers_are_not() {
         expires_at: 0,
         tainted: false,
     };
-    assert_eq!(spire.publish_jwt_key(&key).await.unwrap(), [key.clone()]);
+    assert_eq!(spire.publish_jwt_key(&key).await.unwrap(), std::slice::from_ref(&key));
     spire.heard().due = Instant::now();
-    assert_eq!(spire.next_authorities().await.unwrap().jwt, [key.clone()]);
+    assert_eq!(spire.next_authorities().await.unwrap().jwt, std::slice::from_ref(&key));
     assert_eq!(spire.publish_wit_key(&key).await.unwrap_err().kind, ErrorKind::Unimplemented, "as SPIRE answers");
 }
 
@@ -95,7 +95,8 @@ async fn answers_that_make_no_sense_are_the_servers_fault_and_go_no_further() {
     let spire = below(&above);
     let good = above.bundle();
     let address = format!("upstream server 127.0.0.1:{}: ", above.port());
-    let cases: [(&str, fn(&mut types::Bundle)); 4] = [
+    type Spoil = fn(&mut types::Bundle);
+    let cases: [(&str, Spoil); 4] = [
         ("it answered with the bundle of another trust domain, other.test", |b| b.trust_domain = "other.test".into()),
         ("its bundle has no X.509 authorities", |b| b.x509_authorities.clear()),
         ("a root that is none: ", |b| b.x509_authorities[0].asn1 = b"garbage".as_slice().into()),

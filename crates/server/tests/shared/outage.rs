@@ -151,15 +151,16 @@ async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
     pair.standby.promote();
     proxy.set_targets(&[pair.standby.port()]);
     until("it answers again", async || !server.link.is_away()).await;
-    server.assert_current().await;
-    assert_eq!((server.entries.count(), server.nodes.count()), (1, 1), "memory is what the new primary holds");
-    let own = server.bundles.own().unwrap();
-    assert_eq!(own.bundle.jwt_authorities, [key("kept")], "an authority that nobody can verify is not known as good");
+    // By the server itself, so that nothing is compared before.
     until("what the agent has is stored again", async || {
         let stored = server.store.fetch_node(&id).await.unwrap().unwrap();
         (stored.serial_number.as_str(), stored.new_serial_number.as_str()) == ("1", "2")
     })
     .await;
+    server.assert_current().await;
+    assert_eq!((server.entries.count(), server.nodes.count()), (1, 1), "memory is what the new primary holds");
+    let own = server.bundles.own().unwrap();
+    assert_eq!(own.bundle.jwt_authorities, [key("kept")], "an authority that nobody can verify is not known as good");
     assert_eq!(server.nodes.standing(&id, "2", &[]), Standing::Renewed);
     server.entries.create(vec![entry(3, 1)]).await.unwrap();
     server.assert_current().await;

@@ -6,9 +6,15 @@ use finial_crypto::{PrivateKey, create_csr};
 use finial_net::client::uds_channel;
 use finial_proto::server::svid::{self as svids, svid_client::SvidClient};
 use testkit::{Server, ServerOptions};
+use tokio::sync::OnceCell;
 
-/// CSRs in every state of disrepair.
+/// CSRs in every state of disrepair; the same for all who ask.
 pub(crate) async fn csrs() -> Vec<Vec<u8>> {
+    static MADE: OnceCell<Vec<Vec<u8>>> = OnceCell::const_new();
+    MADE.get_or_init(make_csrs).await.clone()
+}
+
+async fn make_csrs() -> Vec<Vec<u8>> {
     let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
     let csr = async |id: Option<&str>| {
         let id = id.map(|i| SpiffeId::parse(i).expect("an ID"));

@@ -28,6 +28,7 @@ mod outage;
 mod outage_renewal;
 mod outage_sqlite;
 mod pushed;
+mod reflection;
 mod reload;
 mod sandbox;
 mod several;

@@ -9,6 +9,7 @@ use crate::delegated::DelegatedApi;
 use crate::error::AgentError;
 use crate::explain::ExplainApi;
 use crate::health::{AgentCheck, HealthApi};
+use crate::reflection;
 use crate::sds::SdsApi;
 use crate::status::AgentStatus;
 use crate::sync::client::ServerLink;
@@ -34,11 +35,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
 /// As log lines say it.
-const SUBSYSTEM: &str = "endpoints";
+pub(crate) const SUBSYSTEM: &str = "endpoints";
 
 /// The health listener starts when the agent is ready, at the latest after this time.
 const HEALTH_LISTENS_AFTER: Duration = Duration::from_secs(8);
@@ -196,13 +198,18 @@ fn start_public(context: &Arc<Context>, shared: &Shared, path: &Path) -> Result<
     let (on, sds_on) = (!settings.disable_workload_api, !settings.disable_sds_api);
     let health = HealthApi { socket: on.then(|| path.to_owned()) };
     let mut router = server().add_service(HealthServer::new(health).max_decoding_message_size(REQUEST_BYTES_MAX));
+    let mut offered = vec![HealthServer::<HealthApi>::NAME];
     if on {
+        offered.push(SpiffeWorkloadApiServer::<WorkloadApi>::NAME);
         router = router.add_service(SpiffeWorkloadApiServer::new(api).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
     if sds_on {
+        offered.push(SecretDiscoveryServiceServer::<SdsApi>::NAME);
         router =
             router.add_service(SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(REQUEST_BYTES_MAX));
     }
+    // As in SPIRE: without the header that the Workload API asks for.
+    let router = reflection::add(router, &offered, Ok);
     let apis = match (on, sds_on) {
         (true, true) => "Workload and SDS APIs",
         (true, false) => "Workload API",

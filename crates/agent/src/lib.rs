@@ -18,6 +18,7 @@ mod explain;
 mod handover;
 mod health;
 mod join_token;
+mod reflection;
 mod restart;
 mod rotation;
 mod sds;

@@ -19,7 +19,16 @@ fn descriptors_are_those_of_the_contracts() {
         names.sort();
         files.append(&mut names);
     }
-    files.extend(["finial/agent.proto", "spiffe/workload.proto", "grpc/health.proto"].map(String::from));
+    files.extend(
+        [
+            "finial/agent.proto",
+            "spiffe/workload.proto",
+            "spiffe/broker.proto",
+            "envoy/secret.proto",
+            "grpc/health.proto",
+        ]
+        .map(String::from),
+    );
     let set = protox::Compiler::new([&contracts])
         .unwrap()
         .include_imports(true)

@@ -1,10 +1,12 @@
 //! Where brokers connect: mTLS, the agent's own X.509-SVID against theirs.
 
-use super::{BrokerApi, SUBSYSTEM};
+use super::{BrokerApi, SECURITY_HEADER, SUBSYSTEM};
 use crate::Context;
 use crate::cache::Cache;
 use crate::endpoints::{REQUEST_BYTES_MAX, Shared, bind, serve, server};
 use crate::error::AgentError;
+use crate::reflection;
+use crate::workload_api::check_header;
 use finial_config::BrokerSettings;
 use finial_crypto::TrustRoots;
 use finial_crypto::tls::{BundleSource, ClientAuth, PeerPolicy, TlsIdentity, server_config_with};
@@ -13,6 +15,8 @@ use finial_proto::broker::api_server::ApiServer;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tonic::server::NamedService;
+use tonic::{Request, Status};
 
 /// When a connection is cut off: a broker proves with the next one that it still is who it was.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -28,6 +32,15 @@ impl BundleSource for KnownDomains {
         let mut all = snapshot.bundles.all();
         all.find(|b| b.bundle.trust_domain.as_str() == trust_domain).map(|b| b.roots.clone())
     }
+}
+
+fn with_header(request: Request<()>) -> Result<Request<()>, Status> {
+    check_header(&request, SECURITY_HEADER)?;
+    Ok(request)
+}
+
+fn never(_: Request<()>) -> Result<Request<()>, Status> {
+    Err(Status::permission_denied("server reflection is only available over Unix sockets"))
 }
 
 /// Listens where it was told to, until shutdown.
@@ -53,9 +66,10 @@ pub(crate) fn start(
     let Shared { cache, attestation, jwt, .. } = shared;
     let clock = context.clock.clone();
     let api = BrokerApi::new(&settings.brokers, cache.clone(), attestation.clone(), jwt.clone(), clock);
-    let router = || {
+    let router = |reflection: reflection::Check| {
         let service = ApiServer::new(api.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
-        server().max_connection_age(ASKED_TO_END).add_service(service)
+        let router = server().max_connection_age(ASKED_TO_END).add_service(service);
+        reflection::add(router, &[ApiServer::<BrokerApi>::NAME], reflection)
     };
     let limits = Limits { lifetime: Some(LIFETIME), ..Limits::default() };
     let stopping = || {
@@ -67,7 +81,7 @@ pub(crate) fn start(
         let incoming = bind(context, path, 0o770, 0o755, limits)?;
         let incoming = unix_tls::secured(incoming, handshakes.clone(), limits.silence);
         tracing::info!(subsystem_name = SUBSYSTEM, network = "unix", address = %path.display(), "Starting SPIFFE Broker Endpoint");
-        let serving = router().serve_with_incoming_shutdown(incoming, stopping());
+        let serving = router(with_header).serve_with_incoming_shutdown(incoming, stopping());
         servers.push(context.spawner.spawn("broker-api", serve(serving)));
     }
     if let Some(address) = settings.bind_address {
@@ -78,7 +92,7 @@ pub(crate) fn start(
         let spawner = context.spawner.clone();
         let incoming = tls::TlsIncoming::new(listener, handshakes, limits, spawner).map_err(listen)?;
         tracing::info!(subsystem_name = SUBSYSTEM, network = "tcp", address = %incoming.local_addr(), "Starting SPIFFE Broker Endpoint");
-        let serving = router().serve_with_incoming_shutdown(incoming, stopping());
+        let serving = router(never).serve_with_incoming_shutdown(incoming, stopping());
         servers.push(context.spawner.spawn("broker-api-tcp", serve(serving)));
     }
     Ok(servers)

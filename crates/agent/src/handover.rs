@@ -259,7 +259,11 @@ async fn hand_over(
     tracing::info!(subsystem_name = SUBSYSTEM, "The next agent asks for the sockets");
     // The SVID that both present stays the same until it is clear whose it is.
     let _renewal = within(ANSWER_TIMEOUT, async { Ok(context.renewal.lock().await) }).await?;
-    within(ANSWER_TIMEOUT, async { Ok(sealed::write_last(context, cache, status).await) }).await?;
+    let write = async {
+        sealed::write_last(context, cache, status).await;
+        Ok(())
+    };
+    within(ANSWER_TIMEOUT, write).await?;
     let (mut names, copies) = context.inherited.sockets.copies().map_err(failed)?;
     // Who asks while neither listens is heard by the next one.
     names.push(path.to_owned());

@@ -84,10 +84,10 @@ impl Syncer {
     fn publish_kept(&mut self, kept: Restored) {
         let bundles = kept.bundles();
         let own = self.cache().snapshot().bundles.own.clone();
-        self.tainted = own.tainted_x509();
+        let before = kept.own.clone().unwrap_or_else(|| own.clone());
         self.tainted_jwt_done = own.tainted_jwt();
         let bundles = bundles.map(|mut bundles| {
-            bundles.own = own;
+            bundles.own = own.clone();
             bundles
         });
         let entries = Some(kept.entries.into_values().collect());
@@ -104,5 +104,7 @@ impl Syncer {
         if self.context.settings.wit_svids_enabled {
             self.cache().wit.put(kept.wits, usize::MAX); // no more than the limit were kept
         }
+        // The roots are stored at once, all else a moment later: an authority may be gone that is still in what was kept.
+        self.leave_gone(&before, &own);
     }
 }

@@ -1,7 +1,7 @@
 //! Bundles with everything that is derived from them, made once when they change.
 
 use bytes::Bytes;
-use finial_core::{Bundle, JwtAuthority, TrustDomain};
+use finial_core::{Bundle, JwtAuthority, TrustDomain, X509Authority};
 use finial_crypto::bundle::{jwt_bundle_json, wit_bundle_json};
 use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, PublicKey, TrustRoots, pem};
 use std::collections::BTreeMap;
@@ -67,8 +67,26 @@ impl BundleForms {
 
     /// Subject key IDs of tainted X.509 authorities.
     pub(crate) fn tainted_x509(&self) -> Vec<Vec<u8>> {
-        let tainted = self.bundle.x509_authorities.iter().filter(|a| a.tainted);
-        tainted.filter_map(|a| Some(Certificate::parse(a.der.clone()).ok()?.subject_key_id()?.to_vec())).collect()
+        self.x509_ids(|authority| authority.tainted)
+    }
+
+    fn x509_ids(&self, which: impl Fn(&X509Authority) -> bool) -> Vec<Vec<u8>> {
+        let authorities = self.bundle.x509_authorities.iter().filter(|a| which(a));
+        authorities.filter_map(|a| Some(Certificate::parse(a.der.clone()).ok()?.subject_key_id()?.to_vec())).collect()
+    }
+
+    /// Authorities that are no longer in the bundle that follows this one.
+    pub(crate) fn gone_in(&self, next: &Self) -> Gone {
+        let has = next.x509_ids(|_| true);
+        let ids = |keys: &[JwtAuthority], next: &[JwtAuthority]| {
+            let gone = keys.iter().filter(|key| next.iter().all(|other| other.key_id != key.key_id));
+            gone.map(|key| key.key_id.clone()).collect()
+        };
+        Gone {
+            x509: self.x509_ids(|_| true).into_iter().filter(|id| !has.contains(id)).collect(),
+            jwt: ids(&self.bundle.jwt_authorities, &next.bundle.jwt_authorities),
+            wit: ids(&self.bundle.wit_authorities, &next.bundle.wit_authorities),
+        }
     }
 
     /// Key IDs of tainted JWT authorities.
@@ -82,6 +100,14 @@ impl BundleForms {
     pub(crate) fn tainted_wit(&self) -> Vec<String> {
         self.bundle.wit_authorities.iter().filter(|a| a.tainted).map(|a| a.key_id.clone()).collect()
     }
+}
+
+/// Key IDs of authorities that were revoked, or whose time is over.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gone {
+    pub(crate) x509: Vec<Vec<u8>>,
+    pub(crate) jwt: Vec<String>,
+    pub(crate) wit: Vec<String>,
 }
 
 fn is_unreadable(bundle: &Bundle, der: &Arc<[u8]>) -> bool {
@@ -123,7 +149,7 @@ impl Bundles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use finial_core::{KeyType, X509Authority};
+    use finial_core::KeyType;
     use finial_crypto::PrivateKey;
 
     #[tokio::test]
@@ -149,6 +175,25 @@ mod tests {
         assert!(BundleForms::new(bundle.clone()).is_err(), "better what is known than nothing");
         bundle.x509_authorities.clear();
         assert!(BundleForms::new(bundle).is_ok(), "a domain may have no X.509 authorities");
+    }
+
+    #[test]
+    fn what_a_bundle_has_no_longer_is_gone() {
+        use crate::testing::TestCa;
+        let (one, two) = (TestCa::new("td"), TestCa::new("td"));
+        let forms = |roots: &[&TestCa], keys: &[&str]| {
+            let mut bundle = crate::cache::testing::bundle("td", keys).bundle.clone();
+            let root = |ca: &&TestCa| X509Authority { der: ca.root.clone(), tainted: false };
+            bundle.x509_authorities = roots.iter().map(root).collect();
+            bundle.wit_authorities = bundle.jwt_authorities.clone();
+            BundleForms::new(bundle).unwrap()
+        };
+        let before = forms(&[&one, &two], &["k1", "k2"]);
+        let id = Certificate::parse(one.root.clone()).unwrap().subject_key_id().unwrap().to_vec();
+        let keys = || vec!["k1".to_owned()];
+        let gone = before.gone_in(&forms(&[&two], &["k2", "k3"]));
+        assert_eq!(gone, Gone { x509: vec![id], jwt: keys(), wit: keys() });
+        assert_eq!(before.gone_in(&forms(&[&two, &one], &["k2", "k1"])), Gone::default());
     }
 
     #[test]

@@ -112,6 +112,12 @@ impl WitCache {
         self.changed.notify_one();
     }
 
+    /// Forgets those that were signed with one of these keys.
+    pub(crate) fn purge(&self, key_ids: &[String]) {
+        let signed = |svid: &CachedWit| svid.key_id.as_ref().is_some_and(|id| key_ids.contains(id));
+        self.state().svids.retain(|_, (svid, _)| !signed(svid));
+    }
+
     /// All of them, the least recently used first.
     pub(crate) fn all(&self) -> Vec<(EntryId, Arc<CachedWit>)> {
         let state = self.state();

@@ -12,6 +12,9 @@ use finial_proto::types;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Authorities that are gone and remembered.
+const GONE_MAX: usize = 64;
+
 impl Syncer {
     /// All bundles, if any of them changed: our own, and those of `domains`.
     pub(super) async fn take_bundles(
@@ -59,6 +62,19 @@ impl Syncer {
         }
     }
 
+    /// What was signed by authorities that are tainted, or gone (nobody trusts it), is not to be used any more.
+    pub(crate) fn leave_gone(&mut self, before: &BundleForms, own: &BundleForms) {
+        let back = own.gone_in(before).x509;
+        let gone = before.gone_in(own);
+        self.gone.retain(|key| !back.contains(key));
+        self.gone.extend(gone.x509);
+        self.gone.drain(..self.gone.len().saturating_sub(GONE_MAX));
+        self.tainted = own.tainted_x509();
+        self.tainted.extend(self.gone.iter().cloned());
+        self.cache().jwt.purge_tainted(&gone.jwt);
+        self.cache().wit.purge(&gone.wit);
+    }
+
     /// All bundles, if any of them changed: our own, and those of `domains`.
     pub(super) async fn fetch_bundles(
         &mut self,
@@ -90,14 +106,14 @@ impl Syncer {
             return None;
         }
         if !Arc::ptr_eq(&known.own, &bundles.own) {
-            self.own_bundle_changed(&bundles.own).await;
+            self.own_bundle_changed(&known.own, &bundles.own).await;
         }
         Some(bundles)
     }
 
-    async fn own_bundle_changed(&mut self, own: &BundleForms) {
+    async fn own_bundle_changed(&mut self, before: &BundleForms, own: &BundleForms) {
         store_bundle(&self.context, own).await;
-        self.tainted = own.tainted_x509();
+        self.leave_gone(before, own);
         let tainted_jwt = own.tainted_jwt();
         if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
             let removed = self.cache().jwt.purge_tainted(&tainted_jwt);

@@ -55,7 +55,10 @@ pub(crate) struct Syncer {
     unknown_since_ms: Option<i64>,
     /// Tainted keys that were dealt with.
     pub(crate) tainted_jwt_done: Vec<String>,
+    /// Key IDs of X.509 authorities that are not to be used any more.
     pub(crate) tainted: Vec<Vec<u8>>,
+    /// Those of them that are no longer in the bundle.
+    gone: Vec<Vec<u8>>,
     /// When it last looked for SVIDs to ask for.
     svids_updated: Option<Instant>,
     /// The server was told our version.
@@ -86,6 +89,7 @@ impl Syncer {
             unknown_since_ms: None,
             tainted_jwt_done: Vec::new(),
             tainted: Vec::new(),
+            gone: Vec::new(),
             svids_updated: None,
             posted: false,
             first_sync: None,

@@ -235,3 +235,29 @@ async fn health_says_that_the_agent_serves_without_its_server() {
     assert!(text.contains("last_sync_success"), "{text}");
     agent.stop().await;
 }
+
+/// An agent that was away while an authority was tainted, and until it was revoked, never heard of a taint.
+#[tokio::test]
+async fn tokens_of_an_authority_that_was_revoked_meanwhile_are_asked_for_again() {
+    let world = world().await;
+    let agent = world.started().await;
+    token(&agent).await.unwrap();
+    agent.stop().await;
+    let calls = world.server.calls("NewJWTSVID");
+    let kept = std::mem::take(&mut world.server.state().bundle.jwt_authorities);
+    let agent = world.started().await;
+    token(&agent).await.unwrap();
+    assert_eq!(world.server.calls("NewJWTSVID"), calls + 1, "nobody trusts the one that was kept");
+    // The same while it runs.
+    let mut bundles = agent.client().fetch_jwt_bundles(secure(Default::default())).await.unwrap().into_inner();
+    next(&mut bundles).await.unwrap();
+    world.server.state().bundle.jwt_authorities = kept;
+    next(&mut bundles).await.unwrap();
+    token(&agent).await.unwrap();
+    assert_eq!(world.server.calls("NewJWTSVID"), calls + 1);
+    world.server.state().bundle.jwt_authorities.clear();
+    next(&mut bundles).await.unwrap();
+    token(&agent).await.unwrap();
+    assert_eq!(world.server.calls("NewJWTSVID"), calls + 2);
+    agent.stop().await;
+}

@@ -232,7 +232,9 @@ async fn a_users_podman_is_asked_at_that_users_socket() {
         let docker = made(&format!("{template}\npodman_users = {users}")).unwrap();
         match attest(&docker, &in_podman_of(me)).await {
             Ok(_) => assert!(counts, "{users}"),
-            Err(error) => assert!(!counts && error.contains("podman_users does not name that user"), "{users}: {error}"),
+            Err(error) => {
+                assert!(!counts && error.contains("podman_users does not name that user"), "{users}: {error}")
+            }
         }
     }
     // Another's socket, to which a user leads us from his own.

@@ -126,11 +126,11 @@ impl Api {
 
 async fn read<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Result<T, String> {
     if !answer.status.is_success() {
-        let said = json::<Refusal>(&answer).await.map(|refusal| refusal.message);
+        let said = json::<Refusal>(answer).await.map(|refusal| refusal.message);
         let said = said.unwrap_or_else(|_| String::from_utf8_lossy(&answer.body).into_owned());
         return Err(format!("{}: {}", answer.status, said.chars().take(300).collect::<String>()));
     }
-    json(&answer).await
+    json(answer).await
 }
 
 /// A part of a path.

@@ -17,7 +17,7 @@ fn strangers() {
 }
 
 async fn asked(server: &Server) -> Answers {
-    let channel = stranger(&server);
+    let channel = stranger(server);
     let mut client = AgentClient::new(channel.clone());
     let mut answers = Answers::new();
     let step = |step| agents::AttestAgentRequest { step };

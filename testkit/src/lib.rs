@@ -20,4 +20,4 @@ pub use client::{Client, Serving};
 pub use database::{Database, DatabaseKind, Held, MariaDb, Postgres, PostgresPair, mariadb, postgres};
 pub use process::{Output, Process, Workdir, eventually, eventually_within, finial, free_port, uid};
 pub use proxy::{Proxy, Weather};
-pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, datastore, require_spire};
+pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, datastore, faketime, require_spire};

@@ -47,6 +47,19 @@ struct State {
     cuts: u64,
     open: Vec<Arc<Connection>>,
     closed: bool,
+    held: Option<HeldAnswer>,
+}
+
+/// An answer that is not passed on, nor anything after it on its connection.
+struct HeldAnswer {
+    /// How what it answers ends.
+    ends: &'static str,
+    /// How many such pieces of data are still to be let pass.
+    skip: u32,
+    /// Where it came.
+    connection: Option<Arc<Connection>>,
+    /// It was passed on to the target.
+    asked: bool,
 }
 
 struct Connection {
@@ -77,6 +90,7 @@ impl Proxy {
             cuts: 0,
             open: Vec::new(),
             closed: false,
+            held: None,
         };
         let shared = Arc::new(Shared { listener, state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
@@ -117,6 +131,24 @@ impl Proxy {
         state.open = stay;
         cut.iter().for_each(|c| c.cut());
         cut.len()
+    }
+
+    /// From now on, what the target answers to the `nth` piece of data (from 1) that ends with these words (zeros do not
+    /// count) stays here: it was done, and the caller does not hear of it. Before [`Proxy::release`].
+    pub fn hold_answer(&self, ends: &'static str, nth: u32) {
+        let held = HeldAnswer { ends, skip: nth.saturating_sub(1), connection: None, asked: false };
+        self.shared.lock().held = Some(held);
+    }
+
+    /// Whether that was asked.
+    pub fn holds_answer(&self) -> bool {
+        self.shared.lock().held.as_ref().is_some_and(|held| held.asked)
+    }
+
+    /// Holds nothing back any more.
+    pub fn release(&self) {
+        self.shared.lock().held = None;
+        self.shared.changed.notify_all();
     }
 
     /// How many connections are open, to all targets or to one port.
@@ -196,7 +228,7 @@ impl Shared {
         Some(connection)
     }
 
-    fn pump(&self, connection: &Connection, upwards: bool) {
+    fn pump(&self, connection: &Arc<Connection>, upwards: bool) {
         let (mut from, mut to) = (&connection.caller, &connection.target);
         if !upwards {
             std::mem::swap(&mut from, &mut to);
@@ -210,7 +242,11 @@ impl Shared {
             if !self.pass(connection, upwards) {
                 return;
             }
+            let held = upwards && buffer.get(..read).is_some_and(|bytes| self.holds(connection, bytes));
             let sent = buffer.get(..read).filter(|b| !b.is_empty()).map(|bytes| to.write_all(bytes));
+            if let (true, Some(held)) = (held, &mut self.lock().held) {
+                held.asked = true;
+            }
             if !matches!(sent, Some(Ok(()))) {
                 let _ = to.shutdown(How::Write);
                 return;
@@ -218,10 +254,24 @@ impl Shared {
         }
     }
 
-    /// Waits until what was read may be passed on; false when the connection has been cut meanwhile.
-    fn pass(&self, connection: &Connection, upwards: bool) -> bool {
+    /// Whether the answer to this is the one to be held.
+    fn holds(&self, connection: &Arc<Connection>, bytes: &[u8]) -> bool {
         let mut state = self.lock();
-        while state.weather == Weather::Hung && !connection.was_cut() {
+        let Some(held) = state.held.as_mut().filter(|held| held.connection.is_none()) else { return false };
+        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if !bytes.get(..end).is_some_and(|text| text.ends_with(held.ends.as_bytes())) {
+            return false;
+        }
+        let is_it = held.skip == 0;
+        held.skip = held.skip.saturating_sub(1);
+        held.connection = is_it.then(|| Arc::clone(connection));
+        is_it
+    }
+
+    /// Waits until what was read may be passed on; false when the connection has been cut meanwhile.
+    fn pass(&self, connection: &Arc<Connection>, upwards: bool) -> bool {
+        let mut state = self.lock();
+        while (state.weather == Weather::Hung || !upwards && state.holds(connection)) && !connection.was_cut() {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if let (Weather::Slow(pause), true) = (state.weather, upwards) {
@@ -229,6 +279,14 @@ impl Shared {
             std::thread::sleep(pause); // this is what it is for
         }
         !connection.was_cut()
+    }
+}
+
+impl State {
+    /// Whether this connection's answer is held.
+    fn holds(&self, connection: &Arc<Connection>) -> bool {
+        let held = self.held.as_ref().and_then(|held| held.connection.as_ref());
+        held.is_some_and(|held| Arc::ptr_eq(held, connection))
     }
 }
 

@@ -96,15 +96,18 @@ fn sqlite(file: &Path) -> String {
     format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display())
 }
 
-/// A time of day of a process's own, with libfaketime; how fast time passes stays the same.
-fn other_clock(ahead_seconds: i64) -> [(&'static str, PathBuf); 3] {
-    let libraries = Path::new("/usr/lib");
+/// libfaketime, which gives a process a time of its own.
+pub fn faketime() -> PathBuf {
     let named = |dir: &Path| dir.join("faketime/libfaketimeMT.so.1");
-    let found =
-        std::fs::read_dir(libraries).into_iter().flatten().flatten().map(|e| named(&e.path())).find(|p| p.exists());
-    let library = found.expect("libfaketime is not installed (Debian: apt-get install libfaketime; ./test does it)");
+    let mut found = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|e| named(&e.path()));
+    let found = found.find(|path| path.exists());
+    found.expect("libfaketime is not installed (Debian: apt-get install libfaketime; ./test does it)")
+}
+
+/// A time of day of a process's own; how fast time passes stays the same.
+fn other_clock(ahead_seconds: i64) -> [(&'static str, PathBuf); 3] {
     let ahead = format!("{ahead_seconds:+}s");
-    [("LD_PRELOAD", library), ("FAKETIME", ahead.into()), ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into())]
+    [("LD_PRELOAD", faketime()), ("FAKETIME", ahead.into()), ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into())]
 }
 
 /// The block of a key manager: by name, or as it is.

@@ -198,7 +198,10 @@ fn killed_at_each_step_of_writing_it_serves_what_it_had() {
     let mut killed = 0;
     for step in 1.. {
         let mut command = rig.agent.program();
-        command.env("LD_PRELOAD", &library).env("KILLED_AT", step.to_string());
+        command
+            .env("LD_PRELOAD", &library)
+            .env("KILLED_IN", "agent-cache.sealed.tmp")
+            .env("KILLED_AT", step.to_string());
         let log = rig.agent.dir.path().join(format!("step-{step}.log"));
         rig.agent.process = Process::start("agent", log, &mut command);
         let process = &mut rig.agent.process;

@@ -15,12 +15,12 @@ fn authority(server: &Server, standing: &str, field: &str) -> String {
     shown[standing][field].as_str().unwrap_or_default().to_owned()
 }
 
-fn order(server: &Server, step: &str, standing: &str) {
+pub(crate) fn order(server: &Server, step: &str, standing: &str) {
     let id = authority(server, standing, "authority_id");
     server.command(&["localauthority", "x509", step, "-authorityID", &id]).ok();
 }
 
-fn serials(server: &Server) -> Vec<String> {
+pub(crate) fn serials(server: &Server) -> Vec<String> {
     let listed = server.command(&["agent", "list"]).ok().stdout;
     let mut serials: Vec<_> =
         listed.lines().filter_map(|line| line.strip_prefix("Serial number")).map(str::to_owned).collect();
@@ -108,7 +108,7 @@ fn under_spire_agents_of_both_kinds_move_off_as_well() {
 }
 
 /// Writes a root where the `disk` plugin finds it, and returns its key ID.
-fn root(folder: &Path, name: &str) -> String {
+pub(crate) fn root(folder: &Path, name: &str) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
     let template = CaTemplate {

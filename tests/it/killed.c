@@ -1,7 +1,9 @@
-// Kills its process just before the KILLED_AT-th step of writing a sealed cache: opening, writing (half of it is written),
-// flushing, moving into place, flushing the folder.
+// Kills its process just before the KILLED_AT-th step of writing a file whose path contains KILLED_IN: opening (of one that is
+// being made), writing (half of it is written), flushing, moving into place, flushing the folder. KILLED_AT is a number, or the
+// path of a file that holds it while steps count.
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -15,13 +17,29 @@
 
 static atomic_int steps, began;
 
-static int is_last_step(void) {
+static int last(void) {
     const char *at = getenv("KILLED_AT");
-    return at && atomic_fetch_add(&steps, 1) + 1 == atoi(at);
+    if (!at || *at != '/') return at ? atoi(at) : 0;
+    FILE *file = access(at, F_OK) == 0 ? fopen(at, "r") : NULL;
+    int number = 0;
+    if (!file) return 0;
+    if (fscanf(file, "%d", &number) != 1) number = 0;
+    fclose(file);
+    return number;
+}
+
+static int is_last_step(void) {
+    int number = last();
+    return number && atomic_fetch_add(&steps, 1) + 1 == number;
 }
 
 static void step(void) {
     if (is_last_step()) kill(getpid(), SIGKILL);
+}
+
+static int is_named(const char *path) {
+    const char *in = getenv("KILLED_IN");
+    return in && strstr(path, in) != NULL;
 }
 
 static int is_ours(int fd) {
@@ -30,7 +48,7 @@ static int is_ours(int fd) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
-    return strstr(path, "agent-cache.sealed.tmp") != NULL;
+    return is_named(path);
 }
 
 int open64(const char *path, int flags, ...) {
@@ -38,7 +56,7 @@ int open64(const char *path, int flags, ...) {
     va_start(more, flags);
     mode_t mode = va_arg(more, mode_t);
     va_end(more);
-    if (strstr(path, "agent-cache.sealed.tmp")) {
+    if (flags & O_CREAT && is_named(path)) {
         began = 1;
         step();
     }
@@ -54,13 +72,28 @@ ssize_t write(int fd, const void *from, size_t count) {
     return next(fd, from, count);
 }
 
+ssize_t pwrite64(int fd, const void *from, size_t count, off64_t offset) {
+    ssize_t (*next)(int, const void *, size_t, off64_t) =
+        NEXT(ssize_t, "pwrite64", (int, const void *, size_t, off64_t));
+    if (is_ours(fd) && is_last_step()) {
+        next(fd, from, count / 2, offset);
+        kill(getpid(), SIGKILL);
+    }
+    return next(fd, from, count, offset);
+}
+
 int fsync(int fd) {
     // That of the folder, too.
-    if (began) step();
+    if (began || is_ours(fd)) step();
     return NEXT(int, "fsync", (int))(fd);
 }
 
+int fdatasync(int fd) {
+    if (is_ours(fd)) step();
+    return NEXT(int, "fdatasync", (int))(fd);
+}
+
 int rename(const char *from, const char *to) {
-    if (strstr(to, "agent-cache.sealed")) step();
+    if (is_named(from)) step();
     return NEXT(int, "rename", (const char *, const char *))(from, to);
 }

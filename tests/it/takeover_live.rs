@@ -325,7 +325,7 @@ fn events(workload: &Process) -> Vec<Value> {
 }
 
 /// A certificate authority and a node's certificate for x509pop.
-fn node_certificate(dir: &Workdir) {
+pub(crate) fn node_certificate(dir: &Workdir) {
     let openssl = |args: &str| {
         Output::of(Command::new("openssl").args(args.split(' ')).current_dir(dir.path())).ok();
     };

@@ -1,6 +1,6 @@
 //! A session that holds what it was asked to hold: how a test stops a server in the middle of a write.
 
-use super::{Database, Host};
+use super::{Database, Host, USER};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::PoisonError;
@@ -93,10 +93,10 @@ impl Database {
         if let Host::MariaDb(_) = self.host {
             let trigger = |table: &str, event: &str| {
                 let name = format!("CONCAT(DATABASE(), '.{table}')");
-                // The last lock stays, to tell who has written.
+                // The last lock stays, to tell that somebody else than ourselves has written.
                 format!(
-                    "CREATE TRIGGER {event}_{table} BEFORE {event} ON {table} FOR EACH ROW \
-                     DO GET_LOCK({name}, 60), RELEASE_LOCK({name}), GET_LOCK(CONCAT({name}, ' written'), 0);"
+                    "CREATE TRIGGER {event}_{table} BEFORE {event} ON {table} FOR EACH ROW DO GET_LOCK({name}, 60), \
+                     RELEASE_LOCK({name}), IF(USER() LIKE '{USER}@%', GET_LOCK(CONCAT({name}, ' written ', CONNECTION_ID()), 0), 0);"
                 )
             };
             let all = |table: &&str| ["INSERT", "UPDATE", "DELETE"].map(|event| trigger(table, event)).concat();
@@ -118,13 +118,11 @@ impl Database {
                 tables.iter().all(|table| written.contains(table))
             }
             Host::MariaDb(_) => {
-                let waits =
-                    "select id from information_schema.processlist where db = database() and state = 'User lock'";
-                let written = |table: &&str| {
-                    format!("coalesce(is_used_lock(concat(database(), '.{table} written')) in ({waits}), 0)")
-                };
-                let all: Vec<_> = tables.iter().map(written).collect();
-                tables.is_empty() || self.ask(&format!("select {}", all.join(" and "))).trim() == "1"
+                let written =
+                    |table: &&str| format!(" and is_used_lock(concat(database(), '.{table} written ', p.id)) = p.id");
+                let all: String = tables.iter().map(written).collect();
+                let waits = "information_schema.processlist p where p.db = database() and p.state = 'User lock'";
+                self.ask(&format!("select count(*) from {waits}{all}")).trim() != "0"
             }
         }
     }

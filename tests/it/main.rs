@@ -1,6 +1,7 @@
 //! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
 
 mod agent_commands;
+mod agent_kills;
 mod agent_outage;
 mod answers;
 mod answers_trust;

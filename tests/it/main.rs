@@ -25,6 +25,7 @@ mod kill_points;
 mod kubernetes;
 mod nested;
 mod nested_guide;
+mod oidc;
 mod outage;
 mod outage_renewal;
 mod outage_sqlite;

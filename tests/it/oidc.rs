@@ -28,7 +28,8 @@ fn both_documents_are_those_of_the_real_one() {
         "jwt_issuer = \"https://issuer.test\"\n jwks_uri = \"https://elsewhere.test/k\"",
         "server_path_prefix = \"/pre/\"\n allow_insecure_scheme = true\n set_key_use = true",
     ];
-    let paths = ["/.well-known/openid-configuration", "/keys", "/pre/keys", "/pre/.well-known/openid-configuration", "/"];
+    let paths =
+        ["/.well-known/openid-configuration", "/keys", "/pre/keys", "/pre/.well-known/openid-configuration", "/"];
     let headers: [&[&str]; 8] = [
         &["-H", "Host: x.test"],
         &["-H", "Host: x.test:8443"],
@@ -127,8 +128,10 @@ fn a_source_that_goes_away_leaves_the_last_keys_in_force() {
     // Nothing is known yet.
     let port = free_port();
     let nobody = "server_api { address = \"unix:///nonexistent/api.sock\" }";
-    let _provider =
-        Provider::begin(Flavor::Finial, &format!("domains = [\"x.test\"]\n insecure_addr = \"127.0.0.1:{port}\"\n{nobody}"));
+    let _provider = Provider::begin(
+        Flavor::Finial,
+        &format!("domains = [\"x.test\"]\n insecure_addr = \"127.0.0.1:{port}\"\n{nobody}"),
+    );
     let answer = eventually("it listens", || {
         let answer = curl(&[&format!("http://127.0.0.1:{port}/keys")]);
         if answer.status == 0 { Err("no answer".into()) } else { Ok(answer) }

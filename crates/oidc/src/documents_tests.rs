@@ -1,7 +1,7 @@
 use super::*;
 use finial_config::{OidcDocuments, OidcListen};
 use finial_core::{Bundle, JwtAuthority, KeyType, ManualClock, TrustDomain};
-use finial_crypto::{PrivateKey, Signer};
+use finial_crypto::PrivateKey;
 use http::Request;
 use std::sync::Arc;
 

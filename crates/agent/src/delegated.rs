@@ -16,7 +16,7 @@ use finial_proto::types;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "delegated_identity_api";
@@ -51,8 +51,9 @@ impl DelegatedApi {
 
     /// The view of who calls, if that is a delegate.
     async fn delegate<T>(&self, request: &Request<T>) -> Result<Arc<View>, Status> {
-        let view = self.0.attestation.view(caller_of(request)?).await.map_err(|_| attestation_failed())?;
-        self.check(&view.now())?;
+        let caller = caller_of(request)?;
+        let view = self.0.attestation.view(caller).await.map_err(|status| attestation_failed(&status))?;
+        self.check(&view.now()).map_err(|status| caller.refused(status))?;
         Ok(view)
     }
 
@@ -76,19 +77,20 @@ impl DelegatedApi {
         Box::new(move |state| this.check(state))
     }
 
-    /// The view of the workload that is asked for.
-    async fn workload(&self, pid: i32, selectors: Vec<types::Selector>) -> Result<Arc<View>, Status> {
+    /// The view of the workload that is asked for, and its process, if it was named by that.
+    async fn workload(&self, pid: i32, selectors: Vec<types::Selector>) -> Result<(Arc<View>, Option<Caller>), Status> {
         match (selectors.is_empty(), pid) {
             (true, 0) | (false, 1.. | ..=-1) => {
                 Err(Status::invalid_argument("must provide either selectors or non-zero PID, but not both"))
             }
-            (false, 0) => Ok(self.0.cache.view(&parse(selectors)?)),
+            (false, 0) => Ok((self.0.cache.view(&parse(selectors)?), None)),
             (true, pid) => {
                 let process = Caller::of_pid(pid).map_err(|error| {
                     tracing::error!(subsystem_name = SUBSYSTEM, pid, %error, "Workload attestation failed");
-                    attestation_failed()
+                    attestation_failed(&Status::unknown("there is no such process"))
                 })?;
-                self.0.attestation.view(&process).await.map_err(|_| attestation_failed())
+                let view = self.0.attestation.view(&process).await.map_err(|status| attestation_failed(&status))?;
+                Ok((view, Some(process)))
             }
         }
     }
@@ -101,7 +103,7 @@ impl DelegatedApi {
         let started = Instant::now();
         let delegate = self.delegate(&request).await?;
         let api::SubscribeToX509sviDsRequest { selectors, pid } = request.into_inner();
-        let view = self.workload(pid, selectors).await?;
+        let (view, _) = self.workload(pid, selectors).await?;
         let subscription = self.0.cache.subscribe(&view);
         let states = subscription.states();
         let metrics = self.0.attestation.metrics.clone();
@@ -141,7 +143,7 @@ impl DelegatedApi {
         check_audience(&request.get_ref().audience)?;
         self.delegate(&request).await?;
         let api::FetchJwtsviDsRequest { audience, selectors, pid } = request.into_inner();
-        let view = self.workload(pid, selectors).await?;
+        let (view, process) = self.workload(pid, selectors).await?;
         let mut svids = Vec::new();
         for entry in view.now().records().iter().map(|r| &r.entry).filter(|e| !e.is_privileged()) {
             let svid = self.0.jwt.fetch(entry, &audience).await;
@@ -156,7 +158,11 @@ impl DelegatedApi {
         }
         if svids.is_empty() {
             tracing::error!(subsystem_name = SUBSYSTEM, "No identity issued");
-            return Err(Status::permission_denied("no identity issued"));
+            let status = Status::permission_denied("no identity issued");
+            return Err(match process {
+                Some(process) => process.refused(status),
+                None => status,
+            });
         }
         Ok(api::FetchJwtsviDsResponse { svids })
     }
@@ -166,8 +172,9 @@ impl DelegatedApi {
     }
 }
 
-fn attestation_failed() -> Status {
-    Status::unavailable("workload attestation failed")
+/// As SPIRE says it, whatever it was; attestors that failed are named.
+fn attestation_failed(status: &Status) -> Status {
+    Status::with_details(Code::Unavailable, "workload attestation failed", Bytes::copy_from_slice(status.details()))
 }
 
 fn parse(selectors: Vec<types::Selector>) -> Result<SelectorSet, Status> {

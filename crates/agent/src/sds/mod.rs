@@ -130,9 +130,10 @@ impl SdsApi {
         }
         let answer = wanted.answer(&view.now(), settings);
         drop(subscription);
-        answer.inspect_err(|status| {
+        answer.map_err(|status| {
             let (pid, error) = (caller.peer.pid, status.message());
             tracing::error!(subsystem_name = SUBSYSTEM, pid, error, "Error building fetch secrets response");
+            caller.refused(status)
         })
     }
 }

@@ -199,7 +199,8 @@ impl<P: Protocol> Stream for SecretStream<P> {
                 Err(status) => {
                     let (pid, error) = (this.caller.peer.pid, status.message());
                     tracing::error!(subsystem_name = SUBSYSTEM, pid, error, "Error building stream secrets response");
-                    return Poll::Ready(this.end(Some(status)).map(Err));
+                    let refused = this.caller.refused(status);
+                    return Poll::Ready(this.end(Some(refused)).map(Err));
                 }
             }
             match this.poll_request(cx) {

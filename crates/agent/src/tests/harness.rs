@@ -132,6 +132,8 @@ pub(super) struct World {
     pub(super) stop_server: Shutdown,
     pub(super) puzzle: bool,
     pub(super) stores: Vec<Arc<dyn SvidStore>>,
+    /// Beside the usual one.
+    pub(super) more_attestors: Vec<Arc<dyn WorkloadAttestor>>,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -166,7 +168,8 @@ impl World {
             meanwhile: Mutex::default(),
         });
         let (keys, puzzle, clock) = (Arc::default(), false, Arc::new(SystemClock));
-        Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, stores: Vec::new(), clock }
+        let (stores, more_attestors) = (Vec::new(), Vec::new());
+        Self { server, attestor, keys, dir, supervisor, settings, stop_server, puzzle, stores, more_attestors, clock }
     }
 
     pub(super) fn start(&self) -> Running {
@@ -177,13 +180,15 @@ impl World {
             settings.join_token = None;
         }
         let socket = settings.socket_path.clone().unwrap();
+        let mut attestors: Vec<Arc<dyn WorkloadAttestor>> = vec![self.attestor.clone()];
+        attestors.extend(self.more_attestors.iter().cloned());
         let agent = Agent {
             settings,
             plugins: AgentPlugins {
                 key_manager: self.keys.clone(),
                 keys_are_volatile: false,
                 node_attestor: ("puzzle".to_owned(), node_attestor),
-                workload_attestors: vec![self.attestor.clone()],
+                workload_attestors: attestors,
                 svid_stores: self.stores.clone(),
                 host: Arc::default(),
             },

@@ -1,15 +1,23 @@
 //! X.509-SVIDs and bundles on the Workload API.
 
 use super::fake::{wire_bundle, wire_entry};
-use super::harness::{StandsStill, World, next, secure, until};
+use super::harness::{Running, StandsStill, World, next, secure, until, within};
+use super::sds::asked;
+use finial_core::{Selector, SpiffeId};
 use finial_crypto::{Certificate, TrustRoots, verify_x509_svid};
+use finial_net::client::uds_channel;
+use finial_plugin::{Peer, PluginError, WorkloadAttestor};
+use finial_proto::agent::delegatedidentity as delegated;
+use finial_proto::agent::delegatedidentity::delegated_identity_client::DelegatedIdentityClient;
+use finial_proto::convert::error_info;
 use finial_proto::health::{HealthCheckRequest, health_client::HealthClient};
 use finial_proto::workload::*;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tonic::{Code, Request};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 
 #[tokio::test]
 async fn a_workload_gets_a_verifiable_svid_with_its_key() {
@@ -175,14 +183,121 @@ async fn a_connection_is_attested_once_as_long_as_nothing_changes() {
     agent.stop().await;
 }
 
+/// Fails, for a reason that is not for everybody.
+struct Broken;
+
+#[async_trait::async_trait]
+impl WorkloadAttestor for Broken {
+    fn name(&self) -> &str {
+        "second"
+    }
+
+    async fn attest(&self, _: &Peer<'_>) -> Result<Vec<Selector>, PluginError> {
+        Err(PluginError::internal("broken: /somebody/elses/path"))
+    }
+}
+
+fn delegate(world: &World) -> DelegatedIdentityClient<Channel> {
+    DelegatedIdentityClient::new(uds_channel(world.settings.admin_socket_path.as_deref().unwrap()))
+}
+
+/// The refusal of one that asks for tokens in the name of this process.
+async fn refused_delegate(world: &World) -> Option<Status> {
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let jwt = delegated::FetchJwtsviDsRequest { audience: vec!["a".into()], selectors: Vec::new(), pid };
+    within(delegate(world).fetch_jwtsvi_ds(jwt)).await.err()
+}
+
+/// Refusals by all methods of the Workload API and by the others that attest who calls, by their names.
+async fn refusals(world: &World, agent: &Running) -> Vec<(&'static str, Status)> {
+    let mut workload = agent.client();
+    let jwt = JwtsvidRequest { audience: vec!["a".into()], ..Default::default() };
+    let mut refused = vec![
+        ("FetchX509SVID", agent.x509_once().await.err()),
+        ("FetchX509Bundles", workload.fetch_x509_bundles(secure(X509BundlesRequest {})).await.err()),
+        ("FetchJWTSVID", workload.fetch_jwtsvid(secure(jwt)).await.err()),
+        ("FetchJWTBundles", workload.fetch_jwt_bundles(secure(JwtBundlesRequest {})).await.err()),
+        ("FetchSecrets", within(agent.sds().fetch_secrets(asked(&["spiffe://td/no"]))).await.err()),
+    ];
+    let one = tokio_stream::once(asked(&["spiffe://td/no"]));
+    let streamed = match within(agent.sds().stream_secrets(one)).await {
+        Ok(stream) => next(&mut stream.into_inner()).await.err(),
+        Err(status) => Some(status),
+    };
+    refused.push(("StreamSecrets", streamed));
+    let svids = delegate(world).subscribe_to_x509svi_ds(delegated::SubscribeToX509sviDsRequest::default()).await;
+    refused.push(("SubscribeToX509SVIDs", svids.err()));
+    refused.push(("FetchJWTSVIDs", refused_delegate(world).await));
+    refused.into_iter().map(|(name, status)| (name, status.unwrap_or_else(|| panic!("{name} answers")))).collect()
+}
+
+/// The attestors that are said to have failed, and no more than that.
+fn blamed(status: &Status) -> Vec<(String, String)> {
+    let shown = String::from_utf8_lossy(status.details()).into_owned();
+    assert!(!shown.contains("broken") && !shown.contains("/somebody"), "{shown}");
+    let info = error_info(status).unwrap_or_default();
+    assert!(info.metadata.is_empty() || info.reason == "WORKLOAD_ATTESTORS_FAILED", "{info:?}");
+    info.metadata.into_iter().collect()
+}
+
+fn failed(name: &str) -> (String, String) {
+    (name.to_owned(), "failed; the agent's log says why".to_owned())
+}
+
 #[tokio::test]
-async fn failed_attestation_is_not_an_empty_set_of_selectors() {
+async fn failed_attestation_is_not_an_empty_set_of_selectors_and_says_which_attestors_failed() {
     let mut world = World::new().await;
     world.settings.allow_unauthenticated_verifiers = true;
+    world.more_attestors.push(Arc::new(Broken));
     let agent = world.started().await;
     *world.attestor.fail.lock().unwrap() = true;
-    let error = agent.x509_once().await.unwrap_err();
-    assert_eq!((error.code(), error.message()), (Code::Unavailable, "workload attestation failed"));
+    for (method, status) in refusals(&world, &agent).await {
+        let told = (status.code(), status.message());
+        assert_eq!(told, (Code::Unavailable, "workload attestation failed"), "{method}");
+        assert_eq!(blamed(&status), [failed("second"), failed("test")], "{method}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn who_gets_no_identity_is_told_which_attestors_failed() {
+    let mut world = World::new().await;
+    world.settings.authorized_delegates = vec![SpiffeId::parse("spiffe://td/delegate").unwrap()];
+    world.more_attestors.push(Arc::new(Broken));
+    world.entry("e1", "/web", &["test:any", "second:any"]);
+    let agent = world.started().await;
+    for (method, status) in refusals(&world, &agent).await {
+        if !method.ends_with("Secrets") {
+            let told = (status.code(), status.message());
+            assert_eq!(told, (Code::PermissionDenied, "no identity issued"), "{method}");
+        }
+        assert_eq!(blamed(&status), [failed("second")], "{method}");
+    }
+    agent.stop().await;
+    // Nobody is blamed where nobody failed.
+    world.more_attestors.clear();
+    let agent = world.started().await;
+    for (method, status) in refusals(&world, &agent).await {
+        assert!(status.details().is_empty(), "{method}: {status:?}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_delegate_is_told_which_attestors_failed_for_the_process_that_it_names() {
+    let mut world = World::new().await;
+    world.settings.authorized_delegates = vec![SpiffeId::parse("spiffe://td/delegate").unwrap()];
+    world.more_attestors.push(Arc::new(Broken));
+    // Privileged: of all that this process may have, a delegate gets nothing.
+    let mut entry = wire_entry("e1", "/delegate", &["test:any"]);
+    entry.admin = true;
+    world.server.state().entries.insert("e1".into(), entry);
+    let agent = world.started().await;
+    // What the others found is enough for who needs no more.
+    assert_eq!(agent.x509_once().await.unwrap().svids[0].spiffe_id, "spiffe://td/delegate");
+    let refused = refused_delegate(&world).await.unwrap();
+    assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, "no identity issued"));
+    assert_eq!(blamed(&refused), [failed("second")]);
     agent.stop().await;
 }
 

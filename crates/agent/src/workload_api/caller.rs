@@ -6,8 +6,10 @@ use crate::cache::{Cache, View};
 use finial_core::{Selector, SelectorSet};
 use finial_net::unix::{PeerError, PeerInfo, UnixConnection};
 use finial_plugin::{Peer, WorkloadAttestor};
+use finial_proto::convert::{ErrorInfo, with_error_info};
 use finial_runtime::Metrics;
 use rustix::fs::{AtFlags, fstat, statat};
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +23,8 @@ use tonic::transport::server::Connected;
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "workload_attestor";
+/// As details of an answer say it.
+const ATTESTORS_FAILED: &str = "WORKLOAD_ATTESTORS_FAILED";
 
 /// For how long selectors of a connection's process are believed, while nothing that we look at on each call changed.
 const ATTESTED_FOR: Duration = Duration::from_secs(5);
@@ -58,12 +62,26 @@ impl Print {
     }
 }
 
+/// What a caller is told of attestors that failed: a sentence by name. Why they failed may be none of its business.
+type Failed = BTreeMap<String, String>;
+
+/// The failure, with the names of the attestors that are to blame.
+fn explained(status: &Status, reason: &str, failed: &Failed) -> Status {
+    let info = ErrorInfo { reason: reason.to_owned(), domain: "finial".to_owned(), metadata: failed.clone() };
+    with_error_info(status, &info)
+}
+
+fn attestation_failed(reason: &str, failed: &Failed) -> Status {
+    explained(&Status::unavailable("workload attestation failed"), reason, failed)
+}
+
 /// What came of attesting a process.
 #[derive(Clone)]
 struct Attested {
     /// When it began.
     at: Instant,
     print: Option<Print>,
+    failed: Arc<Failed>,
     view: Result<Arc<View>, Status>,
 }
 
@@ -102,6 +120,14 @@ impl Caller {
         Print::of(&self.peer)
     }
 
+    /// Why it is refused: attestors that failed may be the reason that it has no identity.
+    pub(crate) fn refused(&self, status: Status) -> Status {
+        match self.attested() {
+            Some(Attested { failed, .. }) if !failed.is_empty() => explained(&status, ATTESTORS_FAILED, &failed),
+            _ => status,
+        }
+    }
+
     fn check_alive(&self) -> Result<(), Status> {
         if self.peer.handle.is_alive() {
             return Ok(());
@@ -116,7 +142,7 @@ impl Caller {
 
     /// The view that still holds, if nothing changed.
     fn remembered(&self) -> Option<Arc<View>> {
-        let Attested { at, print, view } = self.attested()?;
+        let Attested { at, print, view, .. } = self.attested()?;
         let view = view.ok()?;
         let fresh = at.elapsed() < ATTESTED_FOR && print.is_some() && self.print() == print;
         fresh.then_some(view)
@@ -124,7 +150,7 @@ impl Caller {
 
     /// What came of an attestation that began after a call came: the call's own would have been no other.
     fn since(&self, came: Instant) -> Option<Result<Arc<View>, Status>> {
-        let Attested { at, print, view } = self.attested()?;
+        let Attested { at, print, view, .. } = self.attested()?;
         (at > came && (view.is_err() || self.print() == print)).then_some(view)
     }
 }
@@ -135,6 +161,18 @@ pub(crate) struct Report {
     pub(crate) took: Duration,
     /// Or why it failed.
     pub(crate) result: Result<Vec<Selector>, String>,
+    /// It failed because it did not answer in time.
+    late: bool,
+}
+
+/// What a caller is told of those that failed.
+fn failed(reports: &[Report]) -> Failed {
+    let failed = reports.iter().filter(|report| report.result.is_err());
+    let says = |report: &Report| match report.late {
+        true => "did not answer in time",
+        false => "failed; the agent's log says why",
+    };
+    failed.map(|report| (report.name.clone(), says(report).to_owned())).collect()
 }
 
 /// What all attestors said of a process that did not change meanwhile.
@@ -166,7 +204,7 @@ impl Attestation {
                 pid = caller.peer.pid,
                 "Too many calls wait for the workload's attestation"
             );
-            return Err(Status::unavailable("workload attestation failed"));
+            return Err(attestation_failed("TOO_MANY_CALLS", &Failed::new()));
         };
         caller.check_alive()?;
         if let Some(view) = caller.remembered() {
@@ -185,10 +223,12 @@ impl Attestation {
         let began = Instant::now();
         match self.look(caller).await {
             Ok(Look { at, print, reports }) => {
-                let view = self.selectors(caller, reports).map(|selectors| self.cache.view(&selectors));
-                Attested { at, print, view }
+                let failed = failed(&reports);
+                let selectors = self.selectors(caller, reports, &failed);
+                let view = selectors.map(|selectors| self.cache.view(&selectors));
+                Attested { at, print, failed: Arc::new(failed), view }
             }
-            Err(status) => Attested { at: began, print: None, view: Err(status) },
+            Err(status) => Attested { at: began, print: None, failed: Arc::default(), view: Err(status) },
         }
     }
 
@@ -199,26 +239,28 @@ impl Attestation {
     }
 
     async fn look(&self, caller: &Caller) -> Result<Look, Status> {
+        let mut blamed = Failed::new();
         for _ in 0..LOOKS_MAX {
             let print = caller.print();
             let at = Instant::now();
             let call = self.metrics.call("workload_api.workload_attestation");
             let reports = futures::future::join_all(self.attestors.iter().map(|a| self.ask(a, caller))).await;
-            let failed = !reports.is_empty() && reports.iter().all(|report| report.result.is_err());
-            call.finish(if failed { "Unknown" } else { "OK" });
+            let none = !reports.is_empty() && reports.iter().all(|report| report.result.is_err());
+            call.finish(if none { "Unknown" } else { "OK" });
             // Otherwise we might have attested another process with the same number.
             caller.check_alive()?;
             if caller.print() == print {
                 return Ok(Look { at, print, reports });
             }
             // The selectors are in part those of the program or user before.
+            blamed = failed(&reports);
         }
         tracing::error!(
             subsystem_name = SUBSYSTEM,
             pid = caller.peer.pid,
             "The workload changed while it was attested"
         );
-        Err(Status::unavailable("workload attestation failed"))
+        Err(attestation_failed("WORKLOAD_CHANGED", &blamed))
     }
 
     async fn ask(&self, attestor: &Arc<dyn WorkloadAttestor>, caller: &Caller) -> Report {
@@ -227,7 +269,9 @@ impl Attestation {
         let mut call = self.metrics.call("workload_api.workload_attestor");
         call.label("attestor", name);
         let started = Instant::now();
-        let result = match tokio::time::timeout(ATTESTOR_TIMEOUT, attestor.attest(&peer)).await {
+        let answer = tokio::time::timeout(ATTESTOR_TIMEOUT, attestor.attest(&peer)).await;
+        let late = answer.is_err();
+        let result = match answer {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err("it took too long".to_owned()),
         };
@@ -235,11 +279,11 @@ impl Attestation {
         if let Err(error) = &result {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, pid = caller.peer.pid, "workload attestor {name:?} failed");
         }
-        Report { name: name.to_owned(), took: started.elapsed(), result }
+        Report { name: name.to_owned(), took: started.elapsed(), result, late }
     }
 
     /// All selectors, if any attestor had an answer.
-    fn selectors(&self, caller: &Caller, reports: Vec<Report>) -> Result<SelectorSet, Status> {
+    fn selectors(&self, caller: &Caller, reports: Vec<Report>, failed: &Failed) -> Result<SelectorSet, Status> {
         let (all, mut successes) = (reports.len(), 0);
         let mut selectors = Vec::<Selector>::new();
         for found in reports.into_iter().filter_map(|report| report.result.ok()) {
@@ -248,7 +292,7 @@ impl Attestation {
         }
         if successes == 0 && all > 0 {
             tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, "Workload attestation failed");
-            return Err(Status::unavailable("workload attestation failed"));
+            return Err(attestation_failed(ATTESTORS_FAILED, failed));
         }
         if successes < all {
             tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, "Failed to collect all selectors");
@@ -353,6 +397,15 @@ mod tests {
         assert_eq!(stuck.0.load(Ordering::SeqCst), 2, "one that began before the others came, and one for all of them");
         assert!(attestation.view(&caller).await.is_err());
         assert_eq!(stuck.0.load(Ordering::SeqCst), 3, "it is not remembered for those who come later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_answer_in_time_is_named() {
+        let (_, attestation, caller) = stuck();
+        let status = attestation.view(&caller).await.err().unwrap();
+        let ErrorInfo { reason, domain, metadata } = finial_proto::convert::error_info(&status).unwrap();
+        assert_eq!((reason.as_str(), domain.as_str()), (ATTESTORS_FAILED, "finial"));
+        assert_eq!(metadata, Failed::from([("stuck".to_owned(), "did not answer in time".to_owned())]));
     }
 
     #[tokio::test(start_paused = true)]

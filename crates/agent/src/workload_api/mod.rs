@@ -197,7 +197,7 @@ impl WorkloadApi {
                 tracing::error!(subsystem_name = SUBSYSTEM, pid = caller.peer.pid, registered = false, selectors = %shown.join(","), "No identity issued");
             }
         }
-        Status::permission_denied("no identity issued")
+        caller.refused(Status::permission_denied("no identity issued"))
     }
 
     fn may_log(&self, selector: &Selector) -> bool {

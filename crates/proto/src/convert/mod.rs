@@ -16,7 +16,8 @@ pub use entry::{
 };
 pub use node::{agent_from_proto, agent_to_proto, json_to_struct, mask_agent};
 pub use status::{
-    code_of, fault_of_status, item_fault, item_ok, kind_of, permission_denied, permission_denied_reason, status_of,
+    ErrorInfo, code_of, error_info, fault_of_status, item_fault, item_ok, kind_of, permission_denied,
+    permission_denied_reason, status_of, with_error_info,
 };
 
 use finial_core::{EntryIdError, SelectorError, SpiffeIdError};

@@ -5,9 +5,25 @@ use crate::{rpc, types};
 use bytes::Bytes;
 use finial_core::{ErrorKind, Fault};
 use prost::Message;
+use std::collections::BTreeMap;
 use tonic::{Code, Status};
 
 const DETAILS_URL: &str = "type.googleapis.com/spire.api.types.PermissionDeniedDetails";
+const ERROR_INFO_URL: &str = "type.googleapis.com/google.rpc.ErrorInfo";
+
+/// `google.rpc.ErrorInfo`: what programs may make of a failure, and people read beside its message.
+#[derive(Clone, PartialEq, Message)]
+pub struct ErrorInfo {
+    /// What went wrong, in `UPPER_SNAKE_CASE`.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    /// Who says so; reasons are unique within it.
+    #[prost(string, tag = "2")]
+    pub domain: String,
+    /// What more there is to say.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub metadata: BTreeMap<String, String>,
+}
 
 /// The gRPC code of a kind.
 pub fn code_of(kind: ErrorKind) -> Code {
@@ -63,13 +79,34 @@ pub fn item_fault(fault: &Fault) -> types::Status {
     types::Status { code: code_of(fault.kind) as i32, message: fault.message.clone() }
 }
 
+/// A failure with the one detail that it has.
+fn with_detail(code: Code, message: &str, type_url: &str, detail: &impl Message) -> Status {
+    let any = prost_types::Any { type_url: type_url.to_owned(), value: detail.encode_to_vec() };
+    let status = rpc::Status { code: code as i32, message: message.to_owned(), details: vec![any] };
+    Status::with_details(code, message, Bytes::from(status.encode_to_vec()))
+}
+
+/// The first detail of a type.
+fn detail<T: Message + Default>(status: &Status, type_url: &str) -> Option<T> {
+    let status = rpc::Status::decode(status.details()).ok()?;
+    let any = status.details.iter().find(|any| any.type_url == type_url)?;
+    T::decode(&any.value[..]).ok()
+}
+
 /// A refusal that tells an agent what to do next.
 pub fn permission_denied(message: &str, reason: Reason) -> Status {
     let details = types::PermissionDeniedDetails { reason: reason.into() };
-    let any = prost_types::Any { type_url: DETAILS_URL.to_owned(), value: details.encode_to_vec() };
-    let code = Code::PermissionDenied;
-    let status = rpc::Status { code: code as i32, message: message.to_owned(), details: vec![any] };
-    Status::with_details(code, message, Bytes::from(status.encode_to_vec()))
+    with_detail(Code::PermissionDenied, message, DETAILS_URL, &details)
+}
+
+/// The same failure, and why.
+pub fn with_error_info(status: &Status, info: &ErrorInfo) -> Status {
+    with_detail(status.code(), status.message(), ERROR_INFO_URL, info)
+}
+
+/// Reads what [`with_error_info`] and others attach.
+pub fn error_info(status: &Status) -> Option<ErrorInfo> {
+    detail(status, ERROR_INFO_URL)
 }
 
 /// Reads what [`permission_denied`] and SPIRE attach.
@@ -77,9 +114,7 @@ pub fn permission_denied_reason(status: &Status) -> Option<Reason> {
     if status.code() != Code::PermissionDenied {
         return None;
     }
-    let status = rpc::Status::decode(status.details()).ok()?;
-    let any = status.details.iter().find(|any| any.type_url == DETAILS_URL)?;
-    Reason::try_from(types::PermissionDeniedDetails::decode(&any.value[..]).ok()?.reason).ok()
+    Reason::try_from(detail::<types::PermissionDeniedDetails>(status, DETAILS_URL)?.reason).ok()
 }
 
 #[cfg(test)]
@@ -125,5 +160,15 @@ mod tests {
             permission_denied_reason(&Status::with_details(Code::PermissionDenied, "x", Bytes::from("\u{1}"))),
             None
         );
+    }
+
+    #[test]
+    fn failures_carry_their_why_through_headers() {
+        let metadata = BTreeMap::from([("k8s".to_owned(), "did not answer in time".to_owned())]);
+        let info = ErrorInfo { reason: "SLOW".into(), domain: "finial".into(), metadata };
+        let sent = with_error_info(&Status::unavailable("no"), &info).into_http::<tonic::body::Body>();
+        let got = Status::from_header_map(sent.headers()).unwrap();
+        assert_eq!((got.code(), got.message(), error_info(&got)), (Code::Unavailable, "no", Some(info)));
+        assert_eq!(error_info(&Status::unavailable("no")), None);
     }
 }

@@ -95,12 +95,35 @@ fn read(id: libc::c_long) -> Result<Vec<u8>, Errno> {
 mod tests {
     use super::*;
 
+    /// `KEYCTL_INVALIDATE`.
+    const INVALIDATE: libc::c_long = 21;
+
+    /// Takes the key away: the kernel keeps it for the user otherwise.
+    struct Gone(String);
+
+    impl Drop for Gone {
+        fn drop(&mut self) {
+            if let Ok(id) = search(&CString::new(self.0.as_str()).unwrap()) {
+                let _ = keyctl(INVALIDATE, id, 0, 0, 0);
+            }
+        }
+    }
+
+    /// Whether a container's filter of system calls is what forbids them.
+    fn filtered() -> bool {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
+    }
+
     #[test]
     fn a_key_is_made_once_and_found_again_by_any_thread() {
-        let name = format!("finial-test:{}", std::process::id());
+        let gone = Gone(format!("finial-test:{}", std::process::id()));
+        let name = gone.0.clone();
         let first = match user_key(&name, || vec![1; 32]) {
-            Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {
-                eprintln!("skipped: this kernel lends no keyrings");
+            Err(error @ (Errno::NOSYS | Errno::PERM | Errno::ACCESS)) => {
+                let promised = ["CI", "FINIAL_REAL_SPIRE"].iter().any(|name| std::env::var_os(name).is_some());
+                assert!(!promised || filtered(), "keyrings are refused, and not by a filter of system calls: {error}");
+                eprintln!("SKIPPED: the kernel's keyring is refused here ({error}); nothing of it was tested");
                 return;
             }
             other => other.unwrap(),

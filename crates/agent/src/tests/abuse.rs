@@ -21,6 +21,8 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
+/// The code of a connection's end for one that asks too much.
+const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// HTTP/2 by hand: what no library would do.
 struct Raw {
@@ -77,6 +79,45 @@ async fn frame_from(read: &mut OwnedReadHalf) -> Option<(u8, u8, u32, Vec<u8>)> 
     let mut payload = vec![0; usize::try_from(length).unwrap()];
     read.read_exact(&mut payload).await.ok()?;
     Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+}
+
+/// What came of a connection.
+#[derive(Debug, Default)]
+struct Fate {
+    /// Pings that were answered, each in its turn.
+    pongs: u64,
+    /// Settings that were acknowledged.
+    settings: usize,
+    /// The last stream that was answered.
+    last_answered: u32,
+    /// The last stream that was looked at, and why there are to be no more.
+    goodbye: Option<(u32, u32)>,
+    /// It ended before the last ping was answered.
+    hung_up: bool,
+}
+
+/// What is answered to a ping that comes last.
+const LAST: &[u8; 8] = b"the last";
+
+/// Reads until the last ping is answered, or there is no more.
+async fn fate(read: &mut OwnedReadHalf) -> Fate {
+    let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+    let mut fate = Fate::default();
+    while let Some((kind, flags, stream, payload)) = frame_from(read).await {
+        match (kind, flags) {
+            (PING, 1) if payload == LAST => return fate,
+            (PING, 1) => {
+                assert_eq!(payload, fate.pongs.to_be_bytes(), "in order");
+                fate.pongs += 1;
+            }
+            (SETTINGS, 1) => fate.settings += 1,
+            (GOAWAY, _) => fate.goodbye = Some((number(&payload[..4]), number(&payload[4..8]))),
+            (HEADERS, _) => fate.last_answered = fate.last_answered.max(stream),
+            _ => {}
+        }
+    }
+    fate.hung_up = true;
+    fate
 }
 
 /// Other workloads get what is theirs, and what changes.
@@ -172,26 +213,38 @@ async fn one_that_never_reads_holds_nobody_up_and_is_hung_up_on() {
 }
 
 #[tokio::test]
-async fn floods_of_calls_that_are_given_up_pings_and_settings_end_the_connection_or_are_borne() {
+async fn floods_of_calls_that_are_given_up_end_the_connection_and_those_of_pings_and_settings_are_answered() {
+    const CALLS: u32 = 20_000;
+    const MANY: usize = 100_000;
     let world = World::new().await;
     world.entry("e1", "/web", &["test:any"]);
     let agent = world.started().await;
     let cancelled = |number: u32| [call(2 * number + 1), frame(RST_STREAM, 0, 2 * number + 1, &[0, 0, 0, 8])].concat();
     let floods: [Vec<u8>; 4] = [
-        (0..20_000).flat_map(cancelled).collect(),
-        frame(PING, 0, 0, &[7; 8]).repeat(100_000),
-        frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9]).repeat(100_000),
-        frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(100_000),
+        (0..CALLS).flat_map(cancelled).collect(),
+        (0..MANY as u64).flat_map(|number| frame(PING, 0, 0, &number.to_be_bytes())).collect(),
+        frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 9]).repeat(MANY),
+        frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(MANY),
     ];
     for (number, flood) in floods.iter().enumerate() {
-        let mut raw = Raw::connect(&agent.socket).await;
-        let sending = raw.send(flood, Instant::now() + DEADLINE);
+        let Raw { mut read, mut write } = Raw::connect(&agent.socket).await;
+        let all = [&flood[..], &frame(PING, 0, 0, LAST)].concat();
         let others = others_are_served(&world, &agent, number);
-        // It is either hung up on, or what it does not read stops it, or all is taken: others are served meanwhile.
-        tokio::select! {
-            _ = async { tokio::join!(sending, std::future::pending::<()>()) } => {}
-            () = others => {}
+        // Others are served meanwhile.
+        let flooding = async { tokio::join!(write.write_all(&all), fate(&mut read)) };
+        let ((sent, fate), ()) = tokio::join!(within(flooding), others);
+        if number == 0 {
+            let (last, why) = fate.goodbye.unwrap_or_else(|| panic!("{fate:?}"));
+            assert_eq!(why, ENHANCE_YOUR_CALM, "{fate:?}");
+            assert!(fate.hung_up && fate.last_answered <= last && last < 2 * CALLS, "{fate:?}");
+            continue;
         }
+        assert!(sent.is_ok() && !fate.hung_up && fate.goodbye.is_none(), "{fate:?}");
+        assert_eq!(fate.pongs, if number == 1 { MANY as u64 } else { 0 }, "each is answered");
+        assert_eq!(fate.settings, 1 + if number == 2 { MANY } else { 0 }, "each is acknowledged, the first ones too");
+        // The connection is as good as any.
+        write.write_all(&call(1)).await.unwrap();
+        while within(frame_from(&mut read)).await.expect("it goes on").0 != DATA {}
     }
     // Many calls at once by one caller, all of them answered.
     let client = agent.client();
@@ -221,7 +274,7 @@ async fn many_calls_at_once_attest_their_caller_once() {
     let mut raw = Raw::connect(&agent.socket).await;
     let calls: Vec<u8> = (0..500_u32).flat_map(|number| call(2 * number + 1)).collect();
     // The answer to the ping comes when all calls before it were taken.
-    let sent = [calls, frame(PING, 0, 0, b"the last")].concat();
+    let sent = [calls, frame(PING, 0, 0, LAST)].concat();
     assert!(raw.send(&sent, Instant::now() + DEADLINE).await);
     while within(frame_from(&mut raw.read)).await.unwrap().0 != PING {}
     permits.add_permits(10_000);

@@ -247,10 +247,11 @@ impl Pruner {
 
     async fn bundle(&self, now: UnixSeconds) -> Result<(), StoreError> {
         let before = now - BUNDLE_GRACE_SECONDS;
+        let begun = self.feed.history();
         if let Some(bundle) = self.store.prune_bundle(self.feed.trust_domain(), before).await? {
             self.metrics.count("ca.manager.bundle.pruned", 1.0, &[]);
             tracing::debug!("Expired certificates were successfully pruned from bundle");
-            self.feed.publish(bundle);
+            self.feed.publish_since(begun, bundle);
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use finial_crypto::{Certificate, TrustRoots};
 use finial_runtime::Shutdown;
 use finial_store::{Listed, Page, StoreError};
 use lost::Arrivals;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -92,6 +92,8 @@ impl PublishedBundle {
 #[derive(Default)]
 struct Writing {
     shield: Shield,
+    /// Grows with each change of the datastore's history.
+    history: u64,
     /// The own bundle as it was in another history of the datastore: its sequence number says nothing of what is read now.
     before: Option<Bundle>,
     /// What this history lost of it, or may have, while nobody has seen to that.
@@ -137,6 +139,7 @@ pub struct BundleFeed {
     store: Arc<dyn AuthorityStore>,
     own: TrustDomain,
     bundles: ArcSwap<Bundles>,
+    heard: ArcSwap<BTreeSet<Name>>,
     /// The datastore's row IDs of the bundles, as far as they were read.
     rows: Mutex<Rows>,
     /// Held while the map is replaced, never across an await.
@@ -154,6 +157,7 @@ impl BundleFeed {
             store,
             own,
             bundles: ArcSwap::default(),
+            heard: ArcSwap::default(),
             rows: Mutex::default(),
             writing: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
@@ -224,10 +228,25 @@ impl BundleFeed {
         self.changes.subscribe()
     }
 
-    /// Takes the own bundle as the datastore returned it from a write; an older one than is known changes nothing.
+    /// Which history of the datastore this is: asked before a write, for [`BundleFeed::publish_since`].
+    pub fn history(&self) -> u64 {
+        self.writing().history
+    }
+
+    /// [`BundleFeed::publish_since`] for who wrote in the history that is known.
     pub fn publish(&self, bundle: Bundle) {
+        self.publish_since(self.history(), bundle);
+    }
+
+    /// Takes the own bundle as the datastore returned it from a write that began in this history; an older one than is known
+    /// changes nothing. The answer of another history is read again.
+    pub fn publish_since(&self, begun: u64, bundle: Bundle) {
         let name = bundle.trust_domain.as_str().to_owned();
         self.update(|bundles, writing| {
+            if writing.history != begun {
+                self.stale.store(true, Ordering::Relaxed);
+                return;
+            }
             let first = writing.settle(Some(&bundle));
             let known = bundles.get(name.as_str()).filter(|_| !first);
             if known.is_none_or(|known| known.bundle.sequence_number <= bundle.sequence_number) {
@@ -243,6 +262,7 @@ impl BundleFeed {
     /// known one was. Until then that stays.
     pub fn start_anew(&self) {
         let mut writing = self.writing();
+        writing.history += 1;
         let Some(own) = self.own() else { return };
         let mut before = own.stored().clone();
         // What another change took is not there again yet.
@@ -250,12 +270,6 @@ impl BundleFeed {
             lost.add_to(&mut before);
         }
         writing.before = Some(before);
-    }
-
-    /// Whether what is read from here on is of a history of which nothing is known yet. What was read before may be of the
-    /// one before.
-    fn begins_anew(&self) -> bool {
-        self.writing().before.is_some()
     }
 
     fn writing(&self) -> MutexGuard<'_, Writing> {
@@ -280,6 +294,15 @@ impl BundleFeed {
         self.writing().lost.take_if(|now| now == lost);
     }
 
+    /// Keys that an answer from above does not bring into the own bundle (again).
+    pub(crate) fn heard(&self) -> Arc<BTreeSet<Name>> {
+        self.heard.load_full()
+    }
+
+    pub(crate) fn set_heard(&self, heard: BTreeSet<Name>) {
+        self.heard.store(Arc::new(heard));
+    }
+
     /// Says what the authorities hang from that sign now.
     pub(crate) fn shield(&self, shield: Shield) {
         let mut writing = self.writing();
@@ -302,14 +325,18 @@ impl BundleFeed {
     pub async fn refresh(&self, trust_domain: &TrustDomain) -> Result<(), StoreError> {
         let unread = Unread(Some(&self.stale));
         let _order = self.refreshing.lock().await;
-        let anew = self.begins_anew();
+        let begun = self.history();
         let found = self.store.bundle(trust_domain).await?;
         unread.was_read();
         if found.is_none() {
             self.rows().remove(trust_domain);
         }
         self.update(|bundles, writing| {
-            let first = anew && *trust_domain == self.own && writing.settle(found.as_ref());
+            if writing.history != begun {
+                self.stale.store(true, Ordering::Relaxed);
+                return;
+            }
+            let first = *trust_domain == self.own && writing.settle(found.as_ref());
             if !first && found.as_ref().is_some_and(|bundle| self.newer(bundles, bundle).is_some()) {
                 return;
             }
@@ -335,13 +362,17 @@ impl BundleFeed {
     pub async fn reload(&self) -> Result<(), StoreError> {
         let unread = Unread(Some(&self.stale));
         let _order = self.refreshing.lock().await;
-        let anew = self.begins_anew();
+        let begun = self.history();
         let (all, rows) = self.read().await?;
         unread.was_read();
         *self.rows() = rows;
         self.stale.store(false, Ordering::Relaxed);
         self.update(|bundles, writing| {
-            let first = anew && writing.settle(all.iter().find(|bundle| bundle.trust_domain == self.own));
+            if writing.history != begun {
+                self.stale.store(true, Ordering::Relaxed);
+                return;
+            }
+            let first = writing.settle(all.iter().find(|bundle| bundle.trust_domain == self.own));
             let named = |bundle: Bundle| {
                 let name = bundle.trust_domain.as_str().into();
                 let newer = if first { None } else { self.newer(bundles, &bundle) };

@@ -72,6 +72,24 @@ async fn in_another_history_the_datastore_is_right() {
     assert!(feed.own().is_none());
 }
 
+#[tokio::test]
+async fn an_answer_from_the_history_before_settles_nothing() {
+    let world = World::new();
+    let feed = BundleFeed::open(world.memory.clone(), trust_domain()).await.unwrap();
+    feed.publish(with(&["a", "b"], 6));
+    world.memory.data.lock().unwrap().bundles.insert("example.org".into(), with(&["a"], 3));
+    let begun = feed.history();
+    feed.start_anew();
+    feed.publish_since(begun, with(&["a", "b", "c"], 7));
+    assert_eq!(feed.own().unwrap().bundle.sequence_number, 6);
+    assert!(feed.lost().is_none() && feed.stale.load(Ordering::Relaxed), "it is read again");
+    feed.reload().await.unwrap();
+    assert_eq!(feed.own().unwrap().bundle.sequence_number, 3);
+    assert!(feed.lost().is_some());
+    feed.publish_since(begun, with(&["a", "b", "c"], 7));
+    assert_eq!(feed.own().unwrap().bundle.sequence_number, 3);
+}
+
 fn key(key_id: &str) -> JwtAuthority {
     JwtAuthority { key_id: key_id.into(), public_key: vec![1].into(), expires_at: 0, tainted: false }
 }

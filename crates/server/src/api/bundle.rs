@@ -199,8 +199,9 @@ impl Api {
     pub(super) async fn append_own(&self, more: Bundle) -> Result<Bundle, StoreError> {
         let (store, feed) = (self.store.clone(), self.bundles.clone());
         let append = async move {
+            let begun = feed.history();
             let bundle = store.append_bundle(&more).await?;
-            feed.publish(bundle.clone());
+            feed.publish_since(begun, bundle.clone());
             Ok(bundle)
         };
         self.turn.take(append).await

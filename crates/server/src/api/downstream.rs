@@ -2,8 +2,9 @@
 
 use super::bundle::{jwt_from_proto, key_fields, wit_from_proto};
 use super::{Api, der_chain, store_failed};
-use crate::authority::{AuthorityKind, published_upstream};
+use crate::authority::{AuthorityKind, published_upstream, with_new};
 use crate::authz::{Call, Permit, method};
+use crate::publish::Name;
 use finial_core::{Bundle, ErrorKind};
 use finial_crypto::{Csr, sha256_hex};
 use finial_proto::convert::{jwt_key_to_proto, wit_key_to_proto};
@@ -53,9 +54,9 @@ impl Api {
         let mut jwt_authorities = jwt_from_proto(&[key])
             .map_err(|why| permit.fail_with(ErrorKind::InvalidArgument, "invalid JWT authority", why))?;
         if let (Some(upstream), Some(key)) = (&self.plugins.upstream_authority, jwt_authorities.first()) {
-            let published = published_upstream(upstream.as_ref(), AuthorityKind::Jwt, key.clone()).await;
-            jwt_authorities =
-                published.map_err(|e| permit.fail_with(e.kind(), "failed to publish JWT key", e.bare()))?;
+            let published = published_upstream(upstream.as_ref(), AuthorityKind::Jwt, key).await;
+            let above = published.map_err(|e| permit.fail_with(e.kind(), "failed to publish JWT key", e.bare()))?;
+            jwt_authorities = with_new(key.clone(), above, &self.bundles.heard(), Name::jwt);
         }
         let more = Bundle { jwt_authorities, ..Bundle::empty(self.trust_domain.clone()) };
         let bundle = self.publish(&permit, more, "failed to publish JWT key").await?;
@@ -83,9 +84,9 @@ impl Api {
         let mut wit_authorities = wit_from_proto(std::slice::from_ref(key))
             .map_err(|why| permit.fail_with(ErrorKind::InvalidArgument, "invalid WIT authority", why))?;
         if let (Some(upstream), Some(key)) = (&self.plugins.upstream_authority, wit_authorities.first()) {
-            let published = published_upstream(upstream.as_ref(), AuthorityKind::Wit, key.clone()).await;
-            wit_authorities =
-                published.map_err(|e| permit.fail_with(e.kind(), "failed to publish WIT key", e.bare()))?;
+            let published = published_upstream(upstream.as_ref(), AuthorityKind::Wit, key).await;
+            let above = published.map_err(|e| permit.fail_with(e.kind(), "failed to publish WIT key", e.bare()))?;
+            wit_authorities = with_new(key.clone(), above, &self.bundles.heard(), Name::wit);
         }
         let more = Bundle { wit_authorities, ..Bundle::empty(self.trust_domain.clone()) };
         let bundle = self.publish(&permit, more, "failed to publish WIT key").await?;

@@ -8,6 +8,7 @@ use super::plan::Status;
 use super::store::AuthorityStore;
 use super::tokens::TokenKind;
 use super::{AuthorityError, SUBSYSTEM};
+use crate::publish::Name;
 use finial_core::UnixSeconds;
 use finial_crypto::Signer;
 pub(super) use finial_crypto::hex;
@@ -135,6 +136,11 @@ impl Journal {
             TokenKind::Jwt => self.entries.jwt_keys.clone(),
             TokenKind::Wit => self.entries.wit_keys.iter().cloned().map(jwt_entry).collect(),
         }
+    }
+
+    /// The names of the keys of a kind.
+    pub(super) fn names(&self, kind: TokenKind) -> Vec<Name> {
+        self.keys(kind).iter().map(|entry| kind.name(&entry.kid)).collect()
     }
 
     /// Forgets an authority that did not come to be.

@@ -366,17 +366,17 @@ impl AuthorityManager {
     /// Adds a new authority to the bundle, in the datastore and for all who read the feed. When that fails the authority
     /// does not exist.
     pub(super) async fn append(&mut self, addition: &Bundle, authority_id: &str) -> Result<(), AuthorityError> {
-        let appended = within("the datastore", self.parts.store.append_bundle(addition), AuthorityError::Bundle).await;
-        match appended {
-            Ok(bundle) => {
-                self.parts.feed.publish(bundle);
-                Ok(())
-            }
-            Err(error) => {
-                self.journal.remove(authority_id);
-                Err(error)
-            }
-        }
+        let appended = self.append_to_bundle(addition).await;
+        appended.inspect_err(|_| self.journal.remove(authority_id))
+    }
+
+    /// In the datastore and for all who read the feed.
+    pub(super) async fn append_to_bundle(&self, addition: &Bundle) -> Result<(), AuthorityError> {
+        let begun = self.parts.feed.history();
+        let appending = self.parts.store.append_bundle(addition);
+        let bundle = within("the datastore", appending, AuthorityError::Bundle).await?;
+        self.parts.feed.publish_since(begun, bundle);
+        Ok(())
     }
 
     async fn activate_x509(&mut self) {
@@ -414,6 +414,7 @@ impl AuthorityManager {
         let (x509, jwt, wit) = (states(&self.x509), states(&self.jwt), states(&self.wit));
         self.parts.authorities.set_states(States { x509, jwt, wit });
         self.parts.feed.shield(self.shield());
+        self.publish_heard();
     }
 
     pub(super) async fn flush_journal(&mut self) -> Result<(), AuthorityError> {

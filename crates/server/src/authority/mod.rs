@@ -23,7 +23,7 @@ pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationH
 pub use orders::{AuthorityControl, Order, OrderError};
 pub(crate) use standing::{KeyIds, Standing};
 pub use store::{AuthorityStore, TaintStep};
-pub(crate) use upstream::published_upstream;
+pub(crate) use upstream::{published_upstream, with_new};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use finial_core::{ErrorKind, UnixSeconds};

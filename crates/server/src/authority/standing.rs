@@ -152,7 +152,8 @@ impl AuthorityManager {
     /// backup: what was signed already hangs from it. Nothing that may have been revoked there.
     async fn restore_lost(&mut self) -> Result<(), AuthorityError> {
         let Some(lost) = self.parts.feed.lost() else { return Ok(()) };
-        self.news.start_anew();
+        self.news.take_again(&lost);
+        self.publish_heard();
         let lost = self.decide(lost).await?;
         self.flush_journal().await?;
         let own = self.own_of(&lost.never_there);
@@ -161,9 +162,7 @@ impl AuthorityManager {
                 subsystem_name = SUBSYSTEM,
                 "The datastore lost authorities of this server; adding them again"
             );
-            let appended = self.parts.store.append_bundle(&own);
-            let bundle = within("the datastore", appended, AuthorityError::Bundle).await?;
-            self.parts.feed.publish(bundle);
+            self.append_to_bundle(&own).await?;
         }
         self.parts.feed.restored(&lost);
         Ok(())
@@ -171,13 +170,20 @@ impl AuthorityManager {
 
     /// What of the lost authorities may be added again, by what the journal says there before it is written again: an
     /// authority is in the journal before it is in the bundle. So one that was made here, and of which the journal knows
-    /// nothing, was never in the bundle. All else may have been, roots of an upstream authority among it, as others add them.
+    /// nothing, was never in the bundle. All else may have been: what others can add as well, as roots of an upstream
+    /// authority, may have come, and been revoked, whatever its number was before.
     async fn decide(&mut self, lost: Lost) -> Result<Lost, AuthorityError> {
+        let before = lost.clone();
         let Some(unclear) = &lost.unclear else { return Ok(lost) };
         let stored = within("the datastore", self.journal.find_again(self.parts.store.as_ref()), |e| e).await?;
-        let own = self.own_of(unclear);
-        let (anew, revoked) =
-            split(&own, |name| stored.as_ref().is_some_and(|stored| self.is_made_after(name, stored)));
+        let (never_there, others) = split(&lost.never_there, |name| lost.nothing_there || !self.may_others_add(name));
+        let mut unclear = unclear.clone();
+        join(&mut unclear, &others);
+        let own = self.own_of(&unclear);
+        let is_made_after = |name: &Name| {
+            !self.may_others_add(name) && stored.as_ref().is_some_and(|stored| self.is_made_after(name, stored))
+        };
+        let (anew, revoked) = split(&own, is_made_after);
         if !is_empty(&revoked) {
             tracing::error!(
                 subsystem_name = SUBSYSTEM,
@@ -186,20 +192,27 @@ impl AuthorityManager {
                  hang from them have to attest again"
             );
         }
-        let mut decided = Lost { unclear: None, ..lost.clone() };
+        let mut decided = Lost { never_there, unclear: None, ..lost };
         join(&mut decided.never_there, &anew);
-        self.parts.feed.decided(&lost, decided.clone());
+        self.parts.feed.decided(&before, decided.clone());
         Ok(decided)
     }
 
-    /// Whether it was made here, after this journal was written.
-    fn is_made_after(&self, name: &Name, journal: &pb::Entries) -> bool {
+    /// Whether others can add it to the bundle: all that is known above.
+    fn may_others_add(&self, name: &Name) -> bool {
         match name {
             Name::X509(der) => {
                 let slots = [&self.x509.current, &self.x509.next].into_iter().filter_map(|slot| slot.held.as_ref());
-                slots.map(|held| held.authority.ca.certificate()).any(|own| **own == **der)
-                    && journal.x509_c_as.iter().all(|entry| *entry.certificate != **der)
+                slots.map(|held| held.authority.ca.certificate()).all(|own| **own != **der)
             }
+            Name::Jwt(_) | Name::Wit(_) => self.parts.upstream.is_some() && !self.news.only_here.contains(name),
+        }
+    }
+
+    /// Whether it was made after this journal was written.
+    fn is_made_after(&self, name: &Name, journal: &pb::Entries) -> bool {
+        match name {
+            Name::X509(der) => journal.x509_c_as.iter().all(|entry| *entry.certificate != **der),
             Name::Jwt(key_id) => journal.jwt_keys.iter().all(|entry| *entry.kid != **key_id),
             Name::Wit(key_id) => journal.wit_keys.iter().all(|entry| *entry.kid != **key_id),
         }

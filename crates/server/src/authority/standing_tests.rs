@@ -221,29 +221,6 @@ async fn what_was_made_after_a_backup_is_added_again_however_much_others_added_t
 }
 
 #[tokio::test]
-async fn a_root_that_others_may_have_revoked_is_not_added_again() {
-    for (others, comes_back) in [(0, true), (1, true), (2, false)] {
-        let (world, switch, _) = below_upstream().await;
-        let mut process = world.start().await;
-        let standby = world.bundle().unwrap();
-        let second = Arc::new(Upstream::new().await);
-        let root = super::super::journal::hex(&second.ca.subject_key_id());
-        *switch.now.lock().unwrap() = second;
-        let prepared = process.manager.obey(Order::Prepare(X509)).await.unwrap();
-        process.manager.obey(Order::Activate(X509, prepared.authority_id)).await.unwrap();
-        assert!(has(&world.bundle().unwrap(), &root));
-        // It came with the next number; others may have added it there, and revoked it.
-        let number = standby.sequence_number + 1 + others;
-        fails_over_to(&world, &process, Some(Bundle { sequence_number: number, ..standby })).await;
-        *switch.now.lock().unwrap() = Arc::new(Upstream::new().await);
-        process.manager.check().await.unwrap();
-        assert_eq!(has(&world.bundle().unwrap(), &root), comes_back, "{others}");
-        let standing = process.manager.standings(X509, &world.bundle().unwrap()).0;
-        assert_eq!(standing, Some(Standing::Good), "{others}");
-    }
-}
-
-#[tokio::test]
 async fn a_feed_that_is_behind_makes_nobody_rotate() {
     let world = world();
     let mut process = world.start().await;
@@ -506,34 +483,5 @@ async fn keys_known_above_are_known_here_and_leave_as_they_leave_there() {
     assert!(jwt_ids(&world).contains(&(own.key_id, false)));
 }
 
-#[tokio::test]
-async fn a_root_that_was_revoked_above_while_nobody_listened_is_left_and_goes() {
-    for restarted in [false, true] {
-        let (world, switch, _) = below_upstream().await;
-        let mut process = world.start().await;
-        let first = world.bundle().unwrap().x509_authorities;
-        let second = Arc::new(Upstream::new().await);
-        let new = X509Authority { der: second.ca.certificate().clone(), tainted: false };
-        if !restarted {
-            tell(&mut process, &first, &[]).await;
-        } else {
-            process = world.load().await.unwrap();
-        }
-        let (own, mut operators) = (process.x509_id(), Upstream::new().await.roots);
-        let operators = X509Authority { der: operators.remove(0), tainted: false };
-        let more = Bundle { x509_authorities: vec![operators.clone()], ..Bundle::empty(trust_domain()) };
-        world.memory.append_bundle(&more).await.unwrap();
-        *switch.now.lock().unwrap() = second;
-        tell(&mut process, std::slice::from_ref(&new), &[]).await;
-        process.manager.check().await.unwrap();
-        assert_ne!(process.x509_id(), own, "restarted: {restarted}");
-        assert_eq!(world.bundle().unwrap().x509_authorities.len(), 3, "agents have a minute to move off");
-        world.clock.advance(60);
-        process.manager.check().await.unwrap();
-        let left = world.bundle().unwrap().x509_authorities;
-        assert!(
-            left.contains(&new) && left.contains(&operators) && left.len() == 2,
-            "what never came from above stays"
-        );
-    }
-}
+#[path = "above_tests.rs"]
+mod above;

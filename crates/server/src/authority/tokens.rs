@@ -3,9 +3,10 @@
 use super::manager::{AuthorityManager, STEPS_MAX, activate, retire, vacate};
 use super::plan::{self, Status, Step, Tenure};
 use super::slots::{Held, Named, Pair, TokenKey};
-use super::upstream::published_upstream;
+use super::upstream::{published_upstream, with_new};
 use super::{ActiveJwt, ActiveWit, AuthorityError, AuthorityKind, SUBSYSTEM};
 use crate::issue::Rfc3339;
+use crate::publish::Name;
 use finial_core::{Bundle, JwtAuthority, KeyType};
 use finial_crypto::{JwtAuthoritySigner, WitAuthoritySigner, random_key_id};
 use finial_proto::journal as pb;
@@ -40,6 +41,13 @@ impl TokenKind {
         match self {
             Self::Jwt => ("ca.manager.jwt_key.prepare", "manager.jwt_key.activate"),
             Self::Wit => ("ca.manager.wit_key.prepare", "manager.wit_key.activate"),
+        }
+    }
+
+    pub(super) fn name(self, key_id: &str) -> Name {
+        match self {
+            Self::Jwt => Name::of_jwt(key_id),
+            Self::Wit => Name::of_wit(key_id),
         }
     }
 
@@ -138,16 +146,22 @@ impl AuthorityManager {
             self.save_journal().await;
         }
         let key = JwtAuthority { key_id: key_id.clone(), public_key, expires_at: not_after, tainted: false };
-        let keys = match self.parts.upstream.as_deref() {
-            Some(upstream) => published_upstream(upstream, kind.authority(), key).await,
-            None => Ok(vec![key]),
+        let published = match self.parts.upstream.as_deref() {
+            Some(upstream) => published_upstream(upstream, kind.authority(), &key).await,
+            None => Ok(None),
         };
-        let mut key = keys.inspect_err(|_| self.journal.remove(&key_id))?;
-        key.retain(|key| key.key_id == key_id || !self.news.was_taken(kind.authority(), key));
+        let above = published.inspect_err(|_| self.journal.remove(&key_id))?;
+        if above.is_none() {
+            self.news.only_here.insert(kind.name(&key_id));
+            let kept: Vec<_> = TokenKind::ALL.into_iter().flat_map(|kind| self.journal.names(kind)).collect();
+            self.news.only_here.retain(|name| kept.contains(name));
+        }
+        self.publish_heard();
+        let heard = self.parts.feed.heard();
         let mut addition = Bundle::empty(self.settings.trust_domain.clone());
         match kind {
-            TokenKind::Jwt => addition.jwt_authorities = key,
-            TokenKind::Wit => addition.wit_authorities = key,
+            TokenKind::Jwt => addition.jwt_authorities = with_new(key, above, &heard, Name::jwt),
+            TokenKind::Wit => addition.wit_authorities = with_new(key, above, &heard, Name::wit),
         }
         self.append(&addition, &key_id).await?;
         tracing::info!(

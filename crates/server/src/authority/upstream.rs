@@ -3,11 +3,14 @@
 use super::manager::{AuthorityManager, within};
 use super::plan::Status;
 use super::store::TaintStep;
+use super::tokens::TokenKind;
 use super::{AuthorityError, AuthorityKind, KeyIds, SUBSYSTEM};
+use crate::publish::{Lost, Name};
 use finial_core::{Bundle, ErrorKind, JwtAuthority, UnixSeconds, X509Authority};
 use finial_crypto::Certificate;
 use finial_plugin::{PluginKind, UpstreamAuthorities, UpstreamAuthority};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// After an upstream authority could not say its authorities, it is asked again this long after.
@@ -23,20 +26,22 @@ pub(super) struct News {
     pub(super) told: Option<UpstreamAuthorities>,
     /// What it said before, which is in the bundle.
     taken: Option<UpstreamAuthorities>,
-    /// Until when what is gone above stays here, tainted.
+    /// Until when what is gone above stays here, tainted. A deadline of this server alone: another, or this one before a
+    /// restart, may have tainted it just now.
     leaving: BTreeMap<Vec<u8>, UnixSeconds>,
+    /// Own keys that nothing above knows of.
+    pub(super) only_here: BTreeSet<Name>,
 }
 
 impl News {
-    /// The bundle lost something: all that was taken is to be taken again.
-    pub(super) fn start_anew(&mut self) {
-        self.told = self.told.take().or_else(|| self.taken.take());
-        self.taken = None;
-    }
-
-    /// What was taken before is not added again: it may have been revoked here.
-    pub(super) fn was_taken(&self, kind: AuthorityKind, key: &JwtAuthority) -> bool {
-        self.before(kind).contains_key(key.key_id.as_bytes())
+    /// The bundle lost something: of that, what was taken is to be taken again. Nothing else, as it may have been revoked.
+    pub(super) fn take_again(&mut self, lost: &Lost) {
+        let names = lost.names();
+        let Some(taken) = self.taken.as_mut().filter(|_| !names.is_empty()) else { return };
+        self.told.get_or_insert_with(|| taken.clone());
+        taken.x509.retain(|root| !names.contains(&Name::x509(root)));
+        taken.jwt.retain(|key| !names.contains(&Name::jwt(key)));
+        taken.wit.retain(|key| !names.contains(&Name::wit(key)));
     }
 
     fn before(&self, kind: AuthorityKind) -> ById {
@@ -44,28 +49,22 @@ impl News {
     }
 }
 
-/// Publishes a key upstream. Returns what belongs into the bundle: all that is known above, or the key alone where
-/// nothing above knows of such keys.
+/// Publishes a key upstream. Returns all that is known above, or nothing where nothing above knows of such keys.
 pub(crate) async fn published_upstream(
     upstream: &dyn UpstreamAuthority,
     kind: AuthorityKind,
-    key: JwtAuthority,
-) -> Result<Vec<JwtAuthority>, AuthorityError> {
+    key: &JwtAuthority,
+) -> Result<Option<Vec<JwtAuthority>>, AuthorityError> {
     let refused = |e: finial_plugin::PluginError| {
         AuthorityError::Publish(kind, e.of(PluginKind::UpstreamAuthority, upstream.name()))
     };
     let publishing = match kind {
-        AuthorityKind::Wit => upstream.publish_wit_key(&key),
-        _ => upstream.publish_jwt_key(&key),
+        AuthorityKind::Wit => upstream.publish_wit_key(key),
+        _ => upstream.publish_jwt_key(key),
     };
     match within("the upstream authority", publishing, refused).await {
-        Err(error) if error.kind() == ErrorKind::Unimplemented => Ok(vec![key]),
-        Ok(mut keys) => {
-            if keys.iter().all(|known| known.key_id != key.key_id) {
-                keys.push(key);
-            }
-            Ok(keys)
-        }
+        Err(error) if error.kind() == ErrorKind::Unimplemented => Ok(None),
+        Ok(keys) => Ok(Some(keys)),
         Err(error) => Err(error),
     }
 }
@@ -126,7 +125,36 @@ fn stored_by_id(bundle: &Bundle, kind: AuthorityKind) -> ById {
     }
 }
 
+/// Whether a key that is known above is to be known here.
+fn is_new(heard: &BTreeSet<Name>, name: &Name, key: &JwtAuthority) -> bool {
+    !key.tainted && !heard.contains(name)
+}
+
+/// What belongs into the bundle once a key was published, by what is known above then: the key, and what is new.
+pub(crate) fn with_new(
+    key: JwtAuthority,
+    above: Option<Vec<JwtAuthority>>,
+    heard: &BTreeSet<Name>,
+    name: fn(&JwtAuthority) -> Name,
+) -> Vec<JwtAuthority> {
+    let mut keys = above.unwrap_or_default();
+    keys.retain(|known| known.key_id == key.key_id || is_new(heard, &name(known), known));
+    if keys.iter().all(|known| known.key_id != key.key_id) {
+        keys.push(key);
+    }
+    keys
+}
+
 impl AuthorityManager {
+    /// Says which keys an answer from above does not bring into the bundle: those that were told before, and this server's
+    /// own, which it adds itself. Where the bundle does not have them they were revoked here.
+    pub(super) fn publish_heard(&self) {
+        let own = TokenKind::ALL.into_iter().flat_map(|kind| self.journal.names(kind));
+        let taken = self.news.taken.iter();
+        let told = taken.flat_map(|taken| taken.jwt.iter().map(Name::jwt).chain(taken.wit.iter().map(Name::wit)));
+        self.parts.feed.set_heard(own.chain(told).collect());
+    }
+
     /// Takes over what the upstream authority said last; what fails is tried again with the next check.
     pub(super) async fn heed_upstream(&mut self) -> Result<(), AuthorityError> {
         let Some(told) = self.news.told.clone() else { return Ok(()) };
@@ -134,7 +162,9 @@ impl AuthorityManager {
         match &taken {
             Ok(true) => {
                 self.news.told = None;
+                self.news.leaving.clear();
                 self.news.taken = Some(told);
+                self.publish_heard();
             }
             Ok(false) => {}
             Err(error) => {
@@ -163,10 +193,7 @@ impl AuthorityManager {
     }
 
     async fn add_new(&mut self, told: &UpstreamAuthorities) -> Result<(), AuthorityError> {
-        let new_keys = |kind, keys: &[JwtAuthority]| -> Vec<JwtAuthority> {
-            let new = |key: &&JwtAuthority| !key.tainted && !self.news.was_taken(kind, key);
-            keys.iter().filter(new).cloned().collect()
-        };
+        let heard = self.parts.feed.heard();
         let before_x509 = self.news.before(AuthorityKind::X509);
         let new_root = |root: &&X509Authority| {
             let known = roots_by_id(std::slice::from_ref(*root));
@@ -174,10 +201,10 @@ impl AuthorityManager {
         };
         let addition = Bundle {
             x509_authorities: told.x509.iter().filter(new_root).cloned().collect(),
-            jwt_authorities: new_keys(AuthorityKind::Jwt, &told.jwt),
+            jwt_authorities: told.jwt.iter().filter(|key| is_new(&heard, &Name::jwt(key), key)).cloned().collect(),
             // Without the feature the bundle stays as SPIRE knows it.
             wit_authorities: match self.settings.wit_key_type {
-                Some(_) => new_keys(AuthorityKind::Wit, &told.wit),
+                Some(_) => told.wit.iter().filter(|key| is_new(&heard, &Name::wit(key), key)).cloned().collect(),
                 None => Vec::new(),
             },
             ..Bundle::empty(self.settings.trust_domain.clone())
@@ -203,14 +230,21 @@ impl AuthorityManager {
         let own = self.own_keys(kind);
         let mut settled = true;
         for (id, known) in stored_by_id(stored, kind) {
-            let from_above = kind == AuthorityKind::X509 || before.contains_key(&id);
+            if told.contains_key(&id) {
+                self.news.leaving.remove(&id);
+            }
             let step = match told.get(&id) {
                 Some(above) if above.tainted && !known.tainted => TaintStep::Taint,
-                None if known.tainted && self.news.leaving.get(&id).is_some_and(|until| now < *until) => {
-                    settled = false;
-                    continue;
+                // All had the time between the two to move off.
+                None if known.tainted && before.get(&id).is_some_and(|before| before.tainted) => TaintStep::Revoke,
+                None if known.tainted && self.was_from_above(kind, &id, &before) => {
+                    let until = now.saturating_add(LEAVE_SECONDS);
+                    if now < *self.news.leaving.entry(id.clone()).or_insert(until) {
+                        settled = false;
+                        continue;
+                    }
+                    TaintStep::Revoke
                 }
-                None if known.tainted && from_above => TaintStep::Revoke,
                 // Revoked above, and this server was not there when it was tainted.
                 None if !known.tainted && known.ends > now && self.came_from_above(kind, &id, &before, &own) => {
                     settled = false;
@@ -232,6 +266,16 @@ impl AuthorityManager {
             tracing::info!(subsystem_name = SUBSYSTEM, authority_id = id, "{kind} authority {done} upstream");
         }
         Ok(settled)
+    }
+
+    /// Whether it was told from above, or something that this server made hung from it. A root of its own is neither.
+    fn was_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById) -> bool {
+        if before.contains_key(id) || kind != AuthorityKind::X509 {
+            return before.contains_key(id);
+        }
+        let signed = self.journal.entries().x509_c_as.iter().flat_map(|entry| &entry.upstream_chain);
+        let signed: Vec<Arc<[u8]>> = signed.map(|der| Arc::from(der.as_ref())).collect();
+        KeyIds::of(&signed).include(id)
     }
 
     fn came_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById, own: &[JwtAuthority]) -> bool {
@@ -269,7 +313,7 @@ impl AuthorityManager {
             let told = told_by_id(told, kind);
             for key in self.own_keys(kind) {
                 if !told.is_empty() && !told.contains_key(key.key_id.as_bytes()) {
-                    published_upstream(upstream, kind, key).await?;
+                    published_upstream(upstream, kind, &key).await?;
                 }
             }
         }

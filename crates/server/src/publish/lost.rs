@@ -2,7 +2,8 @@
 //!
 //! An authority that was known and is not there may be one that this history never had, or one that was tainted and revoked
 //! in it while this server was cut off. Every change of the bundle makes its number grow, so a bundle that had an authority
-//! and has it no more, after a taint and a revocation, has a number two above the lowest that it can have come with.
+//! and has it no more, after a taint and a revocation, has a number two above the lowest that it can have come with. That
+//! number is the old history's: it holds for what only this server adds, and it added it there alone.
 
 use finial_core::{Bundle, JwtAuthority, X509Authority};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,16 +20,24 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    fn x509(root: &X509Authority) -> Self {
+    pub(crate) fn x509(root: &X509Authority) -> Self {
         Self::X509((*root.der).into())
     }
 
-    fn jwt(key: &JwtAuthority) -> Self {
-        Self::Jwt(key.key_id.as_str().into())
+    pub(crate) fn jwt(key: &JwtAuthority) -> Self {
+        Self::of_jwt(&key.key_id)
     }
 
-    fn wit(key: &JwtAuthority) -> Self {
-        Self::Wit(key.key_id.as_str().into())
+    pub(crate) fn wit(key: &JwtAuthority) -> Self {
+        Self::of_wit(&key.key_id)
+    }
+
+    pub(crate) fn of_jwt(key_id: &str) -> Self {
+        Self::Jwt(key_id.into())
+    }
+
+    pub(crate) fn of_wit(key_id: &str) -> Self {
+        Self::Wit(key_id.into())
     }
 
     fn all(bundle: &Bundle) -> impl Iterator<Item = Self> + '_ {
@@ -86,8 +95,10 @@ impl Arrivals {
 /// Authorities that were there, and not tainted, and are not in the history that is known now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lost {
-    /// This history never had them.
+    /// This history never had them, unless others than who made them can add them as well.
     pub(crate) never_there: Bundle,
+    /// There is no own bundle in this history: it never had any authority.
+    pub(crate) nothing_there: bool,
     /// This history may have had them, and then they were revoked in it; `None` once it was decided what becomes of them.
     pub(crate) unclear: Option<Bundle>,
 }
@@ -104,7 +115,12 @@ impl Lost {
         let number = now.map_or(0, |now| now.sequence_number);
         let revocable = |name: &Name| number >= arrivals.since(name).saturating_add(CHANGES_TO_REVOKE);
         let (unclear, never_there) = split(&gone, revocable);
-        Self { never_there, unclear: Some(unclear) }
+        Self { never_there, nothing_there: now.is_none(), unclear: Some(unclear) }
+    }
+
+    /// All of them.
+    pub(crate) fn names(&self) -> BTreeSet<Name> {
+        std::iter::once(&self.never_there).chain(&self.unclear).flat_map(Name::all).collect()
     }
 
     /// All of them.

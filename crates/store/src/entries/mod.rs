@@ -115,6 +115,9 @@ macro_rules! each_of {
 fn for_each(error: &StoreError) -> StoreError {
     match error {
         StoreError::Contended(text) => StoreError::Contended(text.clone()),
+        StoreError::Full { path, detail } => StoreError::Full { path: path.clone(), detail: detail.clone() },
+        StoreError::ReadOnly { path, detail } => StoreError::ReadOnly { path: path.clone(), detail: detail.clone() },
+        StoreError::Locked { path, detail } => StoreError::Locked { path: path.clone(), detail: detail.clone() },
         error => StoreError::Database(error.to_string()),
     }
 }
@@ -205,5 +208,25 @@ impl Store {
             })
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_core::ErrorKind;
+
+    #[test]
+    fn what_ended_several_is_told_to_each_as_what_it_is() {
+        let (path, detail) = (std::path::PathBuf::from("/d"), String::from("why"));
+        for (error, kind) in [
+            (StoreError::Full { path: path.clone(), detail: detail.clone() }, ErrorKind::Exhausted),
+            (StoreError::Locked { path: path.clone(), detail: detail.clone() }, ErrorKind::Unavailable),
+            (StoreError::ReadOnly { path, detail }, ErrorKind::Internal),
+            (StoreError::Contended("x".into()), ErrorKind::Unavailable),
+        ] {
+            let each = for_each(&error);
+            assert_eq!((each.kind(), each.is_outage(), each.to_string()), (kind, error.is_outage(), error.to_string()));
+        }
     }
 }

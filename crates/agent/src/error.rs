@@ -86,6 +86,12 @@ impl ServerError {
         Self { what: "", status }
     }
 
+    /// The server says that the agent's SVID has expired.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.status.code() == Code::PermissionDenied
+            && convert::permission_denied_reason(&self.status) == Some(Reason::AgentExpired)
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         if is_unknown_authority(&self.status) {
             return Verdict::UnknownAuthority;

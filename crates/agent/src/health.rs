@@ -105,6 +105,7 @@ impl Check for AgentCheck {
             && let Some(map) = ready_details.as_object_mut()
         {
             map.insert("degraded".to_owned(), "the server does not answer; serving from the cache".into());
+            map.insert("reason".to_owned(), self.status.away_because().into());
             map.insert("last_sync_success".to_owned(), self.status.last_sync().into());
         }
         State {

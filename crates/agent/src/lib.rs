@@ -249,9 +249,9 @@ struct Begun {
 async fn begin(
     context: &Arc<Context>,
     status: &Arc<AgentStatus>,
-    attested: attest::Attested,
+    mut attested: attest::Attested,
 ) -> Result<Option<Begun>, AgentError> {
-    let kept = restart::load(context, &attested).await;
+    let kept = restart::load(context, &mut attested).await;
     let own = restart::own_bundle(attested.bundle, kept.as_ref())?;
     let limit = context.settings.jwt_svid_cache_max_size;
     let (cache, writer) = cache::Cache::new(own, limit, context.clock.clone());

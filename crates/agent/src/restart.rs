@@ -6,7 +6,7 @@ use crate::cache::{BundleForms, Change};
 use crate::error::{AgentError, Verdict};
 use crate::sealed::Restored;
 use crate::sync::Syncer;
-use finial_core::Bundle;
+use finial_core::{Bundle, SpiffeId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,11 +18,25 @@ const SUBSYSTEM: &str = "manager";
 const GRACE: Duration = Duration::from_millis(400);
 
 /// What is kept for the agent that begins. Not for one that attested just now: its server is there, and tells everything.
-pub(crate) async fn load(context: &Arc<Context>, attested: &Attested) -> Option<Restored> {
+pub(crate) async fn load(context: &Arc<Context>, attested: &mut Attested) -> Option<Restored> {
     if !attested.kept {
         return None;
     }
-    let (for_load, id) = (context.clone(), attested.svid.id.clone());
+    match attested.restored.take() {
+        Some(restored) => Some(restored),
+        None => read(context, &attested.svid.id).await,
+    }
+}
+
+/// The same for an agent whose own SVID has expired: none if all else has, too.
+pub(crate) async fn load_valid(context: &Arc<Context>, id: &SpiffeId) -> Option<Restored> {
+    let restored = read(context, id).await?;
+    let serves = !restored.svids.is_empty() || !restored.jwts.is_empty() || !restored.wits.is_empty();
+    serves.then_some(restored)
+}
+
+async fn read(context: &Arc<Context>, id: &SpiffeId) -> Option<Restored> {
+    let (for_load, id) = (context.clone(), id.clone());
     let loaded = context.spawner.blocking(move || for_load.sealed.load(&id, for_load.clock.now())).await;
     loaded.ok().flatten()
 }
@@ -51,6 +65,7 @@ impl Syncer {
     pub(crate) async fn resume(&mut self, kept: Restored) -> Result<bool, AgentError> {
         let last_sync = kept.last_sync;
         let served = kept.svids.len();
+        self.begin_with_own();
         self.publish_kept(kept);
         self.store().await;
         let shutdown = self.context.shutdown.clone();

@@ -6,6 +6,8 @@ pub(crate) use bootstrap::Attempts;
 
 use crate::Context;
 use crate::error::{AgentError, ServerError, Verdict};
+use crate::restart;
+use crate::sealed::Restored;
 use crate::svid::{AgentKey, AgentSvid};
 use finial_core::{Bundle, ErrorKind, X509Authority};
 use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, client_config_with};
@@ -47,6 +49,8 @@ pub(crate) struct Attested {
     pub(crate) bundle: Bundle,
     /// It was kept from an earlier run: no server was asked.
     pub(crate) kept: bool,
+    /// What is kept besides, if it was read already: the SVID has expired, and this has not.
+    pub(crate) restored: Option<Restored>,
 }
 
 enum AttestError {
@@ -120,7 +124,7 @@ impl Retry {
 }
 
 /// Gets an SVID and a bundle; tries again for a while. `None` when the agent was asked to end first.
-pub(crate) async fn attest(context: &Context) -> Result<Option<Attested>, AgentError> {
+pub(crate) async fn attest(context: &Arc<Context>) -> Result<Option<Attested>, AgentError> {
     let mut retry = Retry::new(context);
     loop {
         let attempt = async { tokio::time::timeout(ATTEST_TIMEOUT, attempt(context)).await };
@@ -142,7 +146,7 @@ pub(crate) async fn attest(context: &Context) -> Result<Option<Attested>, AgentE
     }
 }
 
-async fn attempt(context: &Context) -> Result<Attested, AttestError> {
+async fn attempt(context: &Arc<Context>) -> Result<Attested, AttestError> {
     let settings = &context.settings;
     let kept = context.storage.load();
     let roots = if kept.bundle.is_empty() { bootstrap::roots(context).await? } else { Some(kept.bundle.clone()) };
@@ -152,25 +156,36 @@ async fn attempt(context: &Context) -> Result<Attested, AttestError> {
             tracing::info!(subsystem_name = SUBSYSTEM, trust_domain_id = %settings.trust_domain.id_string(), "Bundle loaded")
         }
     }
-    let (existing, key) = load_svid(context).await?;
-    if let Some(svid) = existing {
-        let roots = roots.ok_or_else(|| AgentError::internal("SVID loaded but no bundle in cache"))?;
-        tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "SVID loaded");
-        let mut bundle = Bundle::empty(settings.trust_domain.clone());
-        bundle.x509_authorities = roots.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
-        return Ok(Attested { svid, bundle, kept: true });
-    }
+    let key = match load_svid(context).await? {
+        Loaded::Key(key) => key,
+        Loaded::Kept(loaded) => {
+            let (svid, restored) = *loaded;
+            let roots = roots.ok_or_else(|| AgentError::internal("SVID loaded but no bundle in cache"))?;
+            tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, "SVID loaded");
+            let mut bundle = Bundle::empty(settings.trust_domain.clone());
+            bundle.x509_authorities = roots.into_iter().map(|der| X509Authority { der, tainted: false }).collect();
+            return Ok(Attested { svid, bundle, kept: true, restored });
+        }
+    };
     tracing::info!(subsystem_name = SUBSYSTEM, "SVID is not found. Starting node attestation");
     let channel = bootstrap_channel(context, roots.as_deref())?;
     let svid = prove(context, &channel, key).await?;
     let bundle = fetch_bundle(&channel).await?;
     context.storage.bootstrapped().await.map_err(AgentError::from)?;
     tracing::info!(subsystem_name = SUBSYSTEM, spiffe_id = %svid.id, reattestable = svid.reattestable, "Node attestation was successful");
-    Ok(Attested { svid, bundle, kept: false })
+    Ok(Attested { svid, bundle, kept: false, restored: None })
 }
 
-/// The SVID that is kept, if it is of use; and a key for a new one.
-async fn load_svid(context: &Context) -> Result<(Option<AgentSvid>, AgentKey), AgentError> {
+/// What an agent begins with.
+enum Loaded {
+    /// With what is kept besides, if that was read.
+    Kept(Box<(AgentSvid, Option<Restored>)>),
+    /// For a new SVID.
+    Key(AgentKey),
+}
+
+/// The SVID that is kept, if it is of use; otherwise a key for a new one.
+async fn load_svid(context: &Arc<Context>) -> Result<Loaded, AgentError> {
     let kept = context.storage.load();
     let keys = context.plugins.key_manager.as_ref();
     let leaf = kept.svid.first().and_then(|der| Certificate::parse(der.clone()).ok());
@@ -179,7 +194,17 @@ async fn load_svid(context: &Context) -> Result<(Option<AgentSvid>, AgentKey), A
         (Some(_), Some(key)) => {
             let svid = AgentSvid::new(kept.svid, key.clone(), kept.reattestable, context.rotation, &context.jitter)?;
             if !svid.is_expired(context.clock.now()) {
-                return Ok((Some(svid), key.clone()));
+                return Ok(Loaded::Kept(Box::new((svid, None))));
+            }
+            // Workloads come first: what is kept for them may last longer, and the server may be away. See `sync::own`.
+            if let Some(restored) = restart::load_valid(context, &svid.id).await {
+                tracing::warn!(
+                    subsystem_name = SUBSYSTEM,
+                    expiry = %Time(svid.not_after),
+                    svids = restored.svids.len(),
+                    "SVID is expired, but what is kept for workloads is not: serving that, and attesting anew meanwhile"
+                );
+                return Ok(Loaded::Kept(Box::new((svid, Some(restored)))));
             }
             tracing::warn!(
                 subsystem_name = SUBSYSTEM,
@@ -201,7 +226,7 @@ async fn load_svid(context: &Context) -> Result<(Option<AgentSvid>, AgentKey), A
             "No pre-existing agent SVID found. Will perform node attestation"
         ),
     }
-    Ok((None, AgentKey::generate(keys, key.as_ref()).await?))
+    Ok(Loaded::Key(AgentKey::generate(keys, key.as_ref()).await?))
 }
 
 /// A connection on which we are nobody yet.
@@ -316,14 +341,20 @@ async fn fetch_bundle(channel: &Channel) -> Result<Bundle, AttestError> {
 
 /// What a server's refusal means, wherever it stands in a chain of errors.
 pub(crate) fn verdict_of(error: &AgentError) -> Verdict {
+    server_error(error).map_or(Verdict::Retry, ServerError::verdict)
+}
+
+/// The failed call to the server, wherever it stands in a chain of errors.
+pub(crate) fn server_error(error: &AgentError) -> Option<&ServerError> {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
-        if let Some(server) = error.downcast_ref::<ServerError>() {
-            return server.verdict();
+        let server = error.downcast_ref::<ServerError>();
+        if server.is_some() {
+            return server;
         }
         next = error.source();
     }
-    Verdict::Retry
+    None
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(crate) use wit::{CachedWit, WitCache};
 
 use crate::entry::WorkloadEntry;
 use arc_swap::ArcSwap;
-use finial_core::{Clock, EntryId, SelectorSet, TrustDomain};
+use finial_core::{Clock, EntryId, SelectorSet, TrustDomain, UnixSeconds};
 use finial_crypto::TrustRoots;
 use finial_crypto::tls::BundleSource;
 use index::SelectorIndex;
@@ -59,6 +59,13 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
+    /// Whether anything that was issued for workloads has not ended.
+    pub(crate) fn holds_valid(&self, now: UnixSeconds) -> bool {
+        self.snapshot().records.iter().any(|record| record.svid.as_ref().is_some_and(|svid| svid.not_after > now))
+            || self.jwt.all().iter().any(|(jwt, _)| jwt.expires_at > now)
+            || self.wit.all().iter().any(|(_, wit)| wit.expires_at > now)
+    }
+
     /// An empty cache with the agent's own bundle, and its only writer.
     pub(crate) fn new(own: Arc<BundleForms>, jwt_limit: usize, clock: Arc<dyn Clock>) -> (Arc<Self>, CacheWriter) {
         let snapshot = Snapshot {

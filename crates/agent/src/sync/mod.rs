@@ -8,6 +8,7 @@ pub(crate) mod client;
 mod entries;
 pub(crate) mod jwt;
 mod mint;
+mod own;
 mod pace;
 pub(crate) mod plan;
 mod run;
@@ -61,6 +62,8 @@ pub(crate) struct Syncer {
     gone: Vec<Vec<u8>>,
     /// When it last looked for SVIDs to ask for.
     svids_updated: Option<Instant>,
+    /// Since the own SVID has expired.
+    ended: Option<own::Ended>,
     /// The server was told our version.
     pub(crate) posted: bool,
     /// When the first sync of the loop is due; none = at the usual pace.
@@ -91,6 +94,7 @@ impl Syncer {
             tainted: Vec::new(),
             gone: Vec::new(),
             svids_updated: None,
+            ended: None,
             posted: false,
             first_sync: None,
         }
@@ -143,6 +147,8 @@ impl Syncer {
     async fn heed(&mut self, error: &ServerError) -> Result<(), AgentError> {
         match error.verdict() {
             Verdict::Retry => Ok(()),
+            // See `own`: the next tick attests anew.
+            Verdict::Reattest if error.is_expired() && self.own_has_ended() => Ok(()),
             Verdict::UnknownAuthority => self.unknown_authority(error).await,
             Verdict::Banned => {
                 tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");
@@ -202,6 +208,7 @@ impl Syncer {
     }
 
     async fn fetch(&mut self) -> Result<Change, ServerError> {
+        self.own_is_valid()?;
         let known = self.cache().snapshot();
         let (entries, stats) = if self.context.settings.use_sync_authorized_entries {
             self.link.sync_entries(&known.records).await?
@@ -281,6 +288,7 @@ impl Syncer {
         let mut left = plan.request.as_slice();
         let mut complete = true;
         while !left.is_empty() {
+            self.own_is_valid()?;
             let (now, later) = left.split_at(self.batch.get().min(left.len()));
             tracing::debug!(
                 subsystem_name = SUBSYSTEM,
@@ -374,6 +382,9 @@ impl Syncer {
 
     /// Renews the agent's own SVID when its time has come.
     async fn rotate_own(&mut self) -> Result<(), AgentError> {
+        if self.own_has_ended() {
+            return self.outlive().await;
+        }
         let now_ms = self.context.clock.now_ms();
         if now_ms < self.svid.rotate_at_ms && !self.svid.is_tainted(&self.tainted) {
             return Ok(());
@@ -388,10 +399,6 @@ impl Syncer {
         call.finish_with(&result, AgentError::kind);
         let Err(error) = result else { return Ok(()) };
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not {what}");
-        if now_ms > self.svid.not_after.saturating_mul(1000) {
-            return Err(AgentError::internal(format!("current SVID has already expired and {what} failed: {error}"))
-                .because(error));
-        }
         match attest::verdict_of(&error) {
             Verdict::Banned => {
                 tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent is banned: removing SVID and shutting down");

@@ -161,7 +161,7 @@ impl Syncer {
     }
 
     fn renew_if_tainted(&self, agenda: &mut Agenda) {
-        if self.svid.is_tainted(&self.tainted) {
+        if self.svid.is_tainted(&self.tainted) || self.own_is_due() {
             agenda.next_tick = Instant::now();
         }
     }

@@ -262,6 +262,10 @@ impl FakeServer {
         let peer = request.extensions().get::<TlsPeer>().unwrap();
         let Some(leaf) = peer.certificates.first() else {
             return match name {
+                // As SPIRE's server says it: without a reason.
+                "AttestAgent" if state.refuse == Some(Reason::AgentBanned) => {
+                    Err(Status::permission_denied("failed to attest: agent is banned"))
+                }
                 "AttestAgent" | "GetBundle" => Ok(()),
                 _ => Err(Status::permission_denied("an agent only")),
             };

@@ -261,3 +261,146 @@ async fn tokens_of_an_authority_that_was_revoked_meanwhile_are_asked_for_again()
     assert_eq!(world.server.calls("NewJWTSVID"), calls + 2);
     agent.stop().await;
 }
+
+/// What a node's agent has when its own SVID ends first, by half an hour.
+async fn short_lived() -> (World, Arc<ManualClock>) {
+    let mut world = world().await;
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    world.clock = clock.clone();
+    world.puzzle = true;
+    world.server.state().reattestable = true;
+    world.server.state().agent_ttl = 1800;
+    (world, clock)
+}
+
+/// What the agent says of its server.
+async fn server_error(world: &World) -> String {
+    let admin = finial_net::client::uds_channel(world.settings.admin_socket_path.clone().unwrap());
+    let mut explain = finial_proto::agent::explain::explain_client::ExplainClient::new(admin);
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let asked = explain.explain_process(finial_proto::agent::explain::ExplainProcessRequest { pid }).await;
+    asked.unwrap().into_inner().server_error
+}
+
+async fn says(world: &World, text: &str) {
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    loop {
+        let said = server_error(world).await;
+        if said.contains(text) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < end, "it says {said:?}, not {text:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_whose_own_svid_ends_in_an_outage_serves_on_and_attests_anew() {
+    let (world, clock) = short_lived().await;
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    let before = next(&mut held).await.unwrap();
+    world.server.state().away = true;
+    clock.advance(1900);
+    says(&world, "own SVID expired at ").await;
+    assert_eq!(agent.x509_once().await.unwrap(), before, "also who comes now");
+    assert!(!agent.has_ended());
+
+    // Its own SVID first: then it hears of what is new.
+    let (syncs, attested) = (world.server.calls("SyncAuthorizedEntries"), world.server.calls("AttestAgent"));
+    world.server.state().agent_ttl = 7200;
+    world.entry("e2", "/more", &["test:any"]);
+    world.server.state().away = false;
+    until("it attests", || world.server.calls("AttestAgent") > attested).await;
+    while next(&mut held).await.unwrap().svids.len() < 2 {}
+    assert!(world.server.calls("SyncAuthorizedEntries") > syncs);
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    while !server_error(&world).await.is_empty() {
+        assert!(tokio::time::Instant::now() < end, "all is well again");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_restarted_after_its_own_svid_ended_serves_what_has_not() {
+    let (world, clock) = short_lived().await;
+    let before = served_before(&world).await;
+    world.server.state().away = true;
+    clock.advance(1900);
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    assert_eq!(next(&mut held).await.unwrap(), before);
+    says(&world, "own SVID expired at ").await;
+    world.server.state().agent_ttl = 7200;
+    world.server.state().entries.clear();
+    world.server.state().away = false;
+    let gone = loop {
+        if let Err(status) = next(&mut held).await {
+            break status;
+        }
+    };
+    assert_eq!(gone.code(), Code::PermissionDenied, "it attested and heard what was deleted");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_to_serve_when_all_has_ended() {
+    let (world, clock) = short_lived().await;
+    world.server.state().svid_ttl = 1700;
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    world.server.state().away = true;
+    clock.advance(1900);
+    let error = agent.failure().await.to_string();
+    assert!(error.starts_with("current SVID has already expired and reattest agent failed: "), "{error}");
+    // Nor does a restart serve: it attests first, as ever.
+    let attested = world.server.calls("AttestAgent");
+    let agent = world.start();
+    until("it attests", || world.server.calls("AttestAgent") > attested).await;
+    assert!(!agent.socket.exists());
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_banned_serves_no_more_once_it_attests_anew() {
+    for reattestable in [true, false] {
+        let (world, clock) = short_lived().await;
+        world.server.state().reattestable = reattestable;
+        let agent = world.started().await;
+        agent.x509_once().await.unwrap();
+        until("it is kept", || file(&world).exists()).await;
+        world.server.state().away = true;
+        clock.advance(1900);
+        says(&world, "own SVID expired at ").await;
+        world.server.state().refuse = Some(Reason::AgentBanned);
+        world.server.state().away = false;
+        assert_eq!(agent.failure().await.kind(), finial_core::ErrorKind::Denied);
+        assert!(!file(&world).exists());
+    }
+}
+
+#[tokio::test]
+async fn a_join_token_that_was_used_is_for_an_operator_to_replace_and_workloads_are_served_meanwhile() {
+    let (mut world, clock) = short_lived().await;
+    world.puzzle = false;
+    world.server.state().reattestable = false;
+    let before = served_before(&world).await;
+    clock.advance(1900);
+    world.server.state().refuse = Some(Reason::AgentExpired);
+    world.settings.join_token = Some(finial_core::Secret::new("used".to_owned()));
+    let agent = world.started().await;
+    says(&world, "an operator must act").await;
+    assert_eq!(agent.x509_once().await.unwrap(), before);
+    agent.stop().await;
+    // As it does with another token.
+    world.settings.join_token = Some(finial_core::Secret::new(super::fake::TOKEN.to_owned()));
+    world.server.state().refuse = None;
+    world.server.state().agent_ttl = 7200;
+    world.server.state().renewed_ttl = 7200;
+    let agent = world.started().await;
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    while !server_error(&world).await.is_empty() {
+        assert!(tokio::time::Instant::now() < end, "all is well again");
+    }
+    agent.stop().await;
+}

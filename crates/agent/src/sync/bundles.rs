@@ -29,8 +29,11 @@ impl Syncer {
         for VersionedBundle { bundle, version } in new {
             let Some(wire) = bundle else { continue };
             let Ok(domain) = TrustDomain::parse(&wire.trust_domain) else { continue };
-            let old = if domain == own_domain { Some(&known.own) } else { known.federated.get(&domain) };
-            match read_bundle(&domain, old, &wire) {
+            let read = match domain == own_domain {
+                true => read_own(&known.own, &wire),
+                false => read_bundle(&domain, known.federated.get(&domain), &wire),
+            };
+            match read {
                 Ok(bundle) => {
                     fresh.insert(domain, (bundle, version));
                 }
@@ -81,17 +84,14 @@ impl Syncer {
         domains: BTreeSet<TrustDomain>,
     ) -> Result<Option<Bundles>, ServerError> {
         let known = self.cache().snapshot().bundles.clone();
-        let mut bundles = Bundles { own: known.own.clone(), federated: BTreeMap::new() };
-        let domain = known.own.bundle.trust_domain.clone();
-        bundles.own =
-            read_bundle(&domain, Some(&known.own), &self.link.bundle().await?).map_err(|e| bad_own_bundle(&e))?;
+        let own = read_own(&known.own, &self.link.bundle().await?).map_err(|e| bad_own_bundle(&e))?;
+        let mut bundles = Bundles { own, federated: BTreeMap::new() };
         for (domain, bundle) in self.link.federated_bundles(domains.into_iter().collect()).await? {
             let Some(bundle) = bundle else { continue };
-            match read_bundle(&domain, known.federated.get(&domain), &bundle) {
-                Ok(bundle) => {
-                    bundles.federated.insert(domain, bundle);
-                }
-                Err(error) => warn_of_bundle(&domain, &error),
+            let old = known.federated.get(&domain);
+            let read = read_bundle(&domain, old, &bundle).inspect_err(|error| warn_of_bundle(&domain, error));
+            if let Some(bundle) = read.ok().or_else(|| old.cloned()) {
+                bundles.federated.insert(domain, bundle);
             }
         }
         Ok(self.changed_bundles(&known, bundles).await)
@@ -148,6 +148,16 @@ fn warn_of_bundle(domain: &TrustDomain, error: &str) {
     tracing::warn!(subsystem_name = SUBSYSTEM, %error, trust_domain_id = %domain,
         "Received malformed bundle from SPIRE server; are the server and agent versions compatible?"
     );
+}
+
+/// Without any authority nothing of the trust domain could be believed any more, the server least of all: the agent would be
+/// lost, and what it would keep is worth nothing.
+fn read_own(known: &Arc<BundleForms>, wire: &types::Bundle) -> Result<Arc<BundleForms>, String> {
+    let own = read_bundle(&known.bundle.trust_domain, Some(known), wire)?;
+    if own.bundle.x509_authorities.is_empty() {
+        return Err("the server's bundle has no X.509 authorities; the last one that had some is kept".to_owned());
+    }
+    Ok(own)
 }
 
 fn read_bundle(

@@ -2,6 +2,7 @@
 
 use super::fake::{wire_bundle, wire_entry};
 use super::harness::{World, next, until};
+use finial_proto::sync::WatchResponse;
 use finial_proto::types::{self, permission_denied_details::Reason};
 use tonic::Code;
 
@@ -81,6 +82,7 @@ async fn another_trust_domains_bundle_reaches_no_workload_and_the_agent_goes_on(
             x509_authorities: vec![types::X509Certificate { asn1: vec![1, 2, 3].into(), tainted: false }],
             ..own.clone()
         },
+        types::Bundle { x509_authorities: Vec::new(), ..own.clone() },
     ] {
         world.server.state().bundle = wrong;
         let calls = world.server.calls("GetBundle");
@@ -88,10 +90,69 @@ async fn another_trust_domains_bundle_reaches_no_workload_and_the_agent_goes_on(
         let served = agent.x509_once().await.unwrap();
         assert_eq!(served.svids[0].bundle, before.svids[0].bundle);
         assert_eq!(served.federated_bundles.len(), 0);
+        let kept = std::fs::read_to_string(world.dir.path().join("data/agent-data.json")).unwrap();
+        assert!(kept.contains("\"bundle\":[\""), "the roots to start with: {kept}");
     }
     world.server.state().bundle = own;
     world.entry("e2", "/more", &["test:any"]);
     assert_eq!(next(&mut held).await.unwrap().svids.len(), 2, "it comes back by itself");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_federated_bundle_that_cannot_be_read_leaves_the_good_one() {
+    let world = World::new().await;
+    let other = crate::testing::TestCa::new("other");
+    let good = wire_bundle("other", &other.root, None);
+    world.server.state().federated.insert("other".into(), good.clone());
+    let entry = types::Entry { federates_with: vec!["other".into()], ..wire_entry("e1", "/web", &["test:any"]) };
+    world.server.state().entries.insert("e1".into(), entry);
+    let agent = world.started().await;
+    let before = agent.x509_once().await.unwrap().federated_bundles;
+    assert_eq!(before.len(), 1);
+    let x509_authorities = vec![types::X509Certificate { asn1: vec![1, 2, 3].into(), tainted: false }];
+    world.server.state().federated.insert("other".into(), types::Bundle { x509_authorities, ..good });
+    let calls = world.server.calls("GetFederatedBundle");
+    until("it was fetched", || world.server.calls("GetFederatedBundle") > calls + 2).await;
+    assert_eq!(agent.x509_once().await.unwrap().federated_bundles, before);
+    world.server.state().federated.clear();
+    let mut held = agent.x509().await.unwrap();
+    while !next(&mut held).await.unwrap().federated_bundles.is_empty() {}
+    agent.stop().await;
+}
+
+/// A server that refuses one SVID, and says what changes by itself.
+#[tokio::test]
+async fn an_svid_that_is_refused_is_asked_for_ever_later_and_keeps_no_other_one_waiting() {
+    let mut world = World::new().await;
+    world.settings.sync_interval = std::time::Duration::from_secs(3600);
+    world.server.state().pushes = true;
+    let agent = world.started().await;
+    until("the agent listens to the server", || world.server.listeners() == 1).await;
+    world.server.state().issue_as = Some("/admin".into());
+    let refused = wire_entry("e1", "/web", &["test:exe:other"]);
+    world.server.state().entries.insert("e1".into(), refused.clone());
+    let entries = vec![refused];
+    world.server.push(WatchResponse { entries, ..Default::default() }).await;
+    until("it was refused", || world.server.calls("BatchNewX509SVID") > 0).await;
+    // Its time comes again and again, but never at once.
+    until("it was asked for again", || world.server.calls("BatchNewX509SVID") > 2).await;
+    world.server.state().issue_as = None;
+    let still = super::harness::StandsStill::begin();
+    let asked = world.server.calls("BatchNewX509SVID");
+    let attributes = types::entry::AdditionalAttributes { disable_x509_svid_prefetch: true, ..Default::default() };
+    let additional_attributes = Some(attributes);
+    let entries = vec![types::Entry { additional_attributes, ..wire_entry("e2", "/two", &["test:any"]) }];
+    world.server.state().entries.insert("e2".into(), entries[0].clone());
+    world.server.push(WatchResponse { entries, ..Default::default() }).await;
+    let mut answer = agent.x509_once().await;
+    while answer.is_err() {
+        answer = agent.x509_once().await; // until the agent has heard of it
+    }
+    assert_eq!(answer.unwrap().svids[0].spiffe_id, "spiffe://td/two");
+    assert_eq!(world.server.calls("BatchNewX509SVID"), asked + 1);
+    assert_eq!(world.server.state().batches.last(), Some(&1), "the refused one was not asked for with it");
+    drop(still);
     agent.stop().await;
 }
 

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -123,6 +124,8 @@ pub(crate) struct Inherited {
     pub(crate) sockets: Sockets,
     /// To the agent that still serves.
     old: Option<Channel>,
+    /// It has ended.
+    over: AtomicBool,
     /// Where the next one asks. Some may have asked already.
     door: Mutex<Option<OwnedFd>>,
     /// Files of sockets are the service manager's.
@@ -179,6 +182,11 @@ impl Inherited {
         self.old.is_some()
     }
 
+    /// Whether the own SVID is this agent's alone. If the old one goes on after all, it does so with the SVID that both present.
+    pub(crate) fn may_renew(&self) -> bool {
+        self.old.is_none() || self.over.load(Ordering::Relaxed)
+    }
+
     /// This agent accepts connections: the old one is to end, and has ended when this returns (or is late with it).
     pub(crate) async fn ready(&self) -> Result<(), AgentError> {
         let Some(old) = &self.old else { return Ok(()) };
@@ -196,6 +204,7 @@ impl Inherited {
         if tokio::time::timeout(END_TIMEOUT, old.gone()).await.is_err() {
             tracing::warn!(subsystem_name = SUBSYSTEM, "The agent that ran before takes long to end");
         }
+        self.over.store(true, Ordering::Relaxed);
         tracing::info!(subsystem_name = SUBSYSTEM, "Took over from the agent that ran before");
         Ok(())
     }
@@ -309,5 +318,24 @@ mod tests {
         assert!(UnixStream::connect(taken).is_ok());
         assert_eq!(UnixStream::connect(left).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         assert!(sockets.take(left).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_svid_is_not_renewed_before_the_old_agent_has_let_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET_NAME);
+        let door = HandoverListener::bind(&path).unwrap();
+        let (new, old) = tokio::join!(Channel::connect(&path), door.accept());
+        let (new, old) = (new.unwrap().unwrap(), old.unwrap());
+        let inherited = Inherited { old: Some(new), ..Inherited::default() };
+        let serve = async {
+            assert_eq!(hear(&old).await.unwrap(), READY);
+            assert!(!inherited.may_renew());
+            old.send(YOURS, &[]).await.unwrap();
+            drop(old);
+        };
+        let (ready, ()) = tokio::join!(inherited.ready(), serve);
+        ready.unwrap();
+        assert!(inherited.may_renew() && Inherited::default().may_renew());
     }
 }

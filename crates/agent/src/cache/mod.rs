@@ -193,6 +193,13 @@ pub(crate) struct Change {
     pub(crate) evict: HashSet<EntryId>,
 }
 
+impl Change {
+    fn is_empty(&self) -> bool {
+        let Self { entries, bundles, svids, evict } = self;
+        entries.is_none() && bundles.is_none() && svids.is_empty() && evict.is_empty()
+    }
+}
+
 impl CacheWriter {
     /// The readers' side.
     pub(crate) fn cache(&self) -> &Arc<Cache> {
@@ -201,6 +208,9 @@ impl CacheWriter {
 
     /// Publishes the state after `change`, then wakes those whom it concerns.
     pub(crate) fn publish(&mut self, change: Change) {
+        if change.is_empty() {
+            return; // most syncs: nobody is to look, and nothing to be written
+        }
         let old = self.cache.snapshot();
         let bundles_changed = change.bundles.is_some();
         let new = Arc::new(apply(&old, change));

@@ -146,6 +146,19 @@ fn a_watched_view_asks_for_what_it_lacks_and_counts_as_in_use() {
 }
 
 #[test]
+fn what_changes_nothing_wakes_nobody() {
+    use futures::FutureExt;
+    let (cache, mut writer) = empty();
+    let before = cache.snapshot();
+    writer.publish(Change::default());
+    assert!(Arc::ptr_eq(&before, &cache.snapshot()));
+    assert!(cache.changed().now_or_never().is_none() && cache.to_store().now_or_never().is_none());
+    let one = entry("a", "spiffe://td/1", &["unix:uid:1"]);
+    writer.publish(Change { entries: entries(std::slice::from_ref(&one)), ..Change::default() });
+    assert!(cache.changed().now_or_never().is_some() && cache.to_store().now_or_never().is_some());
+}
+
+#[test]
 fn closing_ends_present_and_future_views() {
     let (cache, _writer) = empty();
     let mut subscription = watch(&cache, &selectors(&["unix:uid:1"]));

@@ -16,9 +16,16 @@ const BYTES_PER_SECOND: u64 = 128 << 10;
 
 /// Keeps the cache on disk until shutdown, and once more then.
 pub(crate) async fn keep(context: Arc<Context>, cache: Arc<Cache>, status: Arc<AgentStatus>) {
+    // What it begins with is worth a write, too: with no entries there may never be a change.
+    let mut begun = false;
     loop {
+        let changed = async {
+            if std::mem::replace(&mut begun, true) {
+                cache.changed().await;
+            }
+        };
         let shutdown = tokio::select! {
-            () = cache.changed() => tokio::select! {
+            () = changed => tokio::select! {
                 () = tokio::time::sleep(GATHER) => false,
                 () = context.shutdown.cancelled() => true,
             },

@@ -11,6 +11,7 @@ mod mint;
 mod own;
 mod pace;
 pub(crate) mod plan;
+mod refused;
 mod run;
 mod watch;
 pub(crate) mod wit;
@@ -29,6 +30,7 @@ use finial_crypto::tls::TlsIdentity;
 use finial_proto::sync::{BundleVersion, WatchRequest, WatchResponse};
 use finial_runtime::log::Time;
 use plan::{BatchSize, Input, plan};
+use refused::Refused;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -41,6 +43,15 @@ const SVIDS_KEPT: usize = 1000;
 /// Keys made before other tasks get their turn.
 const KEYS_AT_ONCE: usize = 8;
 
+/// Which SVIDs to ask for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// All that the plan names.
+    All,
+    /// But for those that were refused a moment ago.
+    Due,
+}
+
 /// The loop and all that it alone changes.
 pub(crate) struct Syncer {
     pub(crate) context: Arc<Context>,
@@ -52,6 +63,7 @@ pub(crate) struct Syncer {
     /// Bundles that the server told of by itself, with their versions.
     told: BTreeMap<TrustDomain, (Arc<BundleForms>, u64)>,
     batch: BatchSize,
+    refused: Refused,
     /// Since when the server has been signed by someone unknown.
     unknown_since_ms: Option<i64>,
     /// Tainted keys that were dealt with.
@@ -89,6 +101,7 @@ impl Syncer {
             svid,
             told: BTreeMap::new(),
             batch: BatchSize::new(),
+            refused: Refused::new(),
             unknown_since_ms: None,
             tainted_jwt_done: Vec::new(),
             tainted: Vec::new(),
@@ -192,7 +205,7 @@ impl Syncer {
         Err(AgentError::internal("shutting down for rebootstrapping"))
     }
 
-    /// Entries and bundles, then whatever SVIDs follow from them; see [`Syncer::update_svids`].
+    /// Entries and bundles, then whatever SVIDs follow from them. Always asks.
     async fn synchronize(&mut self) -> Result<bool, ServerError> {
         let call = self.context.metrics.call("manager.sync.fetch_entries_updates");
         let fetched = self.fetch().await;
@@ -202,9 +215,9 @@ impl Syncer {
         if !std::mem::replace(&mut self.posted, true) {
             post_status(&self.link, &self.context.version).await;
         }
-        let complete = self.update_svids().await?;
+        self.update_svids(Ask::All).await?;
         self.status.synced(self.context.clock.now());
-        Ok(complete)
+        Ok(true)
     }
 
     async fn fetch(&mut self) -> Result<Change, ServerError> {
@@ -243,7 +256,7 @@ impl Syncer {
         }
     }
 
-    /// What the server told by itself, and whatever SVIDs follow from it; see [`Syncer::update_svids`].
+    /// What the server told by itself, and whatever SVIDs follow from it: it has answered.
     async fn take_answer(&mut self, mut answer: WatchResponse) -> Result<bool, ServerError> {
         let known = self.cache().snapshot();
         let mut sync = EntrySync::new(&known.records);
@@ -253,13 +266,13 @@ impl Syncer {
         let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains).await?;
         self.count(stats);
         self.writer.publish(Change { entries, bundles, ..Change::default() });
-        let complete = self.update_svids().await?;
+        self.update_svids(Ask::Due).await?;
         self.status.synced(self.context.clock.now());
-        Ok(complete)
+        Ok(true)
     }
 
-    /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch. Whether all were issued.
-    async fn update_svids(&mut self) -> Result<bool, ServerError> {
+    /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch. Whether there was anything to ask for.
+    async fn update_svids(&mut self, ask: Ask) -> Result<bool, ServerError> {
         self.svids_updated = Some(Instant::now());
         let snapshot = self.cache().snapshot();
         let in_use = self.cache().in_use();
@@ -285,8 +298,10 @@ impl Syncer {
                 self.context.metrics.sample(key, number as f64, &[]);
             }
         }
-        let mut left = plan.request.as_slice();
-        let mut complete = true;
+        self.refused.retain(|id| snapshot.record(id).map(|record| &*record.entry));
+        let mut request = plan.request;
+        request.retain(|id| ask == Ask::All || !self.refused.waits(id));
+        let mut left = request.as_slice();
         while !left.is_empty() {
             self.own_is_valid()?;
             let (now, later) = left.split_at(self.batch.get().min(left.len()));
@@ -302,7 +317,8 @@ impl Syncer {
             match issued {
                 Ok(svids) => {
                     self.batch.succeeded();
-                    complete &= svids.len() == now.len();
+                    let asked = now.iter().filter_map(|id| snapshot.record(id)).map(|record| &*record.entry);
+                    self.refused.answered(asked, &svids.iter().map(|(id, _)| id).collect());
                     self.writer.publish(Change { svids, ..Change::default() });
                 }
                 Err(error) => {
@@ -324,7 +340,7 @@ impl Syncer {
         metrics.gauge("lru_cache_svid_map_size", held as f64, &[]);
         metrics.gauge("lru_cache_record_map_size", entries as f64, &[]);
         metrics.gauge("jwt_svid_cache_size", self.cache().jwt.len() as f64, &[]);
-        Ok(complete)
+        Ok(!request.is_empty())
     }
 
     async fn issue(
@@ -382,6 +398,9 @@ impl Syncer {
 
     /// Renews the agent's own SVID when its time has come.
     async fn rotate_own(&mut self) -> Result<(), AgentError> {
+        if !self.context.inherited.may_renew() {
+            return Ok(());
+        }
         if self.own_has_ended() {
             return self.outlive().await;
         }

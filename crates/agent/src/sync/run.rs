@@ -1,16 +1,15 @@
 //! The loop itself: what is due next, and what follows from how it went.
 
 use super::pace::{Outcome, Pace};
+use super::refused;
 use super::watch::{Event, Watch};
-use super::{SUBSYSTEM, Syncer};
+use super::{Ask, SUBSYSTEM, Syncer};
 use crate::cache::Cache;
 use crate::error::{AgentError, ServerError, Verdict};
 use finial_runtime::Backoff;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// After failing to get SVIDs, at first and at most.
-const SVID_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(4 * 60));
 /// How often due renewals are looked for, also when syncs are rarer.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -27,21 +26,46 @@ enum Due {
 /// When what is due.
 struct Agenda {
     pace: Pace,
-    svid_backoff: Backoff,
+    svids: SvidPace,
     next_sync: Instant,
     next_tick: Instant,
-    svids_not_before: Instant,
     watch: Watch,
+}
+
+/// When SVIDs may be asked for: workloads that want some must not make us ask a server all the time that does not answer.
+struct SvidPace {
+    backoff: Backoff,
+    /// After a failure: the next attempt.
+    not_before: Option<Instant>,
+}
+
+impl SvidPace {
+    fn new() -> Self {
+        Self { backoff: refused::backoff(), not_before: None }
+    }
+
+    /// The server answered, or it failed to. To have asked nothing says nothing of it, and is not to come here.
+    fn asked(&mut self, answered: bool) {
+        if answered {
+            self.backoff.reset();
+        }
+        self.not_before = (!answered).then(|| Instant::now() + self.backoff.next_wait());
+    }
+
+    /// `recent`: it was looked for them just now.
+    fn is_due(&self, recent: bool) -> bool {
+        self.not_before.map_or(!recent, |at| Instant::now() >= at)
+    }
 }
 
 impl Agenda {
     /// Nothing is lost when this is dropped before.
     async fn next(&mut self, cache: &Cache) -> Due {
-        let svids_not_before = self.svids_not_before;
+        let not_before = self.svids.not_before;
         let wanted = async move {
             // A timer takes a millisecond even for what is over.
-            if Instant::now() < svids_not_before {
-                tokio::time::sleep_until(svids_not_before).await;
+            if let Some(at) = not_before.filter(|at| Instant::now() < *at) {
+                tokio::time::sleep_until(at).await;
             }
             cache.wanted().await;
         };
@@ -58,10 +82,10 @@ impl Agenda {
         self.next_sync = self.next_sync.min(Instant::now() + self.pace.first());
     }
 
-    /// The server would not give some: workloads that ask for them must not make us ask all the time.
-    fn svids_later(&mut self) {
-        self.svids_not_before = Instant::now() + self.svid_backoff.next_wait();
-        self.next_tick = self.next_tick.min(self.svids_not_before);
+    /// Not later than `at`. What is over had its tick, and if nothing came of that it is nobody's any more.
+    fn tick_by(&mut self, at: Option<Instant>) {
+        let at = at.filter(|at| *at > Instant::now());
+        self.next_tick = at.map_or(self.next_tick, |at| at.min(self.next_tick));
     }
 }
 
@@ -73,9 +97,8 @@ impl Syncer {
         let mut agenda = Agenda {
             next_sync: self.first_sync.unwrap_or_else(|| now + pace.first()),
             pace,
-            svid_backoff: Backoff::new(SVID_BACKOFF.0, SVID_BACKOFF.1).shape(1.5, 0.1),
+            svids: SvidPace::new(),
             next_tick: now,
-            svids_not_before: now,
             watch: Watch::new(self.link.generation()),
         };
         let cache = self.cache().clone();
@@ -84,26 +107,25 @@ impl Syncer {
             let result = match agenda.next(&cache).await {
                 Due::Sync => self.sync(&mut agenda).await,
                 Due::Tick => self.tick(&mut agenda).await?,
-                Due::Wanted => self.update_svids().await,
+                Due::Wanted => self.update_svids(Ask::Due).await,
                 Due::Told(event) => match self.told(event, &mut agenda).await {
                     Some(result) => result,
                     None => continue,
                 },
             };
             match &result {
-                Ok(true) => {
-                    agenda.svid_backoff.reset();
-                    agenda.svids_not_before = Instant::now();
-                }
-                Ok(false) => agenda.svids_later(),
+                Ok(true) => agenda.svids.asked(true),
+                Ok(false) => {} // not tried
                 Err(error) => {
                     self.status.set_away_because(error.to_string());
                     // Whatever is wrong with the connection, the next call has a new one.
                     self.link.release();
-                    agenda.svids_later();
+                    agenda.svids.asked(false);
                     self.heed(error).await?;
                 }
             }
+            agenda.tick_by(agenda.svids.not_before);
+            agenda.tick_by(self.refused.again());
         }
     }
 
@@ -116,27 +138,37 @@ impl Syncer {
         result.inspect_err(log_failed)
     }
 
-    /// The agent's own SVID, and those of workloads whose time has come.
+    /// The agent's own SVID, and those of workloads whose time has come. Whether the server was asked for the latter.
     async fn tick(&mut self, agenda: &mut Agenda) -> Result<Result<bool, ServerError>, AgentError> {
+        let before = self.svid.chain.first().cloned();
         let own = self.rotate_own().await;
         agenda.next_tick = Instant::now() + TICK;
         own?;
+        if self.svid.chain.first() != before.as_ref() {
+            agenda.svids.not_before = None; // whatever failed before, it answers now
+        }
         if agenda.watch.is_open() {
             self.status.synced(self.context.clock.now());
         }
         self.cache().forget_idle_views();
         let recent = self.svids_updated.is_some_and(|at| at.elapsed() < TICK.mul_f64(0.9));
-        let early = recent || Instant::now() < agenda.svids_not_before;
-        Ok(if early { Ok(true) } else { self.update_svids().await })
+        let again = self.refused.again().is_some_and(|at| Instant::now() >= at);
+        let due = agenda.svids.is_due(recent && !again);
+        Ok(if due { self.update_svids(Ask::Due).await } else { Ok(false) })
     }
 
-    /// What came of the stream's event; `None` if there was nothing to do.
+    /// What came of the stream's event: whether the server answered; `None` if there was nothing to do.
     async fn told(&mut self, event: Event, agenda: &mut Agenda) -> Option<Result<bool, ServerError>> {
         match event {
             Event::Due => agenda.watch.open(self.link.watch(self.what_we_have())),
             Event::Opened => {
                 tracing::debug!(subsystem_name = SUBSYSTEM, "The server tells of changes by itself");
                 agenda.next_sync = Instant::now() + agenda.pace.told();
+                if agenda.svids.not_before.is_some() {
+                    // It is back.
+                    agenda.svids.not_before = Some(Instant::now());
+                    agenda.next_tick = Instant::now();
+                }
             }
             Event::Answer(answer) => {
                 let result = self.take_answer(*answer).await;
@@ -177,4 +209,39 @@ impl Syncer {
 
 fn log_failed(error: &ServerError) {
     tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that is away for an hour, and workloads that want SVIDs all the time.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_fails_is_asked_ever_later_however_often_nothing_is_tried() {
+        let mut svids = SvidPace::new();
+        let (mut asked, begin) = (0, Instant::now());
+        let mut last = begin;
+        while begin.elapsed() < Duration::from_secs(3600) {
+            if svids.is_due(last.elapsed() < TICK) {
+                svids.asked(false);
+                (asked, last) = (asked + 1, Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        assert!((20..40).contains(&asked), "{asked}");
+        svids.asked(true);
+        assert!(svids.is_due(false) && !svids.is_due(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_that_is_over_makes_no_tick_after_tick() {
+        let (now, pace) = (Instant::now(), Pace::new(TICK));
+        let (svids, watch) = (SvidPace::new(), Watch::new(0));
+        let mut agenda = Agenda { pace, svids, next_sync: now, next_tick: now + TICK, watch };
+        agenda.tick_by(Some(now));
+        agenda.tick_by(None);
+        assert_eq!(agenda.next_tick, now + TICK);
+        agenda.tick_by(Some(now + TICK / 2));
+        assert_eq!(agenda.next_tick, now + TICK / 2);
+    }
 }

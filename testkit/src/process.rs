@@ -207,12 +207,32 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. After one that stops it, none of its threads runs any more.
     pub fn signal(&self, signal: Signal) {
         if let Some(pid) = rustix::process::Pid::from_raw(self.pid()) {
             let _ = rustix::process::kill_process(pid, signal);
         }
+        if signal == Signal::STOP {
+            stands_still(self.pid());
+        }
     }
+}
+
+/// Waits until no thread of a process that was stopped runs any more: on another core, one goes on for a moment after the
+/// signal, long enough to answer somebody.
+pub(crate) fn stands_still(pid: i32) {
+    eventually("its threads stand still", || {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|e| e.to_string())?;
+        for task in tasks.flatten() {
+            let Ok(stat) = std::fs::read_to_string(task.path().join("stat")) else { continue };
+            // "pid (name) state …"; the name may have any characters.
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            if state != Some('T') {
+                return Err(format!("{} is in state {state:?}", task.path().display()));
+            }
+        }
+        Ok(())
+    });
 }
 
 impl Drop for Process {

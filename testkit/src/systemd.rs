@@ -1,6 +1,6 @@
 //! A D-Bus of a test's own with the interface of systemd's manager behind it: a real dbus-daemon, and a stand-in for the manager.
 
-use crate::process::{Workdir, eventually};
+use crate::process::{Workdir, eventually, stands_still};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
@@ -86,7 +86,11 @@ impl SystemBus {
     pub fn freeze(&self, frozen: bool) {
         let daemon = self.daemon.as_ref().expect("the bus runs");
         let signal = if frozen { Signal::STOP } else { Signal::CONT };
-        kill_process(Pid::from_child(&daemon.0), signal).expect("signals");
+        let pid = Pid::from_child(&daemon.0);
+        kill_process(pid, signal).expect("signals");
+        if frozen {
+            stands_still(pid.as_raw_pid());
+        }
     }
 
     fn socket(&self) -> PathBuf {

@@ -78,24 +78,25 @@ struct Agenda {
     due: Vec<(Instant, Job)>,
     /// Elapsed time and wall clock (milliseconds) at the last look.
     seen: (Instant, i64),
-    /// When the datastore was away last.
-    away: Option<Instant>,
 }
 
 impl Agenda {
     fn new(interval: impl Fn(Job) -> Duration, now: Instant, wall_ms: i64) -> Self {
         let due = Job::ALL.into_iter().map(|job| (now + interval(job), job)).collect();
-        Self { due, seen: (now, wall_ms), away: None }
+        Self { due, seen: (now, wall_ms) }
     }
 
     /// What is to be done now. A round right after the wall clock was set is left out: a clock that was wrong for a minute
-    /// must not cost what is still in use.
-    fn next(&mut self, interval: impl Fn(Job) -> Duration, now: Instant, wall_ms: i64, is_away: bool) -> Vec<Job> {
+    /// must not cost what is still in use. `away` is when the datastore was that last.
+    fn next(
+        &mut self,
+        interval: impl Fn(Job) -> Duration,
+        now: Instant,
+        wall_ms: i64,
+        away: Option<Instant>,
+    ) -> Vec<Job> {
         let jumped = self.clock_jumped(now, wall_ms);
-        if is_away {
-            self.away = Some(now);
-        }
-        let agents_not_before = self.away.map_or(now, |away| away + AGENTS_GRACE);
+        let agents_not_before = away.map_or(now, |away| away + AGENTS_GRACE);
         let mut jobs = Vec::new();
         for (at, job) in self.due.iter_mut().filter(|(at, _)| *at <= now) {
             if *job == Job::Agents && agents_not_before > now {
@@ -174,8 +175,8 @@ impl Pruner {
                 () = shutdown.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let is_away = self.turn.link().is_away();
-            for job in agenda.next(interval, Instant::now(), self.clock.now_ms(), is_away) {
+            let away = self.turn.link().last_away();
+            for job in agenda.next(interval, Instant::now(), self.clock.now_ms(), away) {
                 self.run_job(job).await;
             }
         }

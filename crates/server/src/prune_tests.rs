@@ -172,7 +172,7 @@ async fn those_that_stay_leave_room_for_others_in_a_batch() {
 }
 
 /// Steps through minutes, with a wall clock.
-struct Minutes(Agenda, Instant, i64);
+struct Minutes(Agenda, Instant, i64, Option<Instant>);
 
 impl Minutes {
     fn every(job: Job) -> Duration {
@@ -181,7 +181,7 @@ impl Minutes {
 
     fn new() -> Self {
         let now = Instant::now();
-        Self(Agenda::new(Self::every, now, START * 1000), now, START * 1000)
+        Self(Agenda::new(Self::every, now, START * 1000), now, START * 1000, None)
     }
 
     fn next(&mut self, count: u32, is_away: bool) -> Vec<Job> {
@@ -189,7 +189,8 @@ impl Minutes {
         for _ in 0..count {
             self.1 += MINUTE;
             self.2 += 60_000;
-            jobs.extend(self.0.next(Self::every, self.1, self.2, is_away));
+            self.3 = is_away.then_some(self.1).or(self.3);
+            jobs.extend(self.0.next(Self::every, self.1, self.2, self.3));
         }
         jobs
     }
@@ -208,6 +209,20 @@ fn after_an_outage_agents_have_time_to_show_their_renewed_svids() {
     assert!(!after.contains(&Job::Agents) && after.contains(&Job::Entries), "{after:?}");
     assert!(minutes.next(1, false).contains(&Job::Agents), "no hour later");
     assert!(!minutes.next(59, false).contains(&Job::Agents));
+    assert!(minutes.next(1, false).contains(&Job::Agents));
+}
+
+#[tokio::test]
+async fn an_outage_between_two_looks_of_the_pruner_is_one() {
+    let f = fixture().await;
+    let link = f.pruner.turn.link();
+    assert_eq!(link.last_away(), None);
+    link.set_away(&StoreError::Busy(1));
+    assert!(link.set_back() && !link.is_away());
+    let mut minutes = Minutes::new();
+    minutes.next(54, false);
+    minutes.3 = link.last_away().map(|_| minutes.1 + MINUTE / 2);
+    assert!(!minutes.next(10, false).contains(&Job::Agents));
     assert!(minutes.next(1, false).contains(&Job::Agents));
 }
 

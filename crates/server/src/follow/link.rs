@@ -2,8 +2,10 @@
 
 use finial_store::StoreError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 /// Why the datastore is away.
 #[derive(Clone, Debug)]
@@ -17,6 +19,7 @@ struct Away {
 #[derive(Debug)]
 pub struct Link {
     away: watch::Sender<Option<Away>>,
+    failed_at: Mutex<Option<Instant>>,
     followed: AtomicBool,
     look: Notify,
     /// How many looks have begun.
@@ -32,6 +35,7 @@ impl Default for Link {
     fn default() -> Self {
         Self {
             away: watch::Sender::new(None),
+            failed_at: Mutex::default(),
             followed: AtomicBool::new(false),
             look: Notify::new(),
             begun: AtomicU64::new(0),
@@ -44,6 +48,14 @@ impl Link {
     /// Whether the datastore did not answer the last time.
     pub fn is_away(&self) -> bool {
         self.away.borrow().is_some()
+    }
+
+    /// When the datastore was away last: now, or when a look failed last.
+    pub(crate) fn last_away(&self) -> Option<Instant> {
+        if self.is_away() {
+            return Some(Instant::now());
+        }
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What to tell who wants to write now; nothing while the datastore answers.
@@ -145,6 +157,7 @@ impl Link {
                 }
             }
         };
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.away.send_replace(Some(away)).is_none()
     }
 

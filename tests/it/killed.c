@@ -1,6 +1,7 @@
 // Kills its process just before the KILLED_AT-th step of writing a file whose path contains KILLED_IN: opening (of one that is
 // being made), writing (half of it is written), flushing, moving into place, flushing the folder. KILLED_AT is a number, or the
-// path of a file that holds it while steps count.
+// path of a file that holds it while steps count, and that is gone when the process is killed: its end can be seen elsewhere
+// before the process is gone.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -33,8 +34,14 @@ static int is_last_step(void) {
     return number && atomic_fetch_add(&steps, 1) + 1 == number;
 }
 
+static void end(void) {
+    const char *at = getenv("KILLED_AT");
+    if (at && *at == '/') unlink(at);
+    kill(getpid(), SIGKILL);
+}
+
 static void step(void) {
-    if (is_last_step()) kill(getpid(), SIGKILL);
+    if (is_last_step()) end();
 }
 
 static int is_named(const char *path) {
@@ -67,7 +74,7 @@ ssize_t write(int fd, const void *from, size_t count) {
     ssize_t (*next)(int, const void *, size_t) = NEXT(ssize_t, "write", (int, const void *, size_t));
     if (is_ours(fd) && is_last_step()) {
         next(fd, from, count / 2);
-        kill(getpid(), SIGKILL);
+        end();
     }
     return next(fd, from, count);
 }
@@ -77,7 +84,7 @@ ssize_t pwrite64(int fd, const void *from, size_t count, off64_t offset) {
         NEXT(ssize_t, "pwrite64", (int, const void *, size_t, off64_t));
     if (is_ours(fd) && is_last_step()) {
         next(fd, from, count / 2, offset);
-        kill(getpid(), SIGKILL);
+        end();
     }
     return next(fd, from, count, offset);
 }

@@ -326,15 +326,32 @@ fn events(workload: &Process) -> Vec<Value> {
 
 /// A certificate authority and a node's certificate for x509pop.
 pub(crate) fn node_certificate(dir: &Workdir) {
-    let openssl = |args: &str| {
-        Output::of(Command::new("openssl").args(args.split(' ')).current_dir(dir.path())).ok();
-    };
     openssl(
+        dir,
         "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 1 -subj /CN=ca",
     );
-    openssl("req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout node.key -out node.csr -subj /CN=node");
+    one_more_node_certificate(dir, "node");
+}
+
+/// Another one of the same node, by the same authority, in files of that name.
+pub(crate) fn one_more_node_certificate(dir: &Workdir, name: &str) {
     dir.write("ext", "keyUsage=critical,digitalSignature\n");
-    openssl("x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile ext -out node.pem");
+    openssl(
+        dir,
+        &format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {name}.key -out {name}.csr -subj /CN=node"
+        ),
+    );
+    openssl(
+        dir,
+        &format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 1 -extfile ext -out {name}.pem"
+        ),
+    );
+}
+
+fn openssl(dir: &Workdir, args: &str) {
+    Output::of(Command::new("openssl").args(args.split(' ')).current_dir(dir.path())).ok();
 }
 
 /// Who goes back first; the others work with them meanwhile.

@@ -246,7 +246,7 @@ async fn many(server: &Server) -> Answers {
 }
 
 /// An SVID as openssl reads it, without what differs from one to the next.
-async fn x509(svid: Option<&types::X509svid>) -> String {
+pub(super) async fn x509(svid: Option<&types::X509svid>) -> String {
     let Some(svid) = svid else { return "no SVID".into() };
     let leaf = Certificate::parse(&*svid.cert_chain[0]).expect("a certificate");
     assert_eq!(svid.expires_at, leaf.not_after());
@@ -356,7 +356,7 @@ async fn tokens(agent: &Joined, answers: &mut Answers) {
 }
 
 /// The inside of a token; the length of an ID by chance stands for it.
-fn token(text: &str) -> String {
+pub(super) fn token(text: &str) -> String {
     let text = shape(text);
     match text.split_once("\"jti\":\"") {
         Some((before, rest)) => {

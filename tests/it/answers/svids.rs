@@ -1,12 +1,16 @@
 //! The SVID service.
 
-use super::{Answers, ask, id, ids, of_servers, show};
-use finial_core::{KeyType, SpiffeId};
-use finial_crypto::{PrivateKey, create_csr};
+use super::attested::{token, x509};
+use super::joined::KEY;
+use super::{Answers, ask, id, ids, of_servers, refusal, show};
+use crate::answers_trust::whole;
+use finial_core::{Clock, KeyType, SpiffeId, SystemClock};
+use finial_crypto::{DistinguishedName, PrivateKey, create_csr};
 use finial_net::client::uds_channel;
 use finial_proto::server::svid::{self as svids, svid_client::SvidClient};
 use testkit::{Server, ServerOptions};
 use tokio::sync::OnceCell;
+use tonic::transport::Channel;
 
 /// CSRs in every state of disrepair; the same for all who ask.
 pub(crate) async fn csrs() -> Vec<Vec<u8>> {
@@ -42,6 +46,50 @@ async fn make_csrs() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Good ones, with what is taken over from them.
+async fn good_csrs() -> Vec<(&'static str, Vec<u8>)> {
+    let id = SpiffeId::parse("spiffe://example.org/minted").expect("an ID");
+    let subject = DistinguishedName::of(&["DE", "FR"], &["Org", "Other"], "common.example");
+    let csr = async |subject: Option<&DistinguishedName>, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        create_csr(&*KEY, subject, Some(&id), &names).await.expect("a CSR")
+    };
+    vec![
+        ("plain", csr(None, &[]).await),
+        ("a subject", csr(Some(&subject), &[]).await),
+        ("a name", csr(None, &["a.example"]).await),
+        ("several names", csr(None, &["b.example", "a.example", "*.c.example"]).await),
+        ("a name twice", csr(None, &["a.example", "a.example"]).await),
+        ("names and a subject", csr(Some(&subject), &["A.Example", "xn--mnchen-3ya.example"]).await),
+        ("a name below a wildcard", csr(None, &["*.example", "a.example"]).await),
+        ("a bad name", csr(None, &["a..example"]).await),
+        ("a name in Unicode", csr(None, &["ü.example"]).await),
+    ]
+}
+
+/// In seconds. The first is left to the server; the longest is cut.
+const TTLS: [i32; 6] = [0, 1, 60, 7200, i32::MAX, -1];
+
+async fn x509_minted(client: &mut SvidClient<Channel>, request: svids::MintX509svidRequest) -> String {
+    match client.mint_x509svid(request).await {
+        Ok(answer) => x509(answer.into_inner().svid.as_ref()).await,
+        Err(status) => refusal(&status),
+    }
+}
+
+async fn jwt_minted(client: &mut SvidClient<Channel>, request: svids::MintJwtsvidRequest) -> String {
+    match client.mint_jwtsvid(request).await {
+        Ok(answer) => {
+            let svid = answer.into_inner().svid.expect("an SVID");
+            let now = SystemClock.now();
+            assert!((now - 60..=now).contains(&svid.issued_at), "{svid:?}");
+            let life = whole(svid.expires_at - svid.issued_at);
+            format!("{} {:?} {life} {:?}", token(&svid.token), svid.id, svid.hint)
+        }
+        Err(status) => refusal(&status),
+    }
+}
+
 #[test]
 fn minting() {
     of_servers(&ServerOptions::default(), minted);
@@ -52,15 +100,27 @@ async fn minted(server: &Server) -> Answers {
     let mut answers = Answers::new();
     for csr in csrs().await {
         let asked = svids::MintX509svidRequest { csr: csr.into(), ttl: 0 };
-        let answer = show(client.mint_x509svid(asked.clone()).await);
-        let answer = if answer.starts_with("MintX509svidResponse") { "granted".to_owned() } else { answer };
-        answers.push((format!("{asked:?}"), answer));
+        answers.push((format!("{asked:?}"), x509_minted(&mut client, asked).await));
+    }
+    for (what, csr) in good_csrs().await {
+        let ttls = if what == "plain" { &TTLS[..] } else { &TTLS[..1] };
+        for ttl in ttls.iter().copied() {
+            let asked = svids::MintX509svidRequest { csr: csr.clone().into(), ttl };
+            answers.push((format!("minted for {ttl} s by a CSR: {what}"), x509_minted(&mut client, asked).await));
+        }
     }
     for id in ids().into_iter().filter(|i| i.as_ref().is_none_or(|i| !i.path.ends_with("nobody"))) {
         let request = svids::MintJwtsvidRequest { id, audience: vec!["a".into()], ttl: 0 };
-        let answer = show(client.mint_jwtsvid(request.clone()).await);
-        let answer = if answer.starts_with("MintJwtsvidResponse") { "granted".to_owned() } else { answer };
-        answers.push((format!("{request:?}"), answer));
+        answers.push((format!("{request:?}"), jwt_minted(&mut client, request).await));
+    }
+    for audience in [&["a", "b"][..], &["b", "a", "a"], &["spiffe://example.org/x", "ü", " "], &["a", ""]] {
+        let audience = audience.iter().map(|a| (*a).to_owned()).collect();
+        let request = svids::MintJwtsvidRequest { id: id("example.org", "/x"), audience, ttl: 0 };
+        answers.push((format!("{request:?}"), jwt_minted(&mut client, request).await));
+    }
+    for ttl in TTLS {
+        let request = svids::MintJwtsvidRequest { id: id("example.org", "/x"), audience: vec!["a".into()], ttl };
+        answers.push((format!("{request:?}"), jwt_minted(&mut client, request).await));
     }
     for audience in [&[][..], &[""], &["", ""]] {
         let audience = audience.iter().map(|a| (*a).to_owned()).collect();

@@ -3,7 +3,7 @@
 use super::calls::Identity;
 use super::{Ended, On, Point, Rig};
 use std::sync::mpsc::{Receiver, sync_channel};
-use testkit::{ServerOptions, eventually};
+use testkit::{ServerOptions, Workdir, eventually};
 
 impl Rig {
     /// Makes a call in the background; what it was answered comes once the server has been killed, or before.
@@ -40,6 +40,92 @@ impl Rig {
         ["serial_number", "new_serial_number"].map(|column| {
             self.sql(&format!("select {column} from attested_node_entries where spiffe_id = '{id}'")).trim().to_owned()
         })
+    }
+}
+
+/// What is stored of agents: with their selectors.
+fn agents(rig: &Rig) -> [String; 2] {
+    let stored = rig.stored();
+    ["attested_node_entries|", "node_resolver_map_entries|"].map(|table| {
+        let rows = stored.lines().filter(|line| line.starts_with(table));
+        rows.map(|row| format!("{row}\n")).collect()
+    })
+}
+
+/// An agent that proves by a certificate who it is has the selectors of that certificate, also when it attests again by
+/// another one.
+fn attesting(on: On) {
+    const NEW: [&str; 3] = ["attested_node_entries", "node_resolver_map_entries", "attested_node_entries_events"];
+    // Where nothing is to be deleted, MariaDB writes selectors last.
+    const NEW_ON_MARIADB: [&str; 3] =
+        ["attested_node_entries", "attested_node_entries_events", "node_resolver_map_entries"];
+    let files = Workdir::new();
+    crate::takeover_live::node_certificate(&files);
+    crate::takeover_live::one_more_node_certificate(&files, "other");
+    let by = ["node", "other"].map(|name| {
+        let file = |kind: &str| files.path().join(format!("{name}.{kind}"));
+        (file("pem"), file("key"))
+    });
+    let plugins = format!(
+        "NodeAttestor \"x509pop\" {{ plugin_data {{ ca_bundle_path = \"{}\" \
+         agent_path_template = \"/x509pop/{{{{ .Subject.CommonName }}}}\" }} }}",
+        files.path().join("ca.pem").display()
+    );
+    let Some(mut rig) = Rig::start(on, ServerOptions { plugins, ..Default::default() }) else { return };
+    let selectors = by.clone().map(|(certificate, key)| {
+        rig.calls().attest_by(&certificate, &key).expect("it is let in");
+        let [_, selectors] = agents(&rig);
+        selectors
+    });
+    assert!(selectors[0] != selectors[1] && selectors.iter().all(|all| all.lines().count() > 2), "{selectors:?}");
+    let mut turn = 0;
+    for is_new in [true, false] {
+        let tables = if is_new && on == On::MariaDb { &NEW_ON_MARIADB } else { &NEW };
+        let mut seen = Vec::new();
+        for point in rig.points(tables) {
+            let when = format!("attesting, new: {is_new}, killed at {point:?}");
+            if is_new {
+                rig.server.process.kill();
+                rig.change("delete from node_resolver_map_entries");
+                rig.change("delete from attested_node_entries");
+                rig.server.restart();
+            }
+            let before = agents(&rig);
+            turn = 1 - turn;
+            let (certificate, key) = by[turn].clone();
+            let (stopped, answer) = rig.kill_call(point, point.after(tables), {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                move |calls| calls.attest_by(&certificate, &key)
+            });
+            rig.assert_whole(&when);
+            let after = agents(&rig);
+            let done = after[0] != before[0];
+            let expected = if done { &selectors[turn] } else { &before[1] };
+            assert_eq!(&after[1], expected, "{when}: selectors of {:?}", after[0]);
+            match &answer {
+                Ok(agent) => assert!(after[0].contains(&agent.serial), "{when}: acknowledged and lost"),
+                Err(why) => assert!(stopped, "{when}: {why}"),
+            }
+            assert!(stopped || matches!(point, Point::Step(_)), "{when}: it did not stop there");
+            let expected = match point {
+                Point::Table(_) => false,
+                Point::Commit(_) => true,
+                Point::Step(_) => done,
+            };
+            assert_eq!(done, expected, "{when}");
+            seen.push(done);
+            rig.server.restart();
+            let again = rig.calls().attest_by(&certificate, &key);
+            let again = again.unwrap_or_else(|why| panic!("{when}: asked again: {why}"));
+            let [agent, now] = agents(&rig);
+            assert!(agent.contains(&again.serial) && agent.lines().count() == 1, "{when}: asked again: {agent}");
+            assert_eq!(now, selectors[turn], "{when}: asked again");
+            rig.calls().let_in(&again).unwrap_or_else(|why| panic!("{when}: {why}"));
+            if !stopped {
+                break;
+            }
+        }
+        assert!(seen.contains(&false) && seen.contains(&true), "before and after: {seen:?}");
     }
 }
 
@@ -176,6 +262,21 @@ fn on_mariadb_a_token_is_spent_with_the_agent_or_not_at_all() {
 #[test]
 fn on_sqlite_a_token_is_spent_with_the_agent_or_not_at_all() {
     joining(On::Sqlite);
+}
+
+#[test]
+fn on_postgresql_an_agent_has_the_selectors_of_its_last_attestation() {
+    attesting(On::Postgres);
+}
+
+#[test]
+fn on_mariadb_an_agent_has_the_selectors_of_its_last_attestation() {
+    attesting(On::MariaDb);
+}
+
+#[test]
+fn on_sqlite_an_agent_has_the_selectors_of_its_last_attestation() {
+    attesting(On::Sqlite);
 }
 
 #[test]

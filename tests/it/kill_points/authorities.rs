@@ -88,11 +88,7 @@ fn first(on: On) {
         let when = format!("first authorities, killed at {point:?}");
         rig.server.process.kill();
         for table in ["ca_journals", "bundles"] {
-            let delete = format!("delete from {table}");
-            match &rig.place {
-                Place::Shared(database, _) => drop(database.ask(&delete)),
-                Place::File(file, _) => drop(super::sqlite(file, &delete)),
-            }
+            rig.change(&format!("delete from {table}"));
         }
         let _ = std::fs::remove_file(&keys);
         let stopped = rig.kill_at(point, |rig| {
@@ -266,13 +262,14 @@ fn orders_about_upstream(on: On) {
     };
     rig.server.dir.sub("upstream");
     for point in points_of(&rig, &["bundles"]) {
-        let new = new_root();
+        let (new, mut any) = (new_root(), false);
         for (step, kind) in [("prepare", "x509"), ("taint", "upstream"), ("revoke", "upstream")] {
             // Before a root is in the bundle, what hangs from it is in the journal.
             let point = if (step, point) == ("prepare", Point::Commit(1)) { Point::Commit(2) } else { point };
             let when = format!("{step} of what stands above, killed at {point:?}");
             let mut published = rig.published();
             let stopped = kill_order(&mut rig, point, kind, step, &old);
+            any |= stopped;
             assert!(stopped || matches!(point, Point::Step(_)), "{when}: it did not stop there");
             published.retain(|name| step != "revoke" || *name != old);
             rig.server.restart();
@@ -294,6 +291,9 @@ fn orders_about_upstream(on: On) {
         }
         assert!(!rig.published().contains(&old), "what was revoked does not come back");
         old = new;
+        if !any {
+            return;
+        }
     }
 }
 
@@ -327,4 +327,5 @@ fn on_mariadb_orders_about_authorities_lose_none() {
 #[test]
 fn on_sqlite_orders_about_authorities_lose_none() {
     orders(On::Sqlite);
+    orders_about_upstream(On::Sqlite);
 }

@@ -7,6 +7,8 @@ use finial_crypto::{
     verify_x509_chain,
 };
 use finial_net::client::{tls_channel, uds_channel};
+use finial_plugin::AgentNodeAttestor as _;
+use finial_plugins_base::node_attestor::x509pop::X509PopAgent;
 use finial_proto::convert::bundle_from_proto;
 use finial_proto::server::agent::agent_client::AgentClient;
 use finial_proto::server::agent::attest_agent_request::{Params, Step};
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use testkit::Server;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -237,6 +240,25 @@ impl Calls {
         self.block(async { BundleClient::new(self.admin()).append_bundle(request).await }).map(drop).map_err(said)
     }
 
+    /// Stores a bundle of another trust domain with that key alone.
+    pub(super) fn create_bundle(&self, trust_domain: &str, key_id: &str, spki: &[u8]) -> Result<(), String> {
+        let bundle = vec![bundle_with(trust_domain, key_id, spki)];
+        let request = bundles::BatchCreateFederatedBundleRequest { bundle, output_mask: None };
+        let created = async { BundleClient::new(self.admin()).batch_create_federated_bundle(request).await };
+        let results = self.block(created).map_err(said)?.into_inner().results;
+        all_done(results.into_iter().map(|result| result.status))
+    }
+
+    /// Replaces the keys for tokens in a bundle of another trust domain, and nothing else of it.
+    pub(super) fn update_bundle(&self, trust_domain: &str, key_id: &str, spki: &[u8]) -> Result<(), String> {
+        let bundle = vec![bundle_with(trust_domain, key_id, spki)];
+        let input_mask = Some(types::BundleMask { jwt_authorities: true, ..Default::default() });
+        let request = bundles::BatchUpdateFederatedBundleRequest { bundle, input_mask, output_mask: None };
+        let updated = async { BundleClient::new(self.admin()).batch_update_federated_bundle(request).await };
+        let results = self.block(updated).map_err(said)?.into_inner().results;
+        all_done(results.into_iter().map(|result| result.status))
+    }
+
     /// Makes a token with an alias for its agent.
     pub(super) fn token(&self, token: &str, alias: &str) -> Result<(), String> {
         let request = CreateJoinTokenRequest { ttl: 600, token: token.into(), agent_id: id(alias) };
@@ -257,6 +279,40 @@ impl Calls {
             match told.message().await?.and_then(|message| message.step) {
                 Some(Told::Result(result)) => Ok(Identity::of(result.svid.expect("an SVID"), key.clone())),
                 other => panic!("{other:?}"),
+            }
+        };
+        self.block(attest).map_err(said)
+    }
+
+    /// Attests with a certificate and its key, whose files these are.
+    pub(super) fn attest_by(&self, certificate: &Path, key_file: &Path) -> Result<Identity, String> {
+        let key = new_key();
+        let data =
+            format!("certificate_path = \"{}\" private_key_path = \"{}\"", certificate.display(), key_file.display());
+        let agent = X509PopAgent::new(&finial_hcl::parse(&data).expect("HCL")).expect("a certificate and its key");
+        let attest = async {
+            let mut session = agent.begin().await.expect("it begins");
+            let csr = create_csr(&key, None, None, &[]).await.expect("a CSR").into();
+            let payload = session.payload().to_vec().into();
+            let data = Some(types::AttestationData { r#type: "x509pop".into(), payload });
+            let params = Params { data, params: Some(AgentX509svidParams { csr }) };
+            let (steps, asked) = tokio::sync::mpsc::channel(2);
+            let step = |step| AttestAgentRequest { step: Some(step) };
+            steps.send(step(Step::Params(params))).await.expect("room");
+            let mut client = AgentClient::new(self.remote(None).await);
+            let mut told = client.attest_agent(ReceiverStream::new(asked)).await?.into_inner();
+            loop {
+                match told.message().await?.and_then(|message| message.step) {
+                    Some(Told::Challenge(challenge)) => {
+                        let answer = session.respond(&challenge).await.expect("an answer").into();
+                        // Who has gone is noticed by the next message.
+                        let _ = steps.send(step(Step::ChallengeResponse(answer))).await;
+                    }
+                    Some(Told::Result(result)) => {
+                        return Ok(Identity::of(result.svid.expect("an SVID"), key.clone()));
+                    }
+                    None => return Err(Status::unavailable("no result")),
+                }
             }
         };
         self.block(attest).map_err(said)
@@ -283,6 +339,21 @@ impl Calls {
         };
         self.block(ask).map(drop).map_err(said)
     }
+}
+
+fn bundle_with(trust_domain: &str, key_id: &str, spki: &[u8]) -> types::Bundle {
+    let key = types::JwtKey {
+        public_key: spki.to_vec().into(),
+        key_id: key_id.into(),
+        expires_at: 4_000_000_000,
+        tainted: false,
+    };
+    types::Bundle { trust_domain: trust_domain.into(), jwt_authorities: vec![key], ..Default::default() }
+}
+
+fn all_done(of_each: impl Iterator<Item = Option<types::Status>>) -> Result<(), String> {
+    let refused = of_each.flatten().find(|status| status.code != 0);
+    refused.map_or(Ok(()), |status| Err(format!("{status:?}")))
 }
 
 fn said(status: Status) -> String {

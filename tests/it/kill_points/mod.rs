@@ -145,11 +145,17 @@ impl Rig {
                 let dir = killing_library();
                 let file = dir.path().join("datastore.sqlite3");
                 let datastore = Some(format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display()));
-                let environment = vec![
+                let mut environment = vec![
                     ("LD_PRELOAD", dir.path().join("killed.so")),
                     ("KILLED_IN", "datastore.sqlite3".into()),
                     ("KILLED_AT", dir.path().join("at")),
                 ];
+                for (name, value) in &more.environment {
+                    match environment.iter_mut().find(|(known, _)| known == name) {
+                        Some((_, library)) => library.as_mut_os_string().extend([":".as_ref(), value.as_os_str()]),
+                        None => environment.push((name, value.clone())),
+                    }
+                }
                 (Place::File(file, dir), ServerOptions { datastore, environment, ..more })
             }
         };
@@ -174,6 +180,14 @@ impl Rig {
         Calls::to(&self.server)
     }
 
+    /// Changes what is stored. A file has no server meanwhile.
+    fn change(&self, text: &str) {
+        match &self.place {
+            Place::Shared(database, _) => drop(database.ask(text)),
+            Place::File(file, _) => drop(sqlite(file, text)),
+        }
+    }
+
     /// Starts a command in the background.
     fn command(&self, command: &str) -> Child {
         Command::new(self.server.dir.path().join("bin/spire-server"))
@@ -194,12 +208,7 @@ impl Rig {
     fn sql(&self, text: &str) -> String {
         match &self.place {
             Place::Shared(database, _) => database.ask(text),
-            Place::File(file, dir) => {
-                let copy = dir.sub("copy");
-                let _ = std::fs::remove_dir_all(&copy);
-                copy_files(file.parent().expect("a folder"), &dir.sub("copy"));
-                sqlite(&copy.join("datastore.sqlite3"), text)
-            }
+            Place::File(file, dir) => sqlite(&copied(file, &dir.sub("copy")), text),
         }
     }
 
@@ -244,15 +253,20 @@ impl Rig {
         };
         let mut ended = work(self);
         let process = &mut self.server.process;
+        let killed = |process: &mut testkit::Process| match &self.place {
+            // Who has called hears of the end before the process is gone.
+            Place::File(_, dir) => !dir.path().join("at").exists(),
+            Place::Shared(..) => process.ended().is_some(),
+        };
         let stopped = eventually("the write stops or ends", || {
             let stopped = match (&self.place, point) {
                 (Place::Shared(_, proxy), Point::Commit(_)) => proxy.holds_answer(),
                 (Place::Shared(database, _), _) => database.waiting() > 0,
-                (Place::File(..), _) => process.ended().is_some(),
+                (Place::File(..), _) => killed(process),
             };
             // Who waits is not the work, if that has ended.
             match (stopped, ended()) {
-                (_, true) => Ok(process.ended().is_some()),
+                (_, true) => Ok(killed(process)),
                 (true, false) => Ok(true),
                 (false, false) => Err(process.log()),
             }
@@ -273,7 +287,7 @@ impl Rig {
                     n => Err(format!("{n} sessions")),
                 });
             }
-            Place::File(_, dir) => std::fs::remove_file(dir.path().join("at")).expect("it is there"),
+            Place::File(_, dir) => drop(std::fs::remove_file(dir.path().join("at"))),
         }
         stopped
     }
@@ -333,11 +347,23 @@ fn copy_files(from: &Path, to: &Path) {
     }
 }
 
+/// A copy in that folder, which is emptied first.
+fn copied(file: &Path, folder: &Path) -> PathBuf {
+    std::fs::remove_dir_all(folder).expect("it is there");
+    std::fs::create_dir(folder).expect("a folder");
+    copy_files(file.parent().expect("a folder"), folder);
+    folder.join("datastore.sqlite3")
+}
+
 fn sqlite(file: &Path, text: &str) -> String {
+    sqlite_output(file, text).ok().stdout
+}
+
+fn sqlite_output(file: &Path, text: &str) -> Output {
     const SCRIPT: &str = "import sqlite3, sys
 with sqlite3.connect(sys.argv[1], timeout=30) as c:
     for row in c.execute(sys.argv[2]): print(*row, sep='\\t')";
-    Output::of(Command::new("python3").args(["-c", SCRIPT]).arg(file).arg(text)).ok().stdout
+    Output::of(Command::new("python3").args(["-c", SCRIPT]).arg(file).arg(text))
 }
 
 /// A folder with the library.

@@ -1,7 +1,7 @@
 //! What a server writes that nobody asked for: bundles that it fetches, and the end of what has expired.
 
 use super::calls::KINDS;
-use super::{On, Place, Point, Rig};
+use super::{Ended, On, Place, Point, Rig};
 use finial_core::{Clock, SystemClock};
 use std::path::Path;
 use std::process::Command;
@@ -93,19 +93,25 @@ fn prune(on: On) {
     .ok();
     rig.server.process.kill();
     let id = agent.id;
-    rig.sql(&format!("insert into node_resolver_map_entries (spiffe_id, type, value) values ('{id}', 'x', 'y')"));
+    rig.change(&format!("insert into node_resolver_map_entries (spiffe_id, type, value) values ('{id}', 'x', 'y')"));
     // Of another server, which is no more.
-    rig.sql("insert into ca_journals (data, active_x509_authority_id) select data, 'gone' from ca_journals");
+    rig.change("insert into ca_journals (data, active_x509_authority_id) select data, 'gone' from ca_journals");
     let roots = rig.published();
     set_clock(clock.path(), Some(0));
     rig.server.restart();
     assert!(roots.iter().all(|root| rig.published().contains(root)), "what has expired is still there");
     let all: Vec<_> = EXPIRED.iter().map(|(parts, _)| rig.left_of(parts)).collect();
     assert!(all.iter().flatten().all(|left| left != "0"), "{all:?}");
+    rig.keep();
+    prune_in_turn(&mut rig, &clock, &all, &roots);
+    if on == On::Sqlite {
+        return;
+    }
+    rig.put_back();
     for (nth, (parts, tables)) in EXPIRED.iter().enumerate() {
         if tables.contains(&"attested_node_entries_events") && tables.len() == 2 {
             // The agents that expired would be what stops there.
-            EXPIRED[nth - 1].0.iter().for_each(|part| drop(rig.sql(&format!("delete from {part}"))));
+            EXPIRED[nth - 1].0.iter().for_each(|part| rig.change(&format!("delete from {part}")));
         }
         for (at, table) in tables.iter().copied().enumerate() {
             let when = format!("{parts:?} expire, killed at {table}");
@@ -140,6 +146,68 @@ fn prune(on: On) {
     for kind in KINDS {
         assert!(rig.published().contains(&rig.calls().authorities(kind)[0]), "{kind}: what signs is published");
     }
+}
+
+/// Killed after each commit, or at steps of writing the file: what comes earlier is gone, and of nothing only a part.
+fn prune_in_turn(rig: &mut Rig, clock: &Workdir, all: &[Vec<String>], roots: &[String]) {
+    let points = match rig.place {
+        Place::File(..) => rig.points(&[]),
+        Place::Shared(..) => (1..).take(EXPIRED.len()).map(Point::Commit).collect(),
+    };
+    let mut seen = Vec::new();
+    for point in points {
+        let when = format!("what has expired goes, killed at {point:?}");
+        set_clock(clock.path(), Some(0));
+        rig.restore();
+        let gone = last_is_gone(rig);
+        let stopped = rig.kill_at(point, |_| {
+            set_clock(clock.path(), Some(9));
+            gone
+        });
+        rig.assert_whole(&when);
+        let left: Vec<_> = EXPIRED.iter().map(|(parts, _)| rig.left_of(parts)).collect();
+        let published = rig.published();
+        let mut is_gone: Vec<bool> = Vec::new();
+        for (nth, (left, all)) in left.iter().zip(all).enumerate() {
+            let gone = match left.is_empty() {
+                true => roots.iter().all(|root| !published.contains(root)),
+                false => left.iter().all(|left| left == "0"),
+            };
+            let whole = left == all && (!left.is_empty() || roots.iter().all(|root| published.contains(root)));
+            assert!(
+                gone || whole,
+                "{when}: a part of {:?} is gone: {left:?} of {all:?}, {published:?}",
+                EXPIRED[nth].0
+            );
+            is_gone.push(gone);
+        }
+        assert!(is_gone.is_sorted_by(|earlier, later| earlier >= later), "{when}: in another order: {is_gone:?}");
+        let count = is_gone.iter().filter(|gone| **gone).count();
+        if let Point::Commit(nth) = point {
+            assert!(!stopped || count == nth as usize, "{when}: {is_gone:?}");
+        }
+        seen.push(count);
+        if !stopped {
+            assert_eq!(count, EXPIRED.len(), "{when}: {is_gone:?}");
+            break;
+        }
+    }
+    assert!(seen.is_sorted() && seen.last() == Some(&EXPIRED.len()), "{seen:?}");
+    assert!(seen.first() < Some(&2), "{seen:?}");
+}
+
+/// Whether the last that goes is gone, where no point may be left.
+fn last_is_gone(rig: &Rig) -> Ended {
+    let Place::File(file, dir) = &rig.place else { return Box::new(|| false) };
+    let (file, to) = (file.clone(), dir.sub("looked-at"));
+    Box::new(move || {
+        let looked = super::sqlite_output(
+            &super::copied(&file, &to),
+            "select count(*) from ca_journals where active_x509_authority_id = 'gone'",
+        );
+        // What is being written cannot always be copied.
+        looked.code == 0 && looked.stdout.trim() == "0"
+    })
 }
 
 /// Killed while it stores a bundle that it fetched: the old one is there or the new one, and the next server gets the new one.
@@ -220,6 +288,11 @@ fn on_mariadb_a_fetched_bundle_is_there_wholly_or_not_at_all() {
 #[test]
 fn on_sqlite_a_fetched_bundle_is_there_wholly_or_not_at_all() {
     refresh(On::Sqlite);
+}
+
+#[test]
+fn on_sqlite_what_expires_goes_wholly_or_not_at_all() {
+    prune(On::Sqlite);
 }
 
 #[test]

@@ -39,7 +39,7 @@ const DELETED: &[&str] =
 static KEY: LazyLock<Vec<u8>> =
     LazyLock::new(|| PrivateKey::generate(KeyType::EcP256).expect("a key").public_key().spki_der().to_vec());
 
-const WRITES: [Write; 23] = [
+const WRITES: [Write; 25] = [
     Write { name: "entry create", before: &[], how: Cli(ENTRY), tables: INSERTED },
     Write {
         name: "entry update",
@@ -130,6 +130,18 @@ const WRITES: [Write; 23] = [
         name: "bundle set, another",
         before: &[THIRD],
         how: Cli("bundle set -id third.example -format spiffe -path NEWER"),
+        tables: &["bundles"],
+    },
+    Write {
+        name: "bundle created by a call",
+        before: &[],
+        how: Call(|calls| calls.create_bundle("third.example", "created", &KEY)),
+        tables: &["bundles"],
+    },
+    Write {
+        name: "bundle updated by a call",
+        before: &[THIRD],
+        how: Call(|calls| calls.update_bundle("third.example", "updated", &KEY)),
         tables: &["bundles"],
     },
     Write {
@@ -271,8 +283,12 @@ impl Table {
         self.rig.stored()
     }
 
-    /// Kills the server at each point of one write.
+    /// Kills the server at points of one write.
     fn of(&mut self, write: &Write) {
+        self.at(write, &self.rig.points(write.tables));
+    }
+
+    fn at(&mut self, write: &Write, points: &[Point]) {
         let name = write.name;
         let before = self.begin(write);
         self.make(write).unwrap_or_else(|why| panic!("{name}: {why}"));
@@ -286,7 +302,6 @@ impl Table {
         );
         assert_eq!(self.begin(write), before, "{name}: begins where the others did");
         let mut seen = Vec::new();
-        let points = self.rig.points(write.tables);
         for point in points.iter().copied() {
             let when = format!("{name}, killed at {point:?}");
             let stopped = self.kill_at(write, point);
@@ -331,8 +346,8 @@ impl Rig {
         self.server.process.terminate();
         let expired = "update attested_node_entries set expires_at = '2020-01-01 00:00:00' where data_type = 'x509pop'";
         match &self.place {
-            Place::Shared(database, _) => drop(database.sql(expired)),
-            Place::File(file, _) => drop(super::sqlite(file, &expired.replace(":00'", ":00+00:00'"))),
+            Place::Shared(..) => self.change(expired),
+            Place::File(..) => self.change(&expired.replace(":00'", ":00+00:00'")),
         }
         self.keep();
     }
@@ -388,6 +403,14 @@ fn named_files(dir: &Path) -> [(&'static str, String); 5] {
         ("CHANGED", write("changed.json", &entries("changed", &[]))),
         ("THEIR_IDS", write("ids.json", &serde_json::json!({"ids": ids}).to_string())),
     ]
+}
+
+/// Between the steps that the others are killed at is nothing special.
+#[test]
+fn on_sqlite_an_entry_is_there_wholly_or_not_at_all_at_every_step() {
+    let mut table = Table::start(On::Sqlite).expect("a file");
+    let every: Vec<_> = (1..200).map(Point::Step).collect();
+    WRITES.iter().filter(|write| write.name == "entry create").for_each(|write| table.at(write, &every));
 }
 
 fn each_write(on: On) {

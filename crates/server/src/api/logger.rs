@@ -60,9 +60,10 @@ impl Api {
         permit: Permit<method::SetLogLevel>,
         request: pb::SetLogLevelRequest,
     ) -> Result<types::Logger, Status> {
+        // As Go prints an enumeration: what has no name by its number.
+        let named = LogLevel::try_from(request.new_level).map(|level| level.as_str_name().to_owned());
+        permit.note("new_log_level", named.unwrap_or_else(|_| request.new_level.to_string()));
         let level = from_proto(request.new_level).map_err(|why| permit.fail(ErrorKind::InvalidArgument, why))?;
-        let name = to_proto(level).as_str_name();
-        permit.note("new_log_level", name);
         let log = self.log_handle(&permit)?;
         permit.about("new_log_level", level.as_str());
         permit.log_info("SetLogLevel Called");

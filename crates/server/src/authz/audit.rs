@@ -14,7 +14,8 @@ pub(super) const UNIT: char = '\u{1f}';
 pub(super) const RECORD: char = '\u{1e}';
 
 /// Those of SPIRE's fields that are numbers in JSON lines, where the value is one, and those that are booleans.
-const NUMBERS: [&str; 13] = [
+const NUMBERS: [&str; 14] = [
+    "bundle_jwt_authority_expires_at",
     "bundle_refresh_hint",
     "bundle_sequence_number",
     "caller_gid",

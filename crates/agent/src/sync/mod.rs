@@ -42,6 +42,8 @@ const SUBSYSTEM: &str = "manager";
 const SVIDS_KEPT: usize = 1000;
 /// Keys made before other tasks get their turn.
 const KEYS_AT_ONCE: usize = 8;
+/// How many entries that moved are worth giving memory back.
+const LARGE_CHANGE: usize = 1000;
 
 /// Which SVIDs to ask for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,8 @@ pub(crate) struct Syncer {
     ended: Option<own::Ended>,
     /// The server was told our version.
     pub(crate) posted: bool,
+    /// Entries that came, changed or went since memory was last given back.
+    pub(crate) moved: usize,
     /// When the first sync of the loop is due; none = at the usual pace.
     pub(crate) first_sync: Option<Instant>,
 }
@@ -109,6 +113,7 @@ impl Syncer {
             svids_updated: None,
             ended: None,
             posted: false,
+            moved: 0,
             first_sync: None,
         }
     }
@@ -215,9 +220,19 @@ impl Syncer {
         if !std::mem::replace(&mut self.posted, true) {
             post_status(&self.link, &self.context.version).await;
         }
-        self.update_svids(Ask::All).await?;
+        let updated = self.update_svids(Ask::All).await;
+        self.give_back();
+        updated?;
         self.status.synced(self.context.clock.now());
         Ok(true)
+    }
+
+    /// What a large change leaves behind goes back to the system: an agent is idle most of its life.
+    fn give_back(&mut self) {
+        if self.moved >= LARGE_CHANGE {
+            self.moved = 0;
+            self.context.spawner.blocking(finial_net::memory::trim);
+        }
     }
 
     async fn fetch(&mut self) -> Result<Change, ServerError> {
@@ -233,7 +248,8 @@ impl Syncer {
         Ok(Change { entries, bundles, ..Change::default() })
     }
 
-    fn count(&self, stats: SyncStats) {
+    fn count(&mut self, stats: SyncStats) {
+        self.moved += stats.missing + stats.stale + stats.dropped;
         let metrics = &self.context.metrics;
         metrics.gauge("sync_entries_total", stats.total as f64, &[]);
         metrics.gauge("sync_entries_missing", stats.missing as f64, &[]);
@@ -266,7 +282,9 @@ impl Syncer {
         let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains).await?;
         self.count(stats);
         self.writer.publish(Change { entries, bundles, ..Change::default() });
-        self.update_svids(Ask::Due).await?;
+        let updated = self.update_svids(Ask::Due).await;
+        self.give_back();
+        updated?;
         self.status.synced(self.context.clock.now());
         Ok(true)
     }

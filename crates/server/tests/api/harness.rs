@@ -19,7 +19,9 @@ use finial_proto::types;
 use finial_runtime::health::Health;
 use finial_runtime::{Metrics, Supervisor, log};
 use finial_server::{Environment, Running, StartError};
+use finial_store::{Store, StoreError, StoreSettings};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -213,6 +215,10 @@ impl Server {
             settings.plugins = self.plugins;
             change(settings);
         };
+        let file = self.folder.path().join("datastore.sqlite3");
+        if file.exists() {
+            unlocked(&file).await;
+        }
         Self::on(self.folder, self.clock, self.keys, again).await.unwrap()
     }
 
@@ -477,4 +483,16 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code)
     let status = result.expect_err("an error");
     assert_eq!(status.code(), code, "{}", status.message());
     status.message().to_owned()
+}
+
+/// Waits until nobody has the database. A process that another test is just starting shares our locks until it runs its own
+/// program.
+async fn unlocked(path: &Path) {
+    for _ in 0..1000 {
+        match Store::open(StoreSettings::file(path), Arc::new(ManualClock::at(NOW))).await {
+            Err(StoreError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            opened => return opened.unwrap().close().await,
+        }
+    }
+    panic!("{} is still locked", path.display());
 }

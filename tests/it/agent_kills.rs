@@ -18,7 +18,7 @@ const STEPS: usize = 5;
 /// Kills an agent at a step.
 struct Killer {
     dir: Workdir,
-    library: PathBuf,
+    preloaded: PathBuf,
     /// Holds the number of the step, once steps count.
     at: PathBuf,
 }
@@ -31,14 +31,14 @@ impl Killer {
         compile.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(source).arg("-ldl");
         Output::of(&mut compile).ok();
         let at = dir.path().join("at");
-        Self { dir, library, at }
+        Self { dir, preloaded: library, at }
     }
 
     /// Starts it again, to be killed while it writes that file.
     fn start(&self, agent: &mut Agent, file: &str, round: &str) {
         let _ = std::fs::remove_file(&self.at);
         let mut command = agent.program();
-        command.env("LD_PRELOAD", &self.library).env("KILLED_IN", file).env("KILLED_AT", &self.at);
+        command.env("LD_PRELOAD", &self.preloaded).env("KILLED_IN", file).env("KILLED_AT", &self.at);
         agent.process = Process::start("agent", self.dir.path().join(format!("{round}.log")), &mut command);
     }
 

@@ -73,7 +73,7 @@ pub(crate) async fn beside(
     clock: Arc<dyn Clock>,
     spawner: &Spawner,
 ) -> Result<(), ServeError> {
-    let keys = Keys::new(clock.clone());
+    let keys = Keys::new(clock.clone(), endpoint.documents.set_key_use);
     let Some(mut changes) = bundles.upgrade().map(|bundles| bundles.changes()) else { return Ok(()) };
     let shutdown = spawner.shutdown();
     let take = move |keys: &Keys| {

@@ -8,7 +8,6 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
-use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
@@ -39,11 +38,6 @@ struct Discovery {
     response_types_supported: [&'static str; 1],
     subject_types_supported: [&'static str; 1],
     id_token_signing_alg_values_supported: [&'static str; 3],
-}
-
-#[derive(Serialize)]
-struct JwkSet {
-    keys: Vec<Map<String, Value>>,
 }
 
 impl Documents {
@@ -85,7 +79,8 @@ impl Documents {
         let asked = text(headers, "x-forwarded-host").or_else(|| text(headers, "host"));
         let asked = asked.or_else(|| request.uri.authority().map(http::uri::Authority::as_str)).unwrap_or_default();
         let domain = domain_of(asked);
-        if !self.endpoint.domains.iter().any(|d| d == domain) {
+        if !domain.is_some_and(|domain| self.endpoint.domains.iter().any(|d| d == domain)) {
+            let domain = domain.unwrap_or(asked);
             return error(StatusCode::BAD_REQUEST, &format!("domain {domain:?} is not allowed"));
         }
         let secure =
@@ -101,30 +96,30 @@ impl Documents {
             "/" => "",
             prefix => prefix,
         };
-        json(&Discovery {
+        let document = serde_json::to_vec_pretty(&Discovery {
             issuer: issuer.unwrap_or_else(|| format!("{own}{prefix}")),
             jwks_uri,
             authorization_endpoint: "",
             response_types_supported: ["id_token"],
             subject_types_supported: ["public"],
             id_token_signing_alg_values_supported: ["RS256", "ES256", "ES384"],
-        })
+        });
+        match document {
+            Ok(document) => json(document.into()),
+            Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "failed to marshal document"),
+        }
     }
 
     fn key_set(&self, request: &Parts) -> Response<Full<Bytes>> {
         let Some(set) = self.keys.get() else {
             return error(StatusCode::INTERNAL_SERVER_ERROR, "document not available");
         };
-        if set.keys.is_empty() {
+        if set.is_empty() {
             return error(StatusCode::NOT_IMPLEMENTED, "jwt not supported/enabled in this service");
         }
-        let keys = set.keys.iter().map(|key| {
-            let used = self.endpoint.documents.set_key_use.then(|| ("use".to_owned(), Value::from("sig")));
-            used.into_iter().chain(key.clone()).collect()
-        });
-        let mut response = json(&JwkSet { keys: keys.collect() });
         let changed = OffsetDateTime::from_unix_timestamp(set.changed).ok();
         let changed = changed.and_then(|at| at.format(HTTP_DATE).ok()).and_then(|at| HeaderValue::from_str(&at).ok());
+        let mut response = json(set.document.clone());
         if changed.is_some() && request.headers.get(header::IF_MODIFIED_SINCE) == changed.as_ref() {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             *response.body_mut() = Full::default();
@@ -152,15 +147,16 @@ fn beside(issuer: &str) -> String {
     format!("{}/keys", bare.trim_end_matches('/'))
 }
 
-/// The name in `name`, `name:port` or `[address]:port`.
-fn domain_of(host: &str) -> &str {
-    if let Some(rest) = host.strip_prefix('[') {
-        return rest.split(']').next().unwrap_or_default();
-    }
-    match host.rsplit_once(':') {
-        Some((name, _)) if !name.contains(':') => name,
-        _ => host,
-    }
+/// The name in `name`, `name:port` or `[address]:port`. Anything else would become part of URLs whose host is another.
+fn domain_of(host: &str) -> Option<&str> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']')?;
+            (address, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
+        }
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
+    port.is_none_or(|port| port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit())).then_some(name)
 }
 
 /// What a proxy says of the scheme that it was asked by: RFC 7239, and the headers before it.
@@ -181,16 +177,10 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().filter(|value| !value.is_empty())
 }
 
-/// Indented by two spaces.
-fn json(document: &impl Serialize) -> Response<Full<Bytes>> {
-    match serde_json::to_vec_pretty(document) {
-        Ok(body) => {
-            let mut response = Response::new(Full::from(body));
-            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response
-        }
-        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "failed to marshal document"),
-    }
+fn json(document: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(document));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// As Go's `http.Error`.

@@ -3,11 +3,12 @@ use finial_config::{OidcDocuments, OidcListen};
 use finial_core::{Bundle, JwtAuthority, KeyType, ManualClock, TrustDomain};
 use finial_crypto::PrivateKey;
 use http::Request;
+use serde_json::Value;
 use std::sync::Arc;
 
-fn keys(kinds: &[KeyType]) -> (Keys, Arc<ManualClock>) {
+fn keys(kinds: &[KeyType], say_use: bool) -> (Keys, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(784_111_777));
-    let keys = Keys::new(clock.clone());
+    let keys = Keys::new(clock.clone(), say_use);
     let mut bundle = Bundle::empty(TrustDomain::parse("td").unwrap());
     for (index, kind) in kinds.iter().enumerate() {
         let public_key = PrivateKey::generate(*kind).unwrap().public_key().spki_der().clone();
@@ -39,7 +40,7 @@ fn with(keys: Keys, documents: OidcDocuments, tls: bool) -> Documents {
 }
 
 fn documents(settings: OidcDocuments, tls: bool) -> Documents {
-    with(keys(&[KeyType::EcP256]).0, settings, tls)
+    with(keys(&[KeyType::EcP256], false).0, settings, tls)
 }
 
 const DISCOVERY: &str = "/.well-known/openid-configuration";
@@ -60,7 +61,20 @@ fn the_issuer_is_the_name_that_was_asked_for() {
     assert_eq!(issuer(insecure, false, &[host, ("forwarded", "for=1;proto=\"HTTPS\";by=2")]), of("https://x.test:1"));
     assert_eq!(issuer(plain.clone(), false, &[("host", "[::1]:80")]), of("https://[::1]:80"));
     assert_eq!(issuer(plain.clone(), false, &[("host", "y"), ("x-forwarded-host", "x.test")]), of("https://x.test"));
-    for other in ["", "y.test", "x.test.evil", "X.test", "x.test:1:2"] {
+    for other in [
+        "",
+        "y.test",
+        "x.test.evil",
+        "X.test",
+        "x.test:1:2",
+        "x.test:x@evil.test",
+        "x.test:1/any",
+        "x.test:",
+        "x.test:+1",
+        "[::1]@evil.test",
+        "[::1",
+        "x.test:99999",
+    ] {
         assert_eq!(issuer(plain.clone(), false, &[("host", other)]).0, 400, "{other:?}");
     }
 }
@@ -68,8 +82,7 @@ fn the_issuer_is_the_name_that_was_asked_for() {
 #[test]
 fn every_kind_of_key_names_its_algorithm() {
     let kinds = [KeyType::EcP256, KeyType::EcP384, KeyType::Rsa2048];
-    let settings = OidcDocuments { set_key_use: true, ..OidcDocuments::default() };
-    let documents = with(keys(&kinds).0, settings, true);
+    let documents = with(keys(&kinds, true).0, OidcDocuments::default(), true);
     let (status, set, headers) = ask(&documents, "/keys", &[]);
     let said: Vec<_> = set["keys"].as_array().unwrap().iter().map(|k| (k["alg"].as_str(), k["use"].as_str())).collect();
     assert_eq!(said, [(Some("ES256"), Some("sig")), (Some("ES384"), Some("sig")), (Some("RS256"), Some("sig"))]);
@@ -81,19 +94,24 @@ fn every_kind_of_key_names_its_algorithm() {
 #[test]
 fn no_keys_and_not_known_yet_are_told_apart() {
     let answer = |keys: Keys| ask(&with(keys, OidcDocuments::default(), true), "/keys", &[]).0;
-    assert_eq!(answer(keys(&[]).0), 501);
-    assert_eq!(answer(Keys::new(Arc::new(ManualClock::at(1)))), 500);
+    assert_eq!(answer(keys(&[], false).0), 501);
+    assert_eq!(answer(Keys::new(Arc::new(ManualClock::at(1)), false)), 500);
 }
 
 #[test]
-fn keys_are_fresh_while_their_source_speaks() {
-    let (keys, clock) = keys(&[KeyType::EcP256]);
-    clock.advance(100);
-    assert_eq!(keys.age(), (100, true));
-    keys.told(true);
-    clock.advance(1000);
-    assert_eq!(keys.age(), (0, true), "no word is no change");
-    keys.told(false);
-    clock.advance(7);
-    assert_eq!(keys.age(), (7, true));
+fn probes_allow_five_polls_and_three_minutes() {
+    let answers = |poll_seconds: u64, age: i64| {
+        let (keys, clock) = keys(&[KeyType::EcP256], false);
+        clock.advance(age);
+        let paths = finial_config::OidcHealth { port: 0, ready_path: "/ready".into(), live_path: "/live".into() };
+        let probes = crate::health::Probes::new(keys, paths, std::time::Duration::from_secs(poll_seconds));
+        let ask = |path: &str| probes.respond(&Request::get(path).body(()).unwrap().into_parts().0).status().as_u16();
+        [ask("/ready"), ask("/live"), ask("/other")]
+    };
+    assert_eq!(answers(10, 179), [200, 200, 404]);
+    assert_eq!(answers(10, 180), [500, 500, 404]);
+    assert_eq!(answers(60, 299), [200, 200, 404], "four polls may fail");
+    assert_eq!(answers(60, 300), [500, 500, 404]);
+    let nothing = Keys::new(Arc::new(ManualClock::at(1)), false);
+    assert_eq!(nothing.age(), (0, false));
 }

@@ -21,8 +21,8 @@ pub(crate) struct Probes {
 
 impl Probes {
     pub(crate) fn new(keys: Keys, paths: OidcHealth, poll_interval: Duration) -> Self {
-        // SPIRE: five polls may fail, but never less than three minutes; then as many as make that time.
-        let threshold = if poll_interval * 5 < THRESHOLD_MIN { THRESHOLD_MIN } else { poll_interval };
+        // Five polls may fail. SPIRE means that, too, but lets one interval pass where five are more than the least.
+        let threshold = poll_interval.saturating_mul(5).max(THRESHOLD_MIN);
         Self { keys, paths, threshold_seconds: i64::try_from(threshold.as_secs()).unwrap_or(i64::MAX) }
     }
 

@@ -13,8 +13,9 @@ use finial_net::{tls, unix};
 use finial_runtime::Spawner;
 use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use tokio::net::TcpListener;
 
 /// Who speaks in the log.
 const SUBSYSTEM: &str = "oidc";
@@ -51,7 +52,7 @@ pub enum ServeError {
 /// # Errors
 /// When it cannot listen as it was told.
 pub async fn run(settings: OidcSettings, clock: Arc<dyn Clock>, spawner: &Spawner) -> Result<(), ServeError> {
-    let keys = Keys::new(clock.clone());
+    let keys = Keys::new(clock.clone(), settings.endpoint.documents.set_key_use);
     serve(settings.endpoint, keys.clone(), clock, spawner).await?;
     let following = source::follow(settings.source, settings.poll_interval, keys.clone(), spawner.clone());
     spawner.service("key source", async move {
@@ -60,7 +61,7 @@ pub async fn run(settings: OidcSettings, clock: Arc<dyn Clock>, spawner: &Spawne
     });
     if let Some(health) = settings.health {
         let all = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), health.port);
-        let listener = tls::bind(all).map_err(|error| ServeError::Listen(all, error))?;
+        let listener = bind(all)?;
         let probes = Probes::new(keys, health, settings.poll_interval);
         serve_with(Listen::Plain(listener), Arc::new(move |r| probes.respond(r)), "health checks", spawner)?;
     }
@@ -94,7 +95,7 @@ async fn listen(
     spawner: &Spawner,
 ) -> Result<(Listen, Option<SocketAddr>), ServeError> {
     let bind = |address| {
-        let listener = tls::bind(address).map_err(|error| ServeError::Listen(address, error))?;
+        let listener = bind(address)?;
         let local = listener.local_addr()?;
         Ok::<_, ServeError>((listener, local))
     };
@@ -124,4 +125,16 @@ async fn listen(
         }
         OidcListen::Acme { .. } => Err(ServeError::Acme),
     }
+}
+
+/// Listens; on all addresses of IPv4 where there is no IPv6 and all were meant.
+fn bind(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let bound = tls::bind(address);
+    let bound = match bound {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            tls::bind((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
+        }
+        bound => bound,
+    };
+    bound.map_err(|error| ServeError::Listen(address, error))
 }

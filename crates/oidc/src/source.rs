@@ -8,8 +8,8 @@ use finial_net::client::uds_channel;
 use finial_proto::server::bundle::GetBundleRequest;
 use finial_proto::server::bundle::bundle_client::BundleClient;
 use finial_proto::types;
-use finial_proto::workload::JwtBundlesRequest;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use finial_proto::workload::{JwtBundlesRequest, JwtBundlesResponse};
 use finial_runtime::{Shutdown, Spawner};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use tonic::transport::Channel;
 
 /// How long one look may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a stream may say nothing before another takes its place; less than what probes allow.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Keeps `keys` current until shutdown, looking every `interval`; a Workload API tells changes by itself.
 pub(crate) async fn follow(source: OidcSource, interval: Duration, keys: Keys, spawner: Spawner) {
@@ -88,41 +90,42 @@ fn read_file(path: &Path) -> Result<Bundle, String> {
     bundle_from_json(&nobody, &json).map_err(|e| shown(&e))
 }
 
-/// Listens to one stream until it ends.
+/// Listens to streams, one after the other, until one fails.
 async fn stream_workload(client: &SpiffeWorkloadApiClient<Channel>, trust_domain: &TrustDomain, keys: &Keys) {
-    let mut client = client.clone();
-    let mut request = Request::new(JwtBundlesRequest {});
-    request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
     const WHAT: &str = "Failed to fetch JWKS from the Workload API";
-    let mut stream = match tokio::time::timeout(TIMEOUT, client.fetch_jwt_bundles(request)).await {
-        Ok(Ok(stream)) => stream.into_inner(),
-        Ok(Err(status)) => return failed(WHAT, &status.message()),
-        Err(_) => return failed(WHAT, &"the agent did not answer"),
-    };
-    let ended = loop {
-        match stream.message().await {
-            Ok(Some(message)) => {
-                let Some(document) = message.bundles.get(trust_domain.id_string().as_str()) else {
-                    tracing::error!(
-                        trust_domain_id = trust_domain.id_string(),
-                        "No bundle for trust domain in Workload API response"
-                    );
-                    continue;
-                };
-                match workload_bundle(trust_domain, document) {
-                    Ok(bundle) => {
-                        keys.set(&bundle);
-                        keys.told(true);
-                    }
-                    Err(error) => failed("Failed to parse trust domain bundle received from the Workload API", &error),
-                }
+    let mut client = client.clone();
+    loop {
+        let mut request = Request::new(JwtBundlesRequest {});
+        request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
+        let mut stream = match tokio::time::timeout(TIMEOUT, client.fetch_jwt_bundles(request)).await {
+            Ok(Ok(stream)) => stream.into_inner(),
+            Ok(Err(status)) => return failed(WHAT, &status.message()),
+            Err(_) => return failed(WHAT, &"the agent did not answer"),
+        };
+        let mut patience = TIMEOUT;
+        loop {
+            match tokio::time::timeout(patience, stream.message()).await {
+                Ok(Ok(Some(message))) => take(&message, trust_domain, keys),
+                Ok(Ok(None)) => return failed(WHAT, &"the stream ended"),
+                Ok(Err(status)) => return failed(WHAT, &status.message()),
+                Err(_) if patience == TIMEOUT => return failed(WHAT, &"the agent did not answer"),
+                // No word is no change, or an agent that hangs: a new stream begins with a word.
+                Err(_) => break,
             }
-            Ok(None) => break "the stream ended".to_owned(),
-            Err(status) => break status.message().to_owned(),
+            patience = SILENCE_MAX;
         }
+    }
+}
+
+fn take(message: &JwtBundlesResponse, trust_domain: &TrustDomain, keys: &Keys) {
+    let Some(document) = message.bundles.get(trust_domain.id_string().as_str()) else {
+        let trust_domain_id = trust_domain.id_string();
+        return tracing::error!(trust_domain_id, "No bundle for trust domain in Workload API response");
     };
-    keys.told(false);
-    failed(WHAT, &ended);
+    match workload_bundle(trust_domain, document) {
+        Ok(bundle) => keys.set(&bundle),
+        Err(error) => failed("Failed to parse trust domain bundle received from the Workload API", &error),
+    }
 }
 
 /// The Workload API's key sets say no `use` (JWT-SVID section 6.2.1), or that of JWT-SVIDs.

@@ -22,7 +22,7 @@ pub fn envoys() -> Option<[PathBuf; 2]> {
     None
 }
 
-/// What `GET path` on a port of this machine answers: status, headers in lower case, body.
+/// What an HTTP server answers: status, headers in lower case, body.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The status code.

@@ -1,5 +1,6 @@
 //! OIDC discovery providers of either kind, and what they answer to curl.
 
+use crate::envoy::Answer;
 use crate::process::{self, Output, Process, Workdir, eventually, free_port};
 use crate::spire::Flavor;
 use std::path::{Path, PathBuf};
@@ -12,24 +13,6 @@ pub struct Provider {
     /// Its configuration, sockets and log.
     pub dir: Workdir,
     health: u16,
-}
-
-/// What a provider said to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// The status; 0 if there was no answer.
-    pub status: u16,
-    /// Names in small letters, and values.
-    pub headers: Vec<(String, String)>,
-    /// The body.
-    pub body: String,
-}
-
-impl Answered {
-    /// A header's value; empty if it is not there.
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value)
-    }
 }
 
 impl Provider {
@@ -65,7 +48,7 @@ impl Provider {
     }
 
     /// What a probe of this path is told.
-    pub fn probe(&self, path: &str) -> Answered {
+    pub fn probe(&self, path: &str) -> Answer {
         curl(&[&format!("http://127.0.0.1:{}{path}", self.health)])
     }
 
@@ -75,19 +58,19 @@ impl Provider {
     }
 }
 
-/// Asks by curl, which gets these arguments: the URL, headers (`-H`), a socket (`--unix-socket`).
-pub fn curl(args: &[&str]) -> Answered {
+/// Asks by curl, which gets these arguments: the URL, headers (`-H`), a socket (`--unix-socket`). Status 0: no answer.
+pub fn curl(args: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command.args(["--silent", "--include", "--noproxy", "*", "--max-time", "20"]).args(args);
     parsed(&Output::of(&mut command).stdout)
 }
 
-fn parsed(text: &str) -> Answered {
+fn parsed(text: &str) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_default();
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
     let headers = lines.filter_map(|line| line.split_once(": ")).map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned()));
-    Answered { status, headers: headers.collect(), body: body.to_owned() }
+    Answer { status, headers: headers.collect(), body: body.to_owned() }
 }
 
 /// A certificate for `localhost` and its key, PEM, in `dir`; gives both files. It is its own root.

@@ -1,6 +1,6 @@
 //! The SPIFFE Broker API of the real SPIRE agent and of ours: the same questions, the same answers.
 
-use crate::answers::{Answers, both, show};
+use crate::answers::{Answers, both, show, with_header};
 use finial_core::{SystemClock, TrustDomain};
 use finial_crypto::tls::{BundleSource, PeerPolicy, ServerAuth, TlsIdentity, client_config};
 use finial_crypto::{Certificate, PrivateKey, TrustRoots};
@@ -18,12 +18,6 @@ use tonic::{Request, Response, Status, Streaming};
 const DEADLINE: Duration = Duration::from_secs(30);
 const PID: &str = "type.googleapis.com/spiffe.broker.WorkloadPIDReference";
 const KUBERNETES: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
-
-fn with_header<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("broker.spiffe.io", "true".parse().expect("a value"));
-    request
-}
 
 fn any(type_url: &str, value: &[u8]) -> Option<WorkloadReference> {
     let reference = Some(prost_types::Any { type_url: type_url.into(), value: value.to_vec() });
@@ -159,17 +153,17 @@ impl Rig {
 async fn all(client: &mut ApiClient<Channel>, answers: &mut Answers, when: &str, reference: Option<WorkloadReference>) {
     let mut note = |what: &str, answer: String| answers.push((format!("{what} {when} {reference:?}"), answer));
     let ask = SubscribeToX509svidRequest { reference: reference.clone() };
-    note("X.509", svids(next(client.subscribe_to_x509svid(with_header(ask)).await).await));
+    note("X.509", svids(next(client.subscribe_to_x509svid(with_header("broker", ask)).await).await));
     let ask = SubscribeToX509BundlesRequest { reference: reference.clone() };
-    let bundles = next(client.subscribe_to_x509_bundles(with_header(ask)).await).await;
+    let bundles = next(client.subscribe_to_x509_bundles(with_header("broker", ask)).await).await;
     note("X.509 bundles", show(bundles.map(|b| Response::new(b.bundles.into_keys().collect::<Vec<_>>()))));
     let ask = SubscribeToJwtBundlesRequest { reference: reference.clone() };
-    let bundles = next(client.subscribe_to_jwt_bundles(with_header(ask)).await).await;
+    let bundles = next(client.subscribe_to_jwt_bundles(with_header("broker", ask)).await).await;
     note("JWT bundles", show(bundles.map(|b| Response::new(b.bundles.into_keys().collect::<Vec<_>>()))));
     for audience in [&[][..], &["a"]] {
         let audience = audience.iter().map(|a| (*a).to_owned()).collect();
         let ask = FetchJwtsvidRequest { reference: reference.clone(), audience, spiffe_id: String::new() };
-        let answer = client.fetch_jwtsvid(with_header(ask)).await;
+        let answer = client.fetch_jwtsvid(with_header("broker", ask)).await;
         // SPIRE gives tokens of downstream identities, too.
         let ids = |a: FetchJwtsvidResponse| {
             let all = a.svids.into_iter().map(|s| (s.spiffe_id, s.hint));
@@ -211,7 +205,7 @@ fn broker_api() {
         for by_tcp in [false, true] {
             let mut stranger = rig.client(&identities, "/stranger", by_tcp);
             let ask = SubscribeToX509svidRequest { reference: own.clone() };
-            let refused = next(stranger.subscribe_to_x509svid(with_header(ask)).await).await;
+            let refused = next(stranger.subscribe_to_x509svid(with_header("broker", ask)).await).await;
             answers.push(("a stranger".into(), refused.is_err().to_string()));
         }
         drop(rig.server);

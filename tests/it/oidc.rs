@@ -1,13 +1,14 @@
 //! The OIDC discovery provider beside the real one: the same requests, the same answers.
 
 use std::path::Path;
-use testkit::oidc::{Answered, Provider, curl, web_certificate};
+use testkit::envoy::Answer;
+use testkit::oidc::{Provider, curl, web_certificate};
 use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, eventually, free_port};
 
 const BOTH: [Flavor; 2] = [Flavor::Spire, Flavor::Finial];
 
 /// What clients look at.
-fn seen(answer: &Answered) -> (u16, Vec<String>, String) {
+fn seen(answer: &Answer) -> (u16, Vec<String>, String) {
     let names = ["content-type", "cache-control", "pragma", "expires", "x-content-type-options"];
     (answer.status, names.map(|name| answer.header(name).to_owned()).to_vec(), answer.body.clone())
 }

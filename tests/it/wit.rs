@@ -1,6 +1,6 @@
 //! WIT-SVIDs of the Workload API, under our own server and under the real SPIRE's. SPIRE's agent has none, and says so.
 
-use crate::answers::{Answers, both, show};
+use crate::answers::{Answers, both, show, with_header};
 use finial_core::{Clock, JwtAuthority, SystemClock, TrustDomain};
 use finial_crypto::bundle::public_key_from_jwk;
 use finial_crypto::{JwtKeys, verify_wit_svid};
@@ -11,15 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
 use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions};
-use tonic::{Request, Response, Streaming};
+use tonic::{Response, Streaming};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-fn with_header<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("workload.spiffe.io", "true".parse().expect("a value"));
-    request
-}
 
 #[test]
 fn without_the_feature_flag() {
@@ -32,12 +26,15 @@ fn without_the_feature_flag() {
         for spiffe_id in ["", "spiffe://example.org/workload", "spiffe://example.org/other", "x", "spiffe://other.org"]
         {
             let request = || WitsvidRequest { spiffe_id: spiffe_id.into() };
-            answers.push((spiffe_id.into(), show(first(client.fetch_witsvid(with_header(request())).await).await)));
+            answers.push((
+                spiffe_id.into(),
+                show(first(client.fetch_witsvid(with_header("workload", request())).await).await),
+            ));
             answers.push((format!("{spiffe_id} bare"), show(first(client.fetch_witsvid(request()).await).await)));
         }
         answers.push((
             "bundles".into(),
-            show(first(client.fetch_wit_bundles(with_header(WitBundlesRequest {})).await).await),
+            show(first(client.fetch_wit_bundles(with_header("workload", WitBundlesRequest {})).await).await),
         ));
         answers.push(("bundles, bare".into(), show(first(client.fetch_wit_bundles(WitBundlesRequest {}).await).await)));
         answers
@@ -63,10 +60,10 @@ fn under(flavor: Flavor) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let mut client = SpiffeWorkloadApiClient::new(uds_channel(agent.socket()));
-        let bundles = client.fetch_wit_bundles(with_header(WitBundlesRequest {})).await.expect("a stream");
+        let bundles = client.fetch_wit_bundles(with_header("workload", WitBundlesRequest {})).await.expect("a stream");
         let bundles = next(&mut bundles.into_inner()).await.bundles;
         let keys = Arc::new(keys(&bundles["spiffe://example.org"]));
-        let svids = client.fetch_witsvid(with_header(WitsvidRequest::default())).await.expect("a stream");
+        let svids = client.fetch_witsvid(with_header("workload", WitsvidRequest::default())).await.expect("a stream");
         let mut svids = svids.into_inner();
         let mut seen = Vec::new();
         for _ in 0..2 {

@@ -14,7 +14,7 @@ use finial_proto::types::{self, BundleMask, Entry, EntryMask};
 use std::io::Write;
 use std::process::{Command, Stdio};
 use testkit::{Server, ServerOptions};
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 /// With WIT-SVIDs, and with SPIRE's memory following the datastore as closely as it can.
 pub(super) fn options() -> ServerOptions {
@@ -341,17 +341,21 @@ async fn tokens(agent: &Joined, answers: &mut Answers) {
         let audience = audience.iter().map(|a| (*a).to_owned()).collect();
         let request = svids::NewJwtsvidRequest { entry_id: entry_id.into(), audience };
         let what = format!("{request:?}");
-        let answer = match client.new_jwtsvid(request).await {
-            Ok(answer) => {
-                let svid = answer.into_inner().svid.expect("an SVID");
-                let now = SystemClock.now();
-                assert!((now - 60..=now).contains(&svid.issued_at), "{svid:?}");
-                let life = whole(svid.expires_at - svid.issued_at);
-                format!("{} {:?} {life} {:?}", token(&svid.token), svid.id, svid.hint)
-            }
-            Err(status) => refusal(&status),
-        };
-        answers.push((what, answer));
+        let answer = client.new_jwtsvid(request).await;
+        answers.push((what, jwt(answer.map(|answer| answer.into_inner().svid.expect("an SVID")))));
+    }
+}
+
+/// What was issued, without its times and its signature, or why not.
+pub(super) fn jwt(answer: Result<types::Jwtsvid, Status>) -> String {
+    match answer {
+        Ok(svid) => {
+            let now = SystemClock.now();
+            assert!((now - 60..=now).contains(&svid.issued_at), "{svid:?}");
+            let life = whole(svid.expires_at - svid.issued_at);
+            format!("{} {:?} {life} {:?}", token(&svid.token), svid.id, svid.hint)
+        }
+        Err(status) => refusal(&status),
     }
 }
 

@@ -177,16 +177,7 @@ async fn listed(client: &mut EntryClient<Channel>, answers: &mut Answers) {
             page_token: page_token.into(),
         };
         ask!(answers, client.list_entries, list("", 0));
-        let f = filter.clone();
-        let filter = entries::count_entries_request::Filter {
-            by_spiffe_id: f.by_spiffe_id,
-            by_parent_id: f.by_parent_id,
-            by_selectors: f.by_selectors,
-            by_federates_with: f.by_federates_with,
-            by_hint: f.by_hint,
-            by_downstream: f.by_downstream,
-        };
-        ask!(answers, client.count_entries, entries::CountEntriesRequest { filter: Some(filter) });
+        ask!(answers, client.count_entries, counting(Some(filter.clone())));
     }
     for (page_token, page_size) in
         [("x", 2), ("-1", 2), ("99999999", 2), ("99999999999999999999999", 2), ("", -1), ("x", 0)]
@@ -245,4 +236,17 @@ fn filters() -> Vec<entries::list_entries_request::Filter> {
     filters.push(Filter { by_hint: Some(String::new()), ..Default::default() });
     filters.push(Filter { by_hint: Some("h".into()), by_downstream: Some(true), ..Default::default() });
     filters
+}
+
+/// The same filter, to count by.
+pub(super) fn counting(filter: Option<entries::list_entries_request::Filter>) -> entries::CountEntriesRequest {
+    let filter = filter.map(|f| entries::count_entries_request::Filter {
+        by_spiffe_id: f.by_spiffe_id,
+        by_parent_id: f.by_parent_id,
+        by_selectors: f.by_selectors,
+        by_federates_with: f.by_federates_with,
+        by_hint: f.by_hint,
+        by_downstream: f.by_downstream,
+    });
+    entries::CountEntriesRequest { filter }
 }

@@ -21,7 +21,7 @@ use finial_proto::types::{Selector, Spiffeid};
 use std::fmt::Debug;
 use testkit::Flavor::{Finial, Spire};
 use testkit::{Flavor, Server, ServerOptions};
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 /// What was asked and what was answered.
 pub(crate) type Answers = Vec<(String, String)>;
@@ -31,6 +31,14 @@ pub(crate) fn show<T: Debug>(answer: Result<Response<T>, Status>) -> String {
         Ok(response) => format!("{:?}", response.into_inner()),
         Err(status) => refusal(&status),
     }
+}
+
+/// A request with the header that one of the SPIFFE standards asks for: `workload` or `broker`.
+pub(crate) fn with_header<T>(api: &'static str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let name = format!("{api}.spiffe.io").parse::<tonic::metadata::MetadataKey<_>>().expect("a name");
+    request.metadata_mut().insert(name, "true".parse().expect("a value"));
+    request
 }
 
 /// Code, words, and the reason where one is given.

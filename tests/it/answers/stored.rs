@@ -2,6 +2,7 @@
 //! tokens, agents and the authorities of the server. Nothing here differs in case only: on MySQL and MariaDB that is the same
 //! for SPIRE, and not for Finial.
 
+use super::entries::counting;
 use super::joined::{Joined, KEY};
 use super::{Answers, ask, id, of_servers, refusal, selector, show};
 use finial_net::client::uds_channel;
@@ -220,15 +221,7 @@ async fn listed(server: &Server, answers: &mut Answers) {
             let pages = if filter.is_none() { pages.join(" | ") } else { pages.concat() };
             answers.push((format!("{what}, {page_size} a page"), pages));
         }
-        let filter = filter.map(|f| entries::count_entries_request::Filter {
-            by_spiffe_id: f.by_spiffe_id,
-            by_parent_id: f.by_parent_id,
-            by_selectors: f.by_selectors,
-            by_federates_with: f.by_federates_with,
-            by_hint: f.by_hint,
-            by_downstream: f.by_downstream,
-        });
-        ask!(answers, client.count_entries, entries::CountEntriesRequest { filter });
+        ask!(answers, client.count_entries, counting(filter));
     }
 }
 

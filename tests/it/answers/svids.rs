@@ -1,10 +1,9 @@
 //! The SVID service.
 
-use super::attested::{token, x509};
+use super::attested::{jwt, x509};
 use super::joined::KEY;
 use super::{Answers, ask, id, ids, of_servers, refusal, show};
-use crate::answers_trust::whole;
-use finial_core::{Clock, KeyType, SpiffeId, SystemClock};
+use finial_core::{KeyType, SpiffeId};
 use finial_crypto::{DistinguishedName, PrivateKey, create_csr};
 use finial_net::client::uds_channel;
 use finial_proto::server::svid::{self as svids, svid_client::SvidClient};
@@ -78,16 +77,8 @@ async fn x509_minted(client: &mut SvidClient<Channel>, request: svids::MintX509s
 }
 
 async fn jwt_minted(client: &mut SvidClient<Channel>, request: svids::MintJwtsvidRequest) -> String {
-    match client.mint_jwtsvid(request).await {
-        Ok(answer) => {
-            let svid = answer.into_inner().svid.expect("an SVID");
-            let now = SystemClock.now();
-            assert!((now - 60..=now).contains(&svid.issued_at), "{svid:?}");
-            let life = whole(svid.expires_at - svid.issued_at);
-            format!("{} {:?} {life} {:?}", token(&svid.token), svid.id, svid.hint)
-        }
-        Err(status) => refusal(&status),
-    }
+    let answer = client.mint_jwtsvid(request).await;
+    jwt(answer.map(|answer| answer.into_inner().svid.expect("an SVID")))
 }
 
 #[test]

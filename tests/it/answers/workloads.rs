@@ -1,17 +1,11 @@
 //! The Workload API.
 
-use super::{Answers, both, show};
+use super::{Answers, both, show, with_header};
 use finial_net::client::uds_channel;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{self};
 use testkit::{Agent, AgentOptions, Server, ServerOptions};
 use tonic::{Request, Response, Status};
-
-fn with_header<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("workload.spiffe.io", "true".parse().expect("a value"));
-    request
-}
 
 #[test]
 fn workload_api() {
@@ -46,11 +40,11 @@ fn workload_api() {
             let audience = audience.iter().map(|a| (*a).to_owned()).collect();
             let request = workload::JwtsvidRequest { audience, spiffe_id: spiffe_id.into() };
             let what = format!("{request:?}");
-            let answer = client.fetch_jwtsvid(with_header(request)).await;
+            let answer = client.fetch_jwtsvid(with_header("workload", request)).await;
             answers.push((what, show(answer.map(|_| Response::new(())))));
         }
         let granted = workload::JwtsvidRequest { audience: vec!["a".into()], spiffe_id: String::new() };
-        let granted = client.fetch_jwtsvid(with_header(granted)).await.expect("a JWT-SVID").into_inner();
+        let granted = client.fetch_jwtsvid(with_header("workload", granted)).await.expect("a JWT-SVID").into_inner();
         let good = granted.svids.first().expect("one").svid.clone();
         let cut = format!("{}.AAAA", good.rsplit_once('.').expect("a signature").0);
         // Claims made up, signature gone, no algorithm.
@@ -71,7 +65,8 @@ fn workload_api() {
             ("a", unknown_kid),
         ] {
             let request = workload::ValidateJwtsvidRequest { audience: audience.into(), svid: svid.into() };
-            let answer = show(client.validate_jwtsvid(with_header(request)).await.map(|_| Response::new(())));
+            let answer =
+                show(client.validate_jwtsvid(with_header("workload", request)).await.map(|_| Response::new(())));
             answers.push((format!("validate for {audience:?}: {}", svid.get(..20).unwrap_or(svid)), answer));
         }
         answers

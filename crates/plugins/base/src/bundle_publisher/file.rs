@@ -8,7 +8,7 @@ use finial_plugin::{BundleFormat, BundlePublisher, PluginError, decode};
 use finial_runtime::files;
 use serde::Deserialize;
 use std::borrow::Cow;
-use std::fs::Permissions;
+use std::fs::{Metadata, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,9 @@ impl File {
 
 /// Leaves the file alone when it says that already: who watches it is not woken for nothing.
 fn put(path: &Path, text: &str) -> io::Result<()> {
-    if std::fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
+    // Reading a pipe would take for ever.
+    let may_be = |there: Metadata| there.is_file() && usize::try_from(there.len()) == Ok(text.len());
+    if std::fs::metadata(path).is_ok_and(may_be) && std::fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
     files::replace(path, MODE, |mut file| {
@@ -164,5 +166,21 @@ mod tests {
         let error = publisher.publish(&bundle).await.unwrap_err().to_string();
         assert!(error.starts_with("cannot write the bundle to /") && error.contains("No such file"), "{error}");
         assert!(pem.exists(), "the other one is written all the same");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_in_its_place_is_replaced_and_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bundle.pem");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let publisher = file(&format!("pem = \"{}\"", path.display())).unwrap();
+        let bundle = Bundle::empty(TrustDomain::parse("a.test").unwrap());
+        let published = tokio::time::timeout(std::time::Duration::from_secs(5), publisher.publish(&bundle)).await;
+        if published.is_err() {
+            // Who reads it is let go, so that the test ends.
+            drop(fs::OpenOptions::new().read(true).write(true).open(&path));
+        }
+        published.expect("in time").unwrap();
+        assert!(fs::metadata(&path).unwrap().is_file());
     }
 }

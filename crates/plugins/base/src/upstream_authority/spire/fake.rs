@@ -34,6 +34,9 @@ struct State {
     chain: Option<Vec<Vec<u8>>>,
     refusal: Option<Status>,
     hangs: bool,
+    agent_refusal: Option<Status>,
+    /// How often the agent was asked.
+    asked: usize,
 }
 
 #[derive(Clone)]
@@ -110,7 +113,16 @@ impl Above {
     pub(super) async fn start() -> Self {
         let ca = root().await;
         let bundle = bundle_to_proto(&bundle(&ca));
-        let state = State { now: SystemClock.now(), ca, bundle, chain: None, refusal: None, hangs: false };
+        let state = State {
+            now: SystemClock.now(),
+            ca,
+            bundle,
+            chain: None,
+            refusal: None,
+            hangs: false,
+            agent_refusal: None,
+            asked: 0,
+        };
         let shared = Shared(Arc::new(Mutex::new(state)));
         let identity = Arc::new(TlsIdentity::empty());
         let folder = tempfile::tempdir().unwrap();
@@ -177,6 +189,14 @@ impl Above {
 
     pub(super) fn hang(&self) {
         self.shared.state().hangs = true;
+    }
+
+    pub(super) fn agent_refuses(&self, status: Option<Status>) {
+        self.shared.state().agent_refusal = status;
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.shared.state().asked
     }
 
     /// The server shows another ID.
@@ -303,7 +323,14 @@ service!(Agent, "SpiffeWorkloadAPI", |shared, _path, request| {
     let fetch = tower::service_fn(move |_: Request<workload::X509svidRequest>| {
         let shared = shared.clone();
         async move {
-            let ca = shared.state().ca.clone();
+            let ca = {
+                let mut state = shared.state();
+                state.asked += 1;
+                match &state.agent_refusal {
+                    Some(status) => return Err(status.clone()),
+                    None => state.ca.clone(),
+                }
+            };
             let id = format!("spiffe://{TRUST_DOMAIN}/below");
             let (leaf, key) = svid(&ca, &id);
             let svid = workload::X509svid {

@@ -15,8 +15,11 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
-/// How long the agent may take in all, waiting for an identity included.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long the agent may take in all, waiting for an identity included. The server asks what is new above from the beginning
+/// every ten seconds: this and the pause after a failure must fit in twice.
+const DEADLINE: Duration = Duration::from_secs(7);
+/// How long it may take where the server above is waiting to be asked with what it gave before.
+const DEADLINE_AGAIN: Duration = Duration::from_secs(2);
 /// How soon it is asked again while it has none.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -37,14 +40,16 @@ impl BundleSource for Roots {
     }
 }
 
-/// Asks the Workload API, for a while also again: the agent may have begun just now, or the entry may be on its way.
-pub(super) async fn fetch(socket: &Path, trust_domain: &TrustDomain) -> Result<Identity, PluginError> {
+/// Asks the Workload API. Without an identity that still holds for a while also again: the agent may have begun just now, or the
+/// entry may be on its way.
+pub(super) async fn fetch(socket: &Path, trust_domain: &TrustDomain, holds: bool) -> Result<Identity, PluginError> {
+    let deadline = if holds { DEADLINE_AGAIN } else { DEADLINE };
     let mut last = None;
     let asked = async {
         loop {
             match ask(socket).await {
                 Ok(svid) => return read(&svid, socket, trust_domain),
-                Err(status) if matches!(status.code(), Code::PermissionDenied | Code::Unavailable) => {
+                Err(status) if !holds && matches!(status.code(), Code::PermissionDenied | Code::Unavailable) => {
                     last = Some(status);
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -52,10 +57,10 @@ pub(super) async fn fetch(socket: &Path, trust_domain: &TrustDomain) -> Result<I
             }
         }
     };
-    match tokio::time::timeout(DEADLINE, asked).await {
+    match tokio::time::timeout(deadline, asked).await {
         Ok(answer) => answer,
         Err(_) => {
-            let silent = || Status::deadline_exceeded(format!("no answer within {} s", DEADLINE.as_secs()));
+            let silent = || Status::deadline_exceeded(format!("no answer within {} s", deadline.as_secs()));
             Err(failed(socket, &last.unwrap_or_else(silent)))
         }
     }

@@ -1,5 +1,6 @@
 //! The connection to the server above. It lives half as long as the SVID with which it was opened, and is opened anew, with an
-//! SVID and roots just fetched, when a call over it fails: whatever was rotated or replaced meanwhile is known then.
+//! SVID and roots just fetched, when a call over it fails: whatever was rotated or replaced meanwhile is known then. Without an
+//! agent to give another SVID it goes on to that one's end.
 
 use super::identity::{self, Roots};
 use super::rpc_failure;
@@ -16,6 +17,8 @@ use tonic::{Code, Response, Status};
 
 /// How long the server above may take for one answer.
 const DEADLINE: Duration = Duration::from_secs(8);
+/// How long an agent that gave no new SVID is left alone while the one before holds.
+const AGAIN_SECONDS: i64 = 60;
 
 /// Where the server above is, and who this one is there.
 pub(super) struct Link {
@@ -61,7 +64,10 @@ impl Link {
         let (mut connection, is_new) = self.connection(what).await?;
         let mut answer = within(&connection).await;
         if !is_new && answer.as_ref().is_err_and(may_be_stale) {
-            self.open.lock().await.take();
+            if let Some(open) = self.open.lock().await.as_mut() {
+                // It stays until there is another: the agent may be away.
+                open.renew_at = 0;
+            }
             connection = self.connection(what).await?.0;
             answer = within(&connection).await;
         }
@@ -83,22 +89,25 @@ impl Link {
         if let Some(connection) = open.as_ref().filter(|connection| now < connection.renew_at) {
             return Ok((connection.clone(), false));
         }
-        match (self.connect(now).await, open.as_mut()) {
+        let old = open.as_mut().filter(|old| now < old.not_after);
+        match (self.connect(now, old.is_some()).await, old) {
             (Ok(connection), _) => {
                 *open = Some(connection.clone());
                 Ok((connection, true))
             }
             // The agent is away. What it gave last still holds.
-            (Err(error), Some(old)) if now < old.not_after => {
+            (Err(error), Some(old)) => {
+                old.renew_at = now.saturating_add(AGAIN_SECONDS).min(old.not_after);
                 tracing::warn!(%error, "No new SVID for the upstream server; the one before is used while it lasts");
                 Ok((old.clone(), false))
             }
-            (Err(error), _) => Err(PluginError { message: format!("{what}: {}", error.message), ..error }),
+            (Err(error), None) => Err(PluginError { message: format!("{what}: {}", error.message), ..error }),
         }
     }
 
-    async fn connect(&self, now: UnixSeconds) -> Result<Connection, PluginError> {
-        let identity = identity::fetch(&self.socket, &self.trust_domain).await?;
+    /// With a new SVID; `holds`: there is one that can still be used.
+    async fn connect(&self, now: UnixSeconds, holds: bool) -> Result<Connection, PluginError> {
+        let identity = identity::fetch(&self.socket, &self.trust_domain, holds).await?;
         let server = ServerAuth::Spiffe {
             bundles: Arc::new(Roots(self.trust_domain.clone(), identity.roots)),
             policy: PeerPolicy::Exact(self.trust_domain.server_id()),

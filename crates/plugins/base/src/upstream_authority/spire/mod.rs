@@ -158,14 +158,14 @@ impl Spire {
 
     /// What is to be told of a bundle, if anything is.
     fn news(&self, bundle: Bundle) -> Option<UpstreamAuthorities> {
-        let mut heard = self.heard();
+        let heard = &mut *self.heard();
         let sequence = bundle.sequence_number;
         let news = UpstreamAuthorities {
             x509: bundle.x509_authorities,
             jwt: bundle.jwt_authorities,
             wit: bundle.wit_authorities,
         };
-        match &heard.told {
+        match &mut heard.told {
             Some((last, _)) if sequence < *last => {
                 if heard.older.get_or_insert_with(Instant::now).elapsed() < OLDER {
                     return None;
@@ -174,7 +174,8 @@ impl Spire {
                     "The upstream server's bundle is older than before, for a minute: its datastore was put back"
                 );
             }
-            Some((_, told)) if *told == news => {
+            Some((last, told)) if *told == news => {
+                *last = sequence;
                 heard.older = None;
                 return None;
             }

@@ -70,10 +70,11 @@ async fn what_it_says_is_told_once_and_older_answers_are_not() {
     };
     assert_eq!(spire.news(bundle(7, true)).unwrap().x509, bundle(7, true).x509_authorities);
     assert_eq!(spire.news(bundle(7, true)), None);
+    assert_eq!(spire.news(bundle(9, true)), None);
     tokio::time::pause();
-    assert_eq!(spire.news(bundle(6, false)), None, "a late answer, or a server that lags");
+    assert_eq!(spire.news(bundle(8, false)), None, "a late answer, or a server that lags");
     tokio::time::advance(OLDER).await;
-    assert!(spire.news(bundle(6, false)).is_some(), "its datastore was put back");
+    assert!(spire.news(bundle(8, false)).is_some(), "its datastore was put back");
     // What changes is heard of with the next question.
     tokio::time::resume();
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
@@ -166,7 +167,7 @@ async fn an_agent_that_is_away_or_has_nothing_is_asked_for_a_while() {
         error.starts_with(&want) && error.ends_with("is the upstream server's agent on this node running?"),
         "{error}"
     );
-    assert!(start.elapsed() >= Duration::from_secs(10));
+    assert!(start.elapsed() >= Duration::from_secs(7));
 }
 
 #[tokio::test]
@@ -194,4 +195,55 @@ async fn a_server_that_was_replaced_with_all_its_roots_is_reached_by_what_the_ag
     }
     tokio::time::pause();
     mint(&spire).await.unwrap();
+}
+
+/// As the server asks: it begins anew at every look at its authorities, which is every ten seconds.
+async fn next(spire: &Spire) -> UpstreamAuthorities {
+    spire.heard().due = Instant::now();
+    let asked = tokio::time::timeout(Duration::from_secs(5), spire.next_authorities()).await;
+    asked.expect("before the server looks again").unwrap()
+}
+
+#[tokio::test]
+async fn news_come_while_the_agent_has_nothing_and_it_is_not_asked_for_each() {
+    let above = Above::start().await;
+    let spire = below(&above);
+    next(&spire).await;
+    above.agent_refuses(Some(Status::permission_denied("no identity issued")));
+    let over = async || spire.link.open.lock().await.as_mut().unwrap().is_half_over();
+    over().await;
+    let asked = above.asked();
+    for sequence_number in [10, 11] {
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        let key = JwtAuthority {
+            key_id: sequence_number.to_string(),
+            public_key: key.public_key().spki_der().clone(),
+            expires_at: 0,
+            tainted: false,
+        };
+        let bundle = Bundle { jwt_authorities: vec![key.clone()], sequence_number, ..above.bundle() };
+        above.answer_with(bundle_to_proto(&bundle));
+        assert_eq!(next(&spire).await.jwt, [key]);
+    }
+    assert_eq!(above.asked(), asked + 1, "once");
+    above.agent_refuses(None);
+    over().await;
+    mint(&spire).await.unwrap();
+    assert_eq!(above.asked(), asked + 2);
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_once_does_not_cost_the_connection() {
+    let mut above = Above::start().await;
+    let spire = below(&above);
+    mint(&spire).await.unwrap();
+    above.agent_ends().await;
+    above.refuse(Some(Status::permission_denied("not now")));
+    let refused = async {
+        let error = refusal(&spire).await;
+        assert!(error.contains("desc = not now"), "{error}");
+        above.refuse(None);
+        mint(&spire).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(5), refused).await.expect("the agent is not waited for");
 }

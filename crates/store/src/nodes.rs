@@ -283,14 +283,18 @@ impl Store {
             let now = self.now();
             let batch = usize::try_from(batch.max(1)).unwrap_or(usize::MAX);
             transact!(self, |tx| {
-                let limit = i64::try_from(batch.saturating_add(keep.len())).unwrap_or(i64::MAX);
-                let expired = expired(&mut tx, &filter, expired_before, limit).await?;
-                let (mut agents, mut entries) = (Vec::new(), Vec::new());
-                for agent in expired.into_iter().filter(|agent| !keep.contains(&agent.id)).take(batch) {
-                    // another server may be pruning, too
-                    if let Some((agent, aliases)) = delete(&mut tx, &agent.id, now).await? {
-                        agents.push(agent.id);
-                        entries.extend(aliases.into_iter().map(|entry| entry.id));
+                let (mut agents, mut entries, mut from) = (Vec::new(), Vec::new(), Some(0));
+                // a whole page may be kept, or unreadable
+                while let Some(after) = from.filter(|_| agents.len() < batch) {
+                    let (read, expired) = expired(&mut tx, &filter, expired_before, after, batch).await?;
+                    from = read.last().copied().filter(|_| read.len() >= batch);
+                    let left = batch.saturating_sub(agents.len());
+                    for (_, agent) in expired.into_iter().filter(|(_, agent)| !keep.contains(&agent.id)).take(left) {
+                        // another server may be pruning, too
+                        if let Some((agent, aliases)) = delete(&mut tx, &agent.id, now).await? {
+                            agents.push(agent.id);
+                            entries.extend(aliases.into_iter().map(|entry| entry.id));
+                        }
                     }
                 }
                 Ok((agents, entries))
@@ -478,20 +482,22 @@ async fn list(
     Ok(Listed::new(hydrate(conn, &rows).await?, page, last))
 }
 
-/// The agents that match and whose renewed SVID, if there is one, has ended, too.
+/// At most `limit` rows after one, whose agents match, and whose renewed SVID, if there is one, has ended, too; and the agents
+/// among them.
 async fn expired(
     conn: &mut Conn,
     filter: &AgentFilter,
     before: UnixSeconds,
-    limit: i64,
-) -> Result<Vec<AgentRecord>, StoreError> {
-    let mut query = Query::once(format!("{SELECT} WHERE 1 = 1"));
+    after: i64,
+    limit: usize,
+) -> Result<(Vec<i64>, Vec<AgentRow>), StoreError> {
+    let mut query = Query::once(format!("{SELECT} WHERE e.id > "));
+    query.push_bind(after);
     filter.clauses(&mut query, conn.dialect())?;
     query.push(" AND (e.new_expires_at IS NULL OR ").push_time(conn.dialect(), "e.new_expires_at", "<", before);
-    query.push(") ORDER BY e.id LIMIT ").push_bind(limit);
+    query.push(") ORDER BY e.id LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
     query.push(conn.dialect().for_update());
-    let rows = conn.all(query).await?;
-    hydrate(conn, &rows).await
+    rows(conn, query).await
 }
 
 /// The row IDs of what was read, and the agents among them.

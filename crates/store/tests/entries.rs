@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use finial_core::{EntryId, ErrorKind};
 use finial_store::{EntryUpdate, EventFeed, Store, StoreError};
+use std::collections::HashSet;
 
 on_every_database!(
     every_field_comes_back,
@@ -121,6 +122,11 @@ async fn bad_rows_are_left_out(lab: Lab) {
     assert_eq!(store.agents_after(0, 100).await.unwrap().0, good);
     let ids: Vec<_> = agents.into_iter().map(|(_, agent)| agent.id).collect();
     assert_eq!(store.agent_rows(&ids).await.unwrap(), good);
+    let mut pruned = Vec::new();
+    for _ in &good {
+        pruned.extend(store.prune_nodes(NOW + 3601, true, 1, &HashSet::new()).await.unwrap().0);
+    }
+    assert_eq!(pruned, good.into_iter().map(|(_, agent)| agent.id).collect::<Vec<_>>(), "one by one, past bad rows");
     store.close().await;
 }
 

@@ -130,6 +130,17 @@ impl DistinguishedName {
 }
 
 impl NameParts {
+    /// Makes units of the further attributes that stand in for the units.
+    pub fn settle_units(&mut self) {
+        let is_unit = |id: &Oid| id.der() == [0x55, 0x04, ORGANIZATIONAL_UNIT];
+        let further = std::mem::take(&mut self.extra_names).into_iter();
+        let (units, others): (Vec<_>, Vec<_>) = further.partition(|(id, _)| is_unit(id));
+        self.extra_names = others;
+        if !units.is_empty() {
+            self.organizational_unit = units.into_iter().map(|(_, unit)| unit).collect();
+        }
+    }
+
     /// Attribute types with their values, in the order in which they are written.
     fn ordered(&self) -> [(u8, &[String]); 9] {
         let one = |value: &'_ String| if value.is_empty() { 0 } else { 1 };

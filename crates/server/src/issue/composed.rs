@@ -62,6 +62,7 @@ impl Issuer {
 
 /// By these units an agent is known while its SVID is not stored: they are the server's alone to write.
 fn keep_what_it_follows(usual: &DistinguishedName, composed: &mut X509SvidAttributes) {
+    composed.subject.settle_units();
     let units = &mut composed.subject.organizational_unit;
     units.retain(|unit| !unit.starts_with(FOLLOWS));
     let follows = usual.parts().organizational_unit.iter().filter(|unit| unit.starts_with(FOLLOWS));

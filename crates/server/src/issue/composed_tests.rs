@@ -77,6 +77,9 @@ impl CredentialComposer for Scribe {
     ) -> Result<X509SvidAttributes, PluginError> {
         assert!(holder.id.is_agent());
         attributes.subject.organizational_unit = vec!["FOLLOWS-666".into()];
+        for unit in ["FOLLOWS-667", self.name] {
+            attributes.subject.extra_names.push((oid("2.5.4.11"), format!("{unit}+")));
+        }
         self.svid(attributes)
     }
 
@@ -163,6 +166,8 @@ async fn composers_have_their_say_in_order() {
     let svid = issuer.agent_x509_svid_following(&agent, key.public_key(), &["7".into()]).await.unwrap();
     let leaf = Certificate::parse(svid.chain[0].clone()).unwrap();
     assert_eq!(*crate::issue::follows(&leaf), ["7".into()], "only the server writes what an agent follows");
+    let units = leaf.subject().unwrap().parts().organizational_unit.clone();
+    assert!(["one+", "three+"].iter().all(|unit| units.iter().any(|other| other == unit)), "{units:?}");
 
     let jwt = JwtRequest { id: &workload, audience: &["a".into()], ttl_seconds: 60, include_jti: false };
     let token = issuer.jwt_svid(&jwt).await.unwrap();

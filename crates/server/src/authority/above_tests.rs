@@ -164,7 +164,36 @@ async fn what_is_gone_above_stays_for_a_minute_whichever_server_looks() {
         }
         one.manager.check().await.unwrap();
         two.manager.check().await.unwrap();
-        assert!(!has(&world.bundle().unwrap(), &root), "restarted: {restarted}");
+        for gone in [&*root, "gone"] {
+            assert!(!has(&world.bundle().unwrap(), gone), "{gone}, restarted: {restarted}");
+        }
+        assert!(has(&world.bundle().unwrap(), &one.jwt_id().unwrap()), "restarted: {restarted}");
+    }
+}
+
+#[tokio::test]
+async fn after_a_restart_only_tainted_keys_of_others_leave_and_only_where_keys_are_known_above() {
+    for known in [false, true] {
+        let (world, switch, _) = below_upstream().await;
+        *switch.jwt.lock().unwrap() = known.then(Vec::new);
+        let mut process = world.start().await;
+        let root = world.bundle().unwrap().x509_authorities;
+        let first = process.jwt_id().unwrap();
+        let keys =
+            Bundle { jwt_authorities: vec![key("good", false), key("tainted", true)], ..Bundle::empty(trust_domain()) };
+        world.memory.append_bundle(&keys).await.unwrap();
+        let prepared = process.manager.obey(Order::Prepare(Jwt)).await.unwrap().authority_id;
+        process.manager.obey(Order::Activate(Jwt, prepared)).await.unwrap();
+        process.manager.obey(Order::Taint(Jwt, first.clone())).await.unwrap();
+        let mut process = world.load().await.unwrap();
+        let told = if known { vec![key("other", false)] } else { Vec::new() };
+        for _ in 0..2 {
+            tell(&mut process, &root, &told).await;
+            world.clock.advance(60);
+        }
+        let bundle = world.bundle().unwrap();
+        assert!(has(&bundle, "good") && has(&bundle, &first), "{known}: {bundle:?}");
+        assert_eq!(has(&bundle, "tainted"), !known);
     }
 }
 

@@ -237,7 +237,7 @@ impl AuthorityManager {
                 Some(above) if above.tainted && !known.tainted => TaintStep::Taint,
                 // All had the time between the two to move off.
                 None if known.tainted && before.get(&id).is_some_and(|before| before.tainted) => TaintStep::Revoke,
-                None if known.tainted && self.was_from_above(kind, &id, &before) => {
+                None if known.tainted && self.was_from_above(kind, &id, &before, &told) => {
                     let until = now.saturating_add(LEAVE_SECONDS);
                     if now < *self.news.leaving.entry(id.clone()).or_insert(until) {
                         settled = false;
@@ -268,10 +268,15 @@ impl AuthorityManager {
         Ok(settled)
     }
 
-    /// Whether it was told from above, or something that this server made hung from it. A root of its own is neither.
-    fn was_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById) -> bool {
-        if before.contains_key(id) || kind != AuthorityKind::X509 {
-            return before.contains_key(id);
+    /// Whether it was told from above, or something that this server made hung from it. A root of its own is neither. A key
+    /// that is not this server's came from above where keys are known there: what was told before a restart nobody knows.
+    fn was_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById, told: &ById) -> bool {
+        if before.contains_key(id) {
+            return true;
+        }
+        if let Some(tokens) = kind.tokens() {
+            let own = self.journal.names(tokens);
+            return !told.is_empty() && !own.contains(&tokens.name(&String::from_utf8_lossy(id)));
         }
         let signed = self.journal.entries().x509_c_as.iter().flat_map(|entry| &entry.upstream_chain);
         let signed: Vec<Arc<[u8]>> = signed.map(|der| Arc::from(der.as_ref())).collect();

@@ -29,6 +29,10 @@ pub(super) struct Journal {
     entries: pb::Entries,
     /// What memory says is not what the datastore says.
     unsaved: bool,
+    /// The datastore's history that the row is of.
+    history: u64,
+    /// What the row told when it was found in that history, before it was written there; `None` where that cannot be read.
+    found: Option<pb::Entries>,
 }
 
 impl Status {
@@ -72,6 +76,7 @@ impl Journal {
     pub(super) async fn load(
         store: &dyn AuthorityStore,
         keys: &[(String, Arc<dyn Signer>)],
+        history: u64,
     ) -> Result<Self, AuthorityError> {
         let mut found: Option<Self> = None;
         for (_, key) in keys {
@@ -86,19 +91,20 @@ impl Journal {
                 local_authority_id = %authority_id,
                 "Found a CA journal record that matches with a local X509 authority ID"
             );
-            let journal = Self { row: row.id, active_x509_authority_id: authority_id, entries, unsaved: false };
+            let journal = Self { row: row.id, active_x509_authority_id: authority_id, entries, ..Self::default() };
             // There is one, unless a row was left behind: the newest is right.
             if found.as_ref().is_none_or(|f| f.newest() <= journal.newest()) {
                 found = Some(journal);
             }
         }
-        Ok(found.unwrap_or_else(|| {
+        let journal = found.unwrap_or_else(|| {
             tracing::info!(
                 subsystem_name = SUBSYSTEM,
                 "There is not a CA journal record that matches any of the local X509 authority IDs"
             );
             Self::default()
-        }))
+        });
+        Ok(Self { history, ..journal })
     }
 
     /// When the newest X.509 authority was made.
@@ -173,12 +179,12 @@ impl Journal {
         }
     }
 
-    /// The datastore has another history now: the row may be what it was before, gone, or another server's. Finds it again,
-    /// to be written with the next saving, and says what it tells; `None` where that cannot be read.
-    pub(super) async fn find_again(
-        &mut self,
-        store: &dyn AuthorityStore,
-    ) -> Result<Option<pb::Entries>, AuthorityError> {
+    /// In another history of the datastore the row may be what it was before, gone, or another server's. Finds it again, to be
+    /// written with the next saving.
+    pub(super) async fn turn_to(&mut self, history: u64, store: &dyn AuthorityStore) -> Result<(), AuthorityError> {
+        if history == self.history {
+            return Ok(());
+        }
         let older = self.entries.x509_c_as.iter().rev().map(|entry| &entry.authority_id);
         let mut found = None;
         for id in std::iter::once(&self.active_x509_authority_id).chain(older).filter(|id| !id.is_empty()) {
@@ -188,8 +194,16 @@ impl Journal {
             }
         }
         self.row = found.as_ref().map_or(0, |row| row.id);
+        self.found =
+            found.map_or_else(|| Some(pb::Entries::default()), |row| pb::Entries::decode(row.data.as_slice()).ok());
+        self.history = history;
         self.unsaved = true;
-        Ok(found.map_or_else(|| Some(pb::Entries::default()), |row| pb::Entries::decode(row.data.as_slice()).ok()))
+        Ok(())
+    }
+
+    /// What the row told in this history of the datastore before it was written there; `None` where that cannot be read.
+    pub(super) fn found(&self) -> Option<&pb::Entries> {
+        self.found.as_ref()
     }
 
     /// Saves what is not saved. Without an active X.509 authority there is nothing to find the row by, and nothing to do.

@@ -142,7 +142,8 @@ impl AuthorityManager {
     /// Loads what the journal says and lets what is active sign again.
     pub async fn load(settings: AuthoritySettings, parts: AuthorityParts) -> Result<Self, AuthorityError> {
         let keys = within("the key manager", parts.keys.keys(), AuthorityError::ListKeys).await?;
-        let journal = within("the datastore", Journal::load(parts.store.as_ref(), &keys), |e| e).await?;
+        let loading = Journal::load(parts.store.as_ref(), &keys, parts.feed.history());
+        let journal = within("the datastore", loading, |e| e).await?;
         let bundle =
             within("the datastore", parts.store.bundle(&settings.trust_domain), AuthorityError::Bundle).await?;
         let entries = journal.entries();
@@ -418,7 +419,13 @@ impl AuthorityManager {
     }
 
     pub(super) async fn flush_journal(&mut self) -> Result<(), AuthorityError> {
-        within("the datastore", self.journal.save(self.parts.store.as_ref()), |e| e).await
+        let (journal, store) = (&mut self.journal, self.parts.store.as_ref());
+        let history = self.parts.feed.history();
+        let saving = async {
+            journal.turn_to(history, store).await?;
+            journal.save(store).await
+        };
+        within("the datastore", saving, |e| e).await
     }
 
     /// Saves the journal if it can be; else the next round does.

@@ -175,14 +175,16 @@ impl AuthorityManager {
     async fn decide(&mut self, lost: Lost) -> Result<Lost, AuthorityError> {
         let before = lost.clone();
         let Some(unclear) = &lost.unclear else { return Ok(lost) };
-        let stored = within("the datastore", self.journal.find_again(self.parts.store.as_ref()), |e| e).await?;
+        let history = self.parts.feed.history();
+        let finding = self.journal.turn_to(history, self.parts.store.as_ref());
+        within("the datastore", finding, |e| e).await?;
+        let stored = self.journal.found();
         let (never_there, others) = split(&lost.never_there, |name| lost.nothing_there || !self.may_others_add(name));
         let mut unclear = unclear.clone();
         join(&mut unclear, &others);
         let own = self.own_of(&unclear);
-        let is_made_after = |name: &Name| {
-            !self.may_others_add(name) && stored.as_ref().is_some_and(|stored| self.is_made_after(name, stored))
-        };
+        let is_made_after =
+            |name: &Name| !self.may_others_add(name) && stored.is_some_and(|stored| self.is_made_after(name, stored));
         let (anew, revoked) = split(&own, is_made_after);
         if !is_empty(&revoked) {
             tracing::error!(

@@ -206,6 +206,8 @@ async fn what_was_made_after_a_backup_is_added_again_however_much_others_added_t
             bundle
         };
         fails_over_to(&world, &process, Some(bundle)).await;
+        // An order comes first, and writes the journal.
+        process.manager.obey(Order::Prepare(Wit)).await.unwrap();
         for at in 0..4 {
             // Whatever does not work at first.
             world.fail(Some((at, crate::testing::Lost::Request)));
@@ -218,6 +220,25 @@ async fn what_was_made_after_a_backup_is_added_again_however_much_others_added_t
         assert_eq!(world.memory.data.lock().unwrap().journals.len(), 1, "{kind}: the row is the same");
         assert_eq!(active(&world.load().await.unwrap(), kind), prepared);
     }
+}
+
+#[tokio::test]
+async fn after_a_failover_no_order_writes_over_the_journal_of_another_server() {
+    let world = world();
+    let mut process = world.start().await;
+    world.beside("other-", 0).start().await;
+    // There the other one came first.
+    let theirs = {
+        let journals = &mut world.memory.data.lock().unwrap().journals;
+        let theirs = finial_store::CaJournal { id: 1, ..journals[&2].clone() };
+        *journals = [(1, theirs.clone())].into();
+        theirs
+    };
+    process.feed.start_anew();
+    process.manager.obey(Order::Prepare(X509)).await.unwrap();
+    let journals = world.memory.data.lock().unwrap().journals.clone();
+    assert_eq!((journals.len(), &journals[&1]), (2, &theirs));
+    assert_eq!(active(&world.load().await.unwrap(), X509), active(&process, X509));
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Credential composers: plugins that have a say in what credentials say. Between the template and the signature, `issue` and
 //! `authority` ask them here, one after the other; what was signed then is held against the standards here, too.
 
-use finial_core::{ErrorKind, SpiffeId, TrustDomain, UnixSeconds};
+use crate::plugin_host;
+use finial_core::{SpiffeId, TrustDomain, UnixSeconds};
 use finial_crypto::{Certificate, KeyUsage};
 use finial_plugin::{CredentialComposer, Holder, PluginError, PluginKind, X509CaAttributes, X509SvidAttributes};
 use serde_json::{Map, Value};
@@ -95,16 +96,11 @@ impl Composers {
     }
 }
 
-/// Gives a composer its deadline, and a failure its name.
 async fn within<T>(
     composer: &dyn CredentialComposer,
     composing: impl Future<Output = Result<T, PluginError>>,
 ) -> Result<T, PluginError> {
-    let composed = tokio::time::timeout(DEADLINE, composing).await.unwrap_or_else(|_| {
-        let message = format!("no answer within {} s", DEADLINE.as_secs());
-        Err(PluginError::new(ErrorKind::Timeout, message))
-    });
-    composed.map_err(|error| error.of(PluginKind::CredentialComposer, composer.name()))
+    plugin_host::within(DEADLINE, (PluginKind::CredentialComposer, composer.name()), composing).await
 }
 
 /// Whether a certificate can be an authority of the trust domain; says why not.

@@ -1,8 +1,9 @@
 //! Tells plugins of the trust domain's bundle: notifiers when the server begins and at each change, bundle publishers also in
 //! between, so that what failed, or what somebody else changed, is made good.
 
+use crate::plugin_host::within;
 use crate::publish::BundleFeed;
-use finial_core::{Bundle, ErrorKind};
+use finial_core::Bundle;
 use finial_plugin::{BundlePublisher, Notifier, PluginError, PluginKind, ServerPlugins};
 use finial_runtime::Shutdown;
 use futures::future::{join, join_all};
@@ -105,7 +106,7 @@ where
 {
     let event = if advise { "bundle loaded" } else { "bundle updated" };
     let told = join_all(notifiers.iter().map(async |notifier| {
-        let result = within(PluginKind::Notifier, notifier.name(), tell(&**notifier)).await;
+        let result = within(DEADLINE, (PluginKind::Notifier, notifier.name()), tell(&**notifier)).await;
         let (subsystem_name, notifier) = ("ca_manager", notifier.name());
         match &result {
             Ok(()) => tracing::debug!(subsystem_name, notifier, event, "Notifier handled event"),
@@ -123,11 +124,12 @@ where
 /// Never ends. Each publisher goes its own pace: one that hangs keeps no other waiting.
 async fn publish(publisher: &dyn BundlePublisher, feed: &BundleFeed) {
     let mut changes = feed.changes();
+    let whose = (PluginKind::BundlePublisher, publisher.name());
     loop {
         changes.mark_unchanged();
         let bundle = own(feed);
         if let Some(bundle) = &bundle
-            && let Err(error) = within(PluginKind::BundlePublisher, publisher.name(), publisher.publish(bundle)).await
+            && let Err(error) = within(DEADLINE, whose, publisher.publish(bundle)).await
         {
             let name = publisher.name();
             tracing::error!(subsystem_name = "bundle_publishing", BundlePublisher = name, %error, "Failed to publish bundle");
@@ -139,19 +141,6 @@ async fn publish(publisher: &dyn BundlePublisher, feed: &BundleFeed) {
         };
         let _ = tokio::time::timeout(REFRESH, another).await;
     }
-}
-
-/// Gives a plugin its deadline, and a failure its name.
-async fn within(
-    kind: PluginKind,
-    name: &str,
-    telling: impl Future<Output = Result<(), PluginError>>,
-) -> Result<(), PluginError> {
-    let told = tokio::time::timeout(DEADLINE, telling).await.unwrap_or_else(|_| {
-        let message = format!("no answer within {} s", DEADLINE.as_secs());
-        Err(PluginError::new(ErrorKind::Timeout, message))
-    });
-    told.map_err(|error| error.of(kind, name))
 }
 
 #[cfg(test)]

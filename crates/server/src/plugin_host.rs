@@ -1,12 +1,27 @@
-//! What external plugins may ask of the server.
+//! What external plugins may ask of the server, and how long it waits for any plugin.
 
 use crate::nodes::Nodes;
 use crate::publish::BundleFeed;
 use crate::svid::ServerSvid;
 use async_trait::async_trait;
 use finial_core::{Bundle, ErrorKind, Secret, SpiffeId};
-use finial_plugin::{PluginError, ServerHost, ServerIdentity};
+use finial_plugin::{PluginError, PluginKind, ServerHost, ServerIdentity};
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Gives a plugin its deadline, and a failure its name.
+pub(crate) async fn within<T>(
+    deadline: Duration,
+    (kind, name): (PluginKind, &str),
+    asked: impl Future<Output = Result<T, PluginError>>,
+) -> Result<T, PluginError> {
+    let answer = tokio::time::timeout(deadline, asked).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} s", deadline.as_secs());
+        Err(PluginError::new(ErrorKind::Timeout, message))
+    });
+    answer.map_err(|error| error.of(kind, name))
+}
 
 /// Answers them.
 pub(crate) struct PluginHost {

@@ -1,6 +1,6 @@
 //! The bundles in memory: the trust domain's own and those it federates with. One writer, readers that take no lock.
 //!
-//! The datastore is written first, always; then the feed hears of it, by [`BundleFeed::publish`] with what the datastore
+//! The datastore is written first, always; then the feed hears of it, by [`BundleFeed::publish_since`] with what the datastore
 //! returned (own bundle: its sequence number tells old from new), or by [`BundleFeed::refresh`], which reads it again.
 //! TLS, the API, and later publishers, notifiers and the federation endpoint read here.
 
@@ -233,8 +233,8 @@ impl BundleFeed {
         self.writing().history
     }
 
-    /// [`BundleFeed::publish_since`] for who wrote in the history that is known.
-    pub fn publish(&self, bundle: Bundle) {
+    #[cfg(test)]
+    pub(crate) fn publish(&self, bundle: Bundle) {
         self.publish_since(self.history(), bundle);
     }
 

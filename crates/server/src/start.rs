@@ -211,6 +211,18 @@ impl Known {
         Federation::new(ground, env.metrics.clone())
     }
 
+    fn plugin_host(&self, svid: Arc<ServerSvid>) -> Arc<PluginHost> {
+        Arc::new(PluginHost { svid, nodes: self.nodes.clone(), bundles: self.bundles.clone() })
+    }
+
+    /// They hear of all that changes.
+    fn watchers(&self) -> Arc<Watchers> {
+        let watchers = Watchers::new(self.bundles.clone());
+        self.entries.observe(watchers.clone());
+        self.nodes.observe(watchers.clone());
+        watchers
+    }
+
     fn pruner(&self, settings: &ServerSettings, env: &Environment) -> Pruner {
         Pruner::new(
             PruneSettings::of(settings),
@@ -304,8 +316,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let known = Known::load(settings, &env).await?;
     let _ = plugins.host.metrics.set(env.metrics.clone());
     let Signing { manager, issuer, svid } = Signing::start(settings, &plugins, &env, &known).await?;
-    let (nodes, bundles) = (known.nodes.clone(), known.bundles.clone());
-    let _ = plugins.host.server.set(Arc::new(PluginHost { svid: svid.clone(), nodes, bundles }));
+    let _ = plugins.host.server.set(known.plugin_host(svid.clone()));
     let mut told = Told::new(&plugins, known.bundles.clone());
     told.begin().await?;
     let live = LiveSettings::new(Live::of(settings));
@@ -320,9 +331,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         .map_err(StartError::Health)?;
     let pruner = known.pruner(settings, &env);
     let federation = known.federation(settings, &env, live.clone());
-    let watchers = Watchers::new(bundles.clone());
-    known.entries.observe(watchers.clone());
-    known.nodes.observe(watchers.clone());
+    let watchers = known.watchers();
     let watching = watchers.clone().run(env.clock.clone(), env.spawner.shutdown());
     let follower = known.follower;
     let service = Service(Arc::new(Api {
@@ -356,11 +365,8 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));
     background(&env.spawner, "notifiers and publishers", told.run(shutdown.clone()));
-    background(
-        &env.spawner,
-        "federation",
-        federation.run(follower.as_ref().map(|f| f.federation_changes()), shutdown.clone()),
-    );
+    let federated = follower.as_ref().map(|follower| follower.federation_changes());
+    background(&env.spawner, "federation", federation.run(federated, shutdown.clone()));
     background(&env.spawner, "bundle feed", bundles.run(shutdown.clone()));
     background(&env.spawner, "agents and entries", nodes.run(shutdown.clone()));
     if let Some(follower) = follower {

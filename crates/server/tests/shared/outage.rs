@@ -130,7 +130,8 @@ async fn a_standby_takes_over_and_what_was_lost_is_forgotten() {
     let append = async |key_id: &str| {
         let jwt_authorities = vec![key(key_id)];
         let more = Bundle { jwt_authorities, ..Bundle::empty(trust_domain()) };
-        server.bundles.publish(server.store.append_bundle(&more).await.unwrap());
+        let begun = server.bundles.history();
+        server.bundles.publish_since(begun, server.store.append_bundle(&more).await.unwrap());
     };
     append("kept").await;
     server.nodes.attest(record(2, "1")).await.unwrap();

@@ -17,7 +17,7 @@ const GONE_MAX: usize = 64;
 
 impl Syncer {
     /// All bundles, if any of them changed: our own, and those of `domains`.
-    pub(super) async fn take_bundles(
+    pub(super) fn take_bundles(
         &mut self,
         new: Vec<VersionedBundle>,
         gone: &[String],
@@ -54,7 +54,7 @@ impl Syncer {
         // Only now, as nothing can fail any more: what was told is not told again.
         self.told.extend(fresh);
         self.told.retain(|domain, _| stays(domain));
-        Ok(self.changed_bundles(&known, bundles).await)
+        Ok(self.changed_bundles(&known, bundles))
     }
 
     /// Of `new` entries, or else of those known, the trust domains that they federate with.
@@ -94,11 +94,11 @@ impl Syncer {
                 bundles.federated.insert(domain, bundle);
             }
         }
-        Ok(self.changed_bundles(&known, bundles).await)
+        Ok(self.changed_bundles(&known, bundles))
     }
 
     /// The bundles if they are others than those known.
-    async fn changed_bundles(&mut self, known: &Bundles, bundles: Bundles) -> Option<Bundles> {
+    fn changed_bundles(&mut self, known: &Bundles, bundles: Bundles) -> Option<Bundles> {
         self.context.metrics.gauge("sync_bundles_total", bundles.federated.len() as f64 + 1.0, &[]);
         let same_federated = known.federated.len() == bundles.federated.len()
             && known.federated.iter().zip(&bundles.federated).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
@@ -106,13 +106,14 @@ impl Syncer {
             return None;
         }
         if !Arc::ptr_eq(&known.own, &bundles.own) {
-            self.own_bundle_changed(&known.own, &bundles.own).await;
+            self.own_bundle_changed(&known.own, &bundles.own);
         }
         Some(bundles)
     }
 
-    async fn own_bundle_changed(&mut self, before: &BundleForms, own: &BundleForms) {
-        store_bundle(&self.context, own).await;
+    /// It is stored once it is published: what a disk that hangs would delay is the end of a root that is gone.
+    fn own_bundle_changed(&mut self, before: &BundleForms, own: &BundleForms) {
+        self.unstored = true;
         self.leave_gone(before, own);
         let tainted_jwt = own.tainted_jwt();
         if tainted_jwt.iter().any(|id| !self.tainted_jwt_done.contains(id)) {
@@ -134,7 +135,7 @@ pub(super) fn roots(own: &BundleForms) -> Vec<Arc<[u8]>> {
     own.bundle.x509_authorities.iter().map(|a| a.der.clone()).collect()
 }
 
-async fn store_bundle(context: &Context, own: &BundleForms) {
+pub(super) async fn store(context: &Context, own: &BundleForms) {
     if let Err(error) = context.storage.store_bundle(&roots(own)).await {
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "Could not store bundle");
     }

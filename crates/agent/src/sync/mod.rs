@@ -5,6 +5,7 @@
 
 mod bundles;
 pub(crate) mod client;
+mod due;
 mod entries;
 pub(crate) mod jwt;
 mod mint;
@@ -45,15 +46,6 @@ const KEYS_AT_ONCE: usize = 8;
 /// How many entries that moved are worth giving memory back.
 const LARGE_CHANGE: usize = 1000;
 
-/// Which SVIDs to ask for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ask {
-    /// All that the plan names.
-    All,
-    /// But for those that were refused a moment ago.
-    Due,
-}
-
 /// The loop and all that it alone changes.
 pub(crate) struct Syncer {
     pub(crate) context: Arc<Context>,
@@ -76,6 +68,10 @@ pub(crate) struct Syncer {
     gone: Vec<Vec<u8>>,
     /// When it last looked for SVIDs to ask for.
     svids_updated: Option<Instant>,
+    /// When it is to look again at the latest, for one that was there then.
+    svids_due: Option<Instant>,
+    /// Our own bundle has changed and is not on disk yet.
+    unstored: bool,
     /// Since the own SVID has expired.
     ended: Option<own::Ended>,
     /// The server was told our version.
@@ -111,6 +107,8 @@ impl Syncer {
             tainted: Vec::new(),
             gone: Vec::new(),
             svids_updated: None,
+            svids_due: None,
+            unstored: false,
             ended: None,
             posted: false,
             moved: 0,
@@ -176,6 +174,12 @@ impl Syncer {
             Verdict::Reattest => {
                 tracing::warn!(subsystem_name = SUBSYSTEM, %error, "Agent needs to re-attest; will attempt to re-attest");
                 let reattested = if self.svid.reattestable {
+                    // As for a renewal: not while another agent presents this SVID, too. The next refusal comes soon.
+                    let context = self.context.clone();
+                    let Ok(_renewal) = context.renewal.try_lock() else { return Ok(()) };
+                    if !context.inherited.may_renew() {
+                        return Ok(());
+                    }
                     self.reattest().await
                 } else {
                     Err(AgentError::internal("attestation method is not re-attestable"))
@@ -220,7 +224,20 @@ impl Syncer {
         if !std::mem::replace(&mut self.posted, true) {
             post_status(&self.link, &self.context.version).await;
         }
-        let updated = self.update_svids(Ask::All).await;
+        self.follow_up().await
+    }
+
+    /// The SVIDs that follow from what was published. Our own bundle goes to disk meanwhile: one that hangs keeps nobody waiting.
+    async fn follow_up(&mut self) -> Result<bool, ServerError> {
+        let context = self.context.clone();
+        let own = self.unstored.then(|| self.cache().snapshot().bundles.own.clone());
+        let stored = async {
+            if let Some(own) = &own {
+                bundles::store(&context, own).await;
+            }
+        };
+        let (updated, ()) = tokio::join!(self.update_svids(), stored);
+        self.unstored = false;
         self.give_back();
         updated?;
         self.status.synced(self.context.clock.now());
@@ -279,19 +296,17 @@ impl Syncer {
         sync.pushed(&mut answer);
         let (entries, stats) = sync.finish();
         let domains = self.federated_domains(entries.as_deref());
-        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains).await?;
+        let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains)?;
         self.count(stats);
         self.writer.publish(Change { entries, bundles, ..Change::default() });
-        let updated = self.update_svids(Ask::Due).await;
-        self.give_back();
-        updated?;
-        self.status.synced(self.context.clock.now());
-        Ok(true)
+        self.follow_up().await
     }
 
-    /// Asks for the SVIDs that the plan names, batch by batch, and publishes each batch. Whether there was anything to ask for.
-    async fn update_svids(&mut self, ask: Ask) -> Result<bool, ServerError> {
+    /// Asks for the SVIDs that the plan names, but for those that were refused a moment ago, batch by batch, and publishes each
+    /// batch. Whether there was anything to ask for.
+    async fn update_svids(&mut self) -> Result<bool, ServerError> {
         self.svids_updated = Some(Instant::now());
+        self.svids_due = None; // what fails has a pace of its own
         let snapshot = self.cache().snapshot();
         let in_use = self.cache().in_use();
         let plan = plan(&Input {
@@ -318,7 +333,7 @@ impl Syncer {
         }
         self.refused.retain(|id| snapshot.record(id).map(|record| &*record.entry));
         let mut request = plan.request;
-        request.retain(|id| ask == Ask::All || !self.refused.waits(id));
+        request.retain(|id| !self.refused.waits(id));
         let mut left = request.as_slice();
         while !left.is_empty() {
             self.own_is_valid()?;
@@ -350,10 +365,9 @@ impl Syncer {
             }
             left = later;
         }
-        let (held, entries) = {
-            let snapshot = self.cache().snapshot();
-            (snapshot.svid_count(), snapshot.records.len())
-        };
+        let snapshot = self.cache().snapshot();
+        let (held, entries) = (snapshot.svid_count(), snapshot.records.len());
+        self.svids_due = self.next_due(&snapshot.records);
         let metrics = &self.context.metrics;
         metrics.gauge("lru_cache_svid_map_size", held as f64, &[]);
         metrics.gauge("lru_cache_record_map_size", entries as f64, &[]);
@@ -422,6 +436,10 @@ impl Syncer {
         if self.own_has_ended() {
             return self.outlive().await;
         }
+        if self.ended.take().is_some() {
+            tracing::info!(subsystem_name = SUBSYSTEM, "The clock was set back: the agent's own SVID is good again");
+            self.begin_anew(false).await;
+        }
         let now_ms = self.context.clock.now_ms();
         if now_ms < self.svid.rotate_at_ms && !self.svid.is_tainted(&self.tainted) {
             return Ok(());
@@ -471,6 +489,7 @@ impl Syncer {
         svid.install(&self.identity)?;
         self.status.svid_changed(&svid);
         self.svid = svid;
+        self.ended = None;
         self.store_svid().await;
         self.link.release();
         Ok(())

@@ -1,5 +1,6 @@
 //! An agent whose own SVID ended while no server answered: it serves what the cache holds, and attests anew meanwhile.
 
+use super::refused::Refused;
 use super::{SUBSYSTEM, Syncer};
 use crate::attest;
 use crate::cache::Change;
@@ -42,9 +43,9 @@ impl Syncer {
     }
 
     /// Whether the server can be asked as ourselves: not after an attempt to attest anew has failed. (Before, the clock may just be
-    /// ahead of the server's.)
+    /// ahead of the server's; one that was, and is set back, makes the SVID good again.)
     pub(super) fn own_is_valid(&self) -> Result<(), ServerError> {
-        let Some(ended) = &self.ended else { return Ok(()) };
+        let Some(ended) = self.ended.as_ref().filter(|_| self.own_has_ended()) else { return Ok(()) };
         let mut text = format!("the agent's own SVID expired at {}, re-attesting", Time(self.svid.not_after));
         if let Some(refused) = &ended.refused {
             text = format!("{text}; the server refuses it, so an operator must act: {refused}");
@@ -54,7 +55,7 @@ impl Syncer {
 
     /// Whether another attempt to attest anew is due, or the first.
     pub(super) fn own_is_due(&self) -> bool {
-        self.ended.as_ref().map_or_else(|| self.own_has_ended(), |ended| Instant::now() >= ended.next)
+        self.own_has_ended() && self.ended.as_ref().is_none_or(|ended| Instant::now() >= ended.next)
     }
 
     /// Attests anew when it is time to. Ends the agent when there is nothing left to serve, or the server says that it must.
@@ -70,7 +71,6 @@ impl Syncer {
         let result = self.attest_anew().await;
         call.finish_with(&result, AgentError::kind);
         let Err(error) = result else {
-            self.ended = None;
             self.begin_anew(id != self.svid.id).await;
             return Ok(());
         };
@@ -138,7 +138,8 @@ impl Syncer {
     }
 
     /// What was deleted meanwhile goes at once. What was for another agent, and is not for this one, goes in any case.
-    async fn begin_anew(&mut self, is_another: bool) {
+    pub(super) async fn begin_anew(&mut self, is_another: bool) {
+        self.refused = Refused::new();
         let Err(error) = self.synchronize().await else { return };
         tracing::error!(subsystem_name = SUBSYSTEM, %error, "Synchronize failed");
         if is_another {

@@ -41,9 +41,14 @@ impl Refused {
         (!self.entries.is_empty()).then_some(self.again)
     }
 
+    /// Whether this one was refused at the last time.
+    pub(super) fn has(&self, id: &EntryId) -> bool {
+        self.entries.contains_key(id)
+    }
+
     /// Whether it is too early to ask for this one.
     pub(super) fn waits(&self, id: &EntryId) -> bool {
-        self.entries.contains_key(id) && Instant::now() < self.again
+        self.has(id) && Instant::now() < self.again
     }
 
     /// The server was asked for SVIDs of `asked`, and gave those of `issued`.

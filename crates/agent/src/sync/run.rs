@@ -3,7 +3,7 @@
 use super::pace::{Outcome, Pace};
 use super::refused;
 use super::watch::{Event, Watch};
-use super::{Ask, SUBSYSTEM, Syncer};
+use super::{SUBSYSTEM, Syncer};
 use crate::cache::Cache;
 use crate::error::{AgentError, ServerError, Verdict};
 use finial_runtime::Backoff;
@@ -107,7 +107,7 @@ impl Syncer {
             let result = match agenda.next(&cache).await {
                 Due::Sync => self.sync(&mut agenda).await,
                 Due::Tick => self.tick(&mut agenda).await?,
-                Due::Wanted => self.update_svids(Ask::Due).await,
+                Due::Wanted => self.update_svids().await,
                 Due::Told(event) => match self.told(event, &mut agenda).await {
                     Some(result) => result,
                     None => continue,
@@ -126,6 +126,8 @@ impl Syncer {
             }
             agenda.tick_by(agenda.svids.not_before);
             agenda.tick_by(self.refused.again());
+            agenda.tick_by(self.svids_due);
+            agenda.tick_by(self.own_due());
         }
     }
 
@@ -140,21 +142,21 @@ impl Syncer {
 
     /// The agent's own SVID, and those of workloads whose time has come. Whether the server was asked for the latter.
     async fn tick(&mut self, agenda: &mut Agenda) -> Result<Result<bool, ServerError>, AgentError> {
-        let before = self.svid.chain.first().cloned();
+        let (before, had_ended) = (self.svid.chain.first().cloned(), self.ended.is_some());
         let own = self.rotate_own().await;
         agenda.next_tick = Instant::now() + TICK;
         own?;
-        if self.svid.chain.first() != before.as_ref() {
+        if self.svid.chain.first() != before.as_ref() || (had_ended && self.ended.is_none()) {
             agenda.svids.not_before = None; // whatever failed before, it answers now
         }
-        if agenda.watch.is_open() {
+        if agenda.watch.is_open() && self.own_is_valid().is_ok() {
             self.status.synced(self.context.clock.now());
         }
         self.cache().forget_idle_views();
         let recent = self.svids_updated.is_some_and(|at| at.elapsed() < TICK.mul_f64(0.9));
-        let again = self.refused.again().is_some_and(|at| Instant::now() >= at);
+        let again = [self.refused.again(), self.svids_due].into_iter().flatten().any(|at| Instant::now() >= at);
         let due = agenda.svids.is_due(recent && !again);
-        Ok(if due { self.update_svids(Ask::Due).await } else { Ok(false) })
+        Ok(if due { self.update_svids().await } else { Ok(false) })
     }
 
     /// What came of the stream's event: whether the server answered; `None` if there was nothing to do.
@@ -214,6 +216,7 @@ fn log_failed(error: &ServerError) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     /// A server that is away for an hour, and workloads that want SVIDs all the time.
     #[tokio::test(start_paused = true)]
@@ -243,5 +246,23 @@ mod tests {
         assert_eq!(agenda.next_tick, now + TICK);
         agenda.tick_by(Some(now + TICK / 2));
         assert_eq!(agenda.next_tick, now + TICK / 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loop_wakes_at_its_next_look_or_when_the_first_svid_is_due_if_that_is_earlier() {
+        let bundle = crate::cache::testing::bundle("td", &[]);
+        let clock = Arc::new(finial_core::ManualClock::at(0));
+        let (cache, _writer) = Cache::new(bundle, 1, clock);
+        for (due, look) in [(3_000, 5_000), (700, 200), (200, 5_000), (9_000, 5_000)] {
+            let now = Instant::now();
+            let after = |ms| now + Duration::from_millis(ms);
+            let (pace, svids, mut watch) = (Pace::new(TICK), SvidPace::new(), Watch::new(0));
+            watch.open(Box::pin(std::future::pending()));
+            let mut agenda = Agenda { pace, svids, next_sync: after(60_000), next_tick: after(look), watch };
+            agenda.tick_by(Some(after(due + 50)));
+            agenda.tick_by(Some(after(due)));
+            assert!(matches!(agenda.next(&cache).await, Due::Tick));
+            assert_eq!(Instant::now(), after(due.min(look)));
+        }
     }
 }

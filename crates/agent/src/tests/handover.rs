@@ -1,6 +1,8 @@
 //! An agent that takes over from the one that runs.
 
 use super::harness::{Running, World, next, secure, until, within};
+use finial_proto::convert::permission_denied;
+use finial_proto::types::permission_denied_details::Reason;
 use finial_proto::workload::JwtsvidRequest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -104,6 +106,40 @@ async fn one_that_does_not_get_ready_leaves_the_old_one_as_it_was() {
     within(agent.ended()).await.unwrap();
     rush.end().await;
     following.stop().await;
+}
+
+/// What it would attest is what the next one starts with.
+#[tokio::test]
+async fn an_agent_that_is_evicted_does_not_attest_while_the_next_one_starts() {
+    let mut world = World::new().await;
+    world.settings.offline_cache = finial_config::OfflineCache::Off;
+    world.settings.sync_interval = std::time::Duration::from_secs(3600);
+    world.puzzle = true;
+    {
+        let mut state = world.server.state();
+        (state.pushes, state.reattestable) = (true, true);
+    }
+    let agent = world.started().await;
+    let listens = |times| world.server.listeners() == 1 && world.server.state().watches.len() == times;
+    until("it listens to the server", || listens(1)).await;
+    let evict = || world.server.end_streams(Some(permission_denied("evicted", Reason::AgentNotAttested)));
+    world.server.state().hangs = true;
+    let asked = world.server.calls("SyncAuthorizedEntries");
+    let late = world.start();
+    until("the next one waits for its server", || world.server.calls("SyncAuthorizedEntries") > asked).await;
+    let attested = world.server.calls("AttestAgent");
+    evict().await;
+    until("it listens again", || listens(2)).await;
+    assert_eq!(world.server.calls("AttestAgent"), attested);
+    late.stop().await;
+    world.server.state().hangs = false;
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    while world.server.calls("AttestAgent") == attested {
+        assert!(tokio::time::Instant::now() < end, "it attests when the other one is gone");
+        evict().await;
+        tokio::task::yield_now().await;
+    }
+    agent.stop().await;
 }
 
 /// Whoever asks while one is about to end and the next one is not yet there waits for the next one.

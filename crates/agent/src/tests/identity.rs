@@ -395,3 +395,45 @@ async fn a_tainted_authority_renews_its_svids_once() {
     assert_eq!(world.server.calls("RenewAgent"), 1);
     agent.stop().await;
 }
+
+#[tokio::test]
+async fn what_the_server_refuses_is_not_asked_for_again_with_each_sync_unless_it_changed() {
+    let world = World::new().await;
+    world.entry("e1", "/web", &["test:any"]);
+    world.server.state().issue_as = Some("/other".into());
+    let agent = world.started().await;
+    until("many syncs have passed", || world.server.calls("SyncAuthorizedEntries") > 80).await;
+    let (asked, syncs) = (world.server.calls("BatchNewX509SVID"), world.server.calls("SyncAuthorizedEntries"));
+    assert!(asked * 5 < syncs, "asked {asked} times in {syncs} syncs");
+    // Nobody has to wait for the next time when the entry is another one.
+    {
+        let mut state = world.server.state();
+        state.issue_as = None;
+        state.entries.get_mut("e1").unwrap().revision_number = 1;
+    }
+    until("it is asked for", || world.server.calls("BatchNewX509SVID") > asked).await;
+    let syncs = world.server.calls("SyncAuthorizedEntries") - syncs;
+    assert!(syncs < 10, "after {syncs} more syncs");
+    assert_eq!(agent.x509_once().await.unwrap().svids[0].spiffe_id, "spiffe://td/web");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_svid_that_ends_before_the_next_look_is_renewed_before_its_end() {
+    let mut world = World::new().await;
+    world.settings.sync_interval = Duration::from_secs(3600);
+    world.server.state().pushes = true;
+    world.entry("e1", "/web", &["test:any"]);
+    world.server.state().svid_ttl = 4;
+    let agent = world.started().await;
+    let mut stream = agent.x509().await.unwrap();
+    let lives = |answer: &X509svidResponse| {
+        let leaf = Certificate::parse_chain(&answer.svids[0].x509_svid).unwrap().remove(0);
+        (leaf.not_before(), leaf.not_after())
+    };
+    let first = lives(&next(&mut stream).await.unwrap());
+    let second = lives(&next(&mut stream).await.unwrap());
+    // An SVID is good from ten seconds before it is issued.
+    assert!(second.0 + 10 <= first.1, "{first:?} {second:?}");
+    agent.stop().await;
+}

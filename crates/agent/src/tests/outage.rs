@@ -1,8 +1,12 @@
 //! An agent that is restarted while its server is away.
 
+use super::fake::wire_entry;
 use super::harness::{Running, World, next, secure, until};
 use finial_config::OfflineCache;
 use finial_core::{Clock, ManualClock, SystemClock};
+use finial_proto::convert::permission_denied;
+use finial_proto::sync::WatchResponse;
+use finial_proto::types::X509Certificate;
 use finial_proto::types::permission_denied_details::Reason;
 use finial_proto::workload::{JwtsvidRequest, X509svidResponse};
 use std::os::unix::fs::PermissionsExt;
@@ -403,4 +407,81 @@ async fn a_join_token_that_was_used_is_for_an_operator_to_replace_and_workloads_
         assert!(tokio::time::Instant::now() < end, "all is well again");
     }
     agent.stop().await;
+}
+
+/// As at a start before the time is known: a machine whose clock was wrong.
+#[tokio::test]
+async fn a_clock_that_was_ahead_and_is_set_back_makes_the_own_svid_good_again() {
+    let (world, clock) = short_lived().await;
+    served_before(&world).await;
+    clock.advance(1900);
+    world.server.state().away = true;
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    next(&mut held).await.unwrap();
+    says(&world, "own SVID expired at ").await;
+    clock.advance(-1900);
+    world.entry("e2", "/more", &["test:any"]);
+    world.server.state().away = false;
+    while next(&mut held).await.unwrap().svids.len() < 2 {}
+    let end = tokio::time::Instant::now() + super::harness::DEADLINE;
+    while !server_error(&world).await.is_empty() {
+        assert!(tokio::time::Instant::now() < end, "all is well again");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_evicted_while_its_own_svid_had_ended_attests_and_goes_on() {
+    let (mut world, clock) = short_lived().await;
+    world.settings.sync_interval = std::time::Duration::from_secs(3600);
+    {
+        let mut state = world.server.state();
+        (state.pushes, state.svid_ttl) = (true, 36_000);
+    }
+    let agent = world.started().await;
+    let mut held = agent.x509().await.unwrap();
+    next(&mut held).await.unwrap();
+    until("the agent listens to the server", || world.server.listeners() == 1).await;
+    world.server.state().away = true;
+    clock.advance(1900);
+    says(&world, "own SVID expired at ").await;
+    {
+        let mut state = world.server.state();
+        (state.agent_ttl, state.away) = (7200, false);
+    }
+    world.server.end_streams(Some(permission_denied("evicted", Reason::AgentNotAttested))).await;
+    until("it listens again", || world.server.listeners() == 1).await;
+    world.entry("e2", "/more", &["test:any"]);
+    let entries = vec![wire_entry("e2", "/more", &["test:any"])];
+    world.server.push(WatchResponse { entries, ..Default::default() }).await;
+    while next(&mut held).await.unwrap().svids.len() < 2 {}
+    agent.stop().await;
+}
+
+/// One thread for the disk, and what it does does not end.
+#[test]
+fn a_disk_that_hangs_keeps_no_root_with_workloads_that_is_gone() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let world = world().await;
+        let other = crate::testing::TestCa::new("other");
+        let more = X509Certificate { asn1: other.root.to_vec().into(), tainted: false };
+        world.server.state().bundle.x509_authorities.push(more);
+        let agent = world.started().await;
+        let mut held = agent.x509().await.unwrap();
+        let before = next(&mut held).await.unwrap().svids[0].bundle.len();
+        let data = world.settings.data_dir.join("agent-data.json");
+        let stored = || std::fs::read(&data).unwrap();
+        let both = stored();
+        let (release, disk) = std::sync::mpsc::channel::<()>();
+        let hangs = tokio::task::spawn_blocking(move || disk.recv().is_ok());
+        world.server.state().bundle.x509_authorities.pop();
+        while next(&mut held).await.unwrap().svids[0].bundle.len() == before {}
+        assert_eq!(stored(), both);
+        drop(release);
+        hangs.await.unwrap();
+        until("it is on disk", || stored() != both).await;
+        agent.stop().await;
+    });
 }

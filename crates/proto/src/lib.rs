@@ -3,7 +3,7 @@
 //!
 //! Module tree: [`types`] (shared values), [`server`] and [`agent`] (SPIRE's APIs, one module per service),
 //! [`workload`] (the SPIFFE Workload API; its server half, in [`workload::server`], answers [`encoded`] bytes),
-//! [`sync`] (our own stream to our agents, likewise), [`plugin`] (external plugins), [`envoy`] (secret discovery), [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's
+//! [`sync`] (our own stream to our agents, likewise), [`rotation`] (orders to a whole domain), [`plugin`] (external plugins), [`envoy`] (secret discovery), [`health`], [`rpc`] (status details), [`common`] and [`journal`] (SPIRE's
 //! blobs in SQL); [`digest`] says whether two sets of entries are the same.
 
 pub mod convert;
@@ -196,6 +196,11 @@ generated!(
     broker, "broker"
 );
 pub mod envoy;
+
+generated!(
+    /// Orders that replace the authorities of all servers.
+    rotation, "rotation"
+);
 
 /// Our own stream of what an agent may have.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]

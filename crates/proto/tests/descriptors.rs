@@ -22,6 +22,7 @@ fn descriptors_are_those_of_the_contracts() {
     files.extend(
         [
             "finial/agent.proto",
+            "finial/rotation.proto",
             "spiffe/workload.proto",
             "spiffe/broker.proto",
             "envoy/secret.proto",

@@ -106,6 +106,7 @@ const UNITS: &[Unit] = &[
         client: false,
         server: true,
     },
+    unit("rotation", "finial/rotation.proto", "finial.server.rotation.v1"),
     // Plugins: calls go to the service that the plugin names, so that the messages are enough.
     messages("plugin_go", "plugin/go_plugin.proto", "plugin"),
     messages("plugin_init", "plugin/init.proto", "spire.service.private.init.v1"),

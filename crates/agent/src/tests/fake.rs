@@ -579,4 +579,11 @@ impl AgentSync for FakeServer {
         state.streams.push(send);
         Ok(Response::new(ReceiverStream::new(answers)))
     }
+
+    async fn bundle_seen(
+        &self,
+        _: Request<finial_proto::sync::BundleSeenRequest>,
+    ) -> Result<Response<finial_proto::sync::BundleSeenResponse>, Status> {
+        Ok(Response::new(finial_proto::sync::BundleSeenResponse {}))
+    }
 }

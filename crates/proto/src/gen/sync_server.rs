@@ -28,6 +28,15 @@ pub mod agent_sync_server {
             tonic::Response<Self::WatchAuthorizedStream>,
             tonic::Status,
         >;
+        /// The agent has taken a bundle of the server's trust domain into use; called after each that the stream brought. Agents go on
+        /// without where it answers UNIMPLEMENTED.
+        async fn bundle_seen(
+            &self,
+            request: tonic::Request<crate::sync::BundleSeenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<crate::sync::BundleSeenResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct AgentSyncServer<T> {
@@ -147,6 +156,51 @@ pub mod agent_sync_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/finial.server.sync.v1.AgentSync/BundleSeen" => {
+                    #[allow(non_camel_case_types)]
+                    struct BundleSeenSvc<T: AgentSync>(pub Arc<T>);
+                    impl<
+                        T: AgentSync,
+                    > tonic::server::UnaryService<crate::sync::BundleSeenRequest>
+                    for BundleSeenSvc<T> {
+                        type Response = crate::sync::BundleSeenResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<crate::sync::BundleSeenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentSync>::bundle_seen(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BundleSeenSvc(inner);
+                        let codec = crate::encoded::SmallCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,10 +1,10 @@
 //! `finial.server.sync.v1.AgentSync`: what an agent may have, pushed as it changes.
 
 use super::Service;
-use crate::authz::{Identity, Method, Peer, code_name, method};
+use crate::authz::{Identity, Method, Peer, Permit, code_name, method};
 use crate::endpoints::Streams;
 use crate::watch::{Opening, WatchStream};
-use finial_proto::sync::WatchRequest;
+use finial_proto::sync::{BundleSeenRequest, BundleSeenResponse, WatchRequest};
 use finial_proto::sync::server::AgentSync;
 use finial_runtime::telemetry::CallTimer;
 use tonic::{Request, Response, Status, async_trait};
@@ -41,5 +41,13 @@ impl AgentSync for Service {
             timer.finish(code_name(status.code()));
         }
         opened.map(Response::new)
+    }
+
+    async fn bundle_seen(&self, request: Request<BundleSeenRequest>) -> Result<Response<BundleSeenResponse>, Status> {
+        let answer = |permit: Permit<method::BundleSeen>, _: BundleSeenRequest| async move {
+            permit.audit();
+            Ok(BundleSeenResponse {})
+        };
+        self.gate.unary(request, answer).await
     }
 }

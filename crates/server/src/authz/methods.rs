@@ -187,6 +187,14 @@ methods! {
     }
     "finial.server.sync.v1.AgentSync" as "sync.v1.AgentSync" {
         WatchAuthorized AGENT Unlimited,
+        BundleSeen AGENT PostStatus,
+    }
+    "finial.server.rotation.v1.Rotation" as "rotation.v1.Rotation" {
+        BeginRotation MANAGER Unlimited,
+        GetRotation MANAGER Unlimited,
+        AdvanceRotation MANAGER Unlimited,
+        TakeBackRotation MANAGER Unlimited,
+        WatchRotation MANAGER Unlimited,
     }
     "grpc.health.v1.Health" as "Health" {
         Check LOCAL Unlimited,
@@ -200,12 +208,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sixty_five_rows_of_spire_and_one_of_ours_each_path_once() {
+    fn sixty_five_rows_of_spire_and_seven_of_ours_each_path_once() {
         let mut paths: Vec<_> = TABLE.iter().map(|row| row.path).collect();
         paths.sort_unstable();
         paths.dedup();
-        assert_eq!(paths.len(), 66);
-        assert_eq!(TABLE.len(), 66);
+        assert_eq!(paths.len(), 72);
+        assert_eq!(TABLE.len(), 72);
     }
 
     /// Every `rpc` of every contract that the server speaks has a row; a new RPC fails here until it gets one.

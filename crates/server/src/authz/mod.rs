@@ -258,9 +258,10 @@ fn judge(policy: &Policy, call: &Call, message: Option<&[u8]>) -> Result<Who, St
     };
     let caller = call.peer.id().map_or("", SpiffeId::as_str);
     // Policies written for SPIRE do not know our own stream; it tells an agent nothing else than this call would.
-    let full_method =
-        if call.row == method::WatchAuthorized::ROW { method::SyncAuthorizedEntries::ROW } else { call.row }.path;
-    let input = Input { caller, caller_file_path: &program, full_method, request: message };
+    let of_stream = call.row == method::WatchAuthorized::ROW || call.row == method::BundleSeen::ROW;
+    let full_method = if of_stream { method::SyncAuthorizedEntries::ROW } else { call.row }.path;
+    let request = message.filter(|_| !of_stream);
+    let input = Input { caller, caller_file_path: &program, full_method, request };
     policy.judge(input).map(Who::of).map_err(|error| {
         call.log_refusal("Authorization failure from OPA auth", &error.to_string());
         Status::unknown(error.to_string())

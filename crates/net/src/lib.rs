@@ -1,7 +1,7 @@
 //! Sockets: listeners that survive whatever connects to them, the identity of local peers, and channels for clients.
 //!
 //! [`unix`] knows which process is at the other end ([`PeerInfo`]) and notices when its pid is reused; [`tls`] runs
-//! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, [`https`] fetches a document, and [`http1`] is what all who
+//! handshakes side by side, each with a deadline, behind the proxies that [`proxy`] is told to trust; [`client`] builds the channels that the agent and the commands use, [`https`] fetches a document, [`rest`] sends requests, and [`http1`] is what all who
 //! ask by HTTP have in common.
 //! Both listeners count connections ([`Limits`]), give a silent peer a deadline, and never end because of a peer.
 //!
@@ -23,6 +23,7 @@ pub mod keyring;
 pub mod memory;
 mod peer;
 pub mod proxy;
+pub mod rest;
 pub mod serving_cert;
 pub mod tls;
 pub mod unix;

@@ -23,7 +23,7 @@ pub use config::{PluginContext, decode};
 pub use error::{PluginError, PluginKind};
 pub use host::{HostServices, ServerHost, ServerIdentity};
 pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};
-pub use publish::{BundleFormat, BundlePublisher, Notifier};
+pub use publish::{BundleFormat, BundlePublisher, Notifier, PublishedForm, parse_refresh_hint};
 pub use svid_store::{StoredSvid, SvidStore};
 pub use upstream::{MintedX509Ca, UpstreamAuthorities, UpstreamAuthority};
 

@@ -1,16 +1,22 @@
 //! Where the bundle goes: notifiers and bundle publishers.
 
-use crate::PluginError;
+use crate::{HostServices, PluginError};
 use async_trait::async_trait;
+use finial_config::parse_go_duration;
 use finial_core::Bundle;
 use finial_crypto::bundle::{BundleFormat as Written, bundle_to_json};
 use finial_crypto::pem;
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Hears of the trust domain's bundle. The caller gives each call its deadline.
 #[async_trait]
 pub trait Notifier: Send + Sync {
     /// Its configured name.
     fn name(&self) -> &str;
+
+    /// Gets hold of the server, which knows the newest bundle: for those who find that another server wrote meanwhile.
+    fn use_host(&self, _host: Arc<HostServices>) {}
 
     /// The server begins, with this bundle. A failure keeps it from starting.
     async fn bundle_loaded(&self, bundle: &Bundle) -> Result<(), PluginError>;
@@ -67,6 +73,50 @@ impl BundleFormat {
             Self::Jwks => json(Written { wit: false, standard: true, pretty: false, ..Written::SPIFFE }),
             Self::Pem => Ok(bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect()),
         }
+    }
+}
+
+/// How a publisher writes a bundle, by its keys `format` and `refresh_hint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishedForm {
+    format: BundleFormat,
+    /// In place of the bundle's own, seconds.
+    refresh_hint: Option<i64>,
+}
+
+impl PublishedForm {
+    /// With the values of `format` and, empty for the bundle's own, `refresh_hint`.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, without the name of its key.
+    pub fn read(format: &str, refresh_hint: &str) -> Result<Self, PluginError> {
+        let refresh_hint = Some(refresh_hint).filter(|hint| !hint.is_empty()).map(parse_refresh_hint).transpose()?;
+        // As in SPIRE: no time at all is the bundle's own.
+        Ok(Self { format: BundleFormat::parse(format)?, refresh_hint: refresh_hint.filter(|hint| *hint != 0) })
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// As [`BundleFormat::write`].
+    pub fn write(self, bundle: &Bundle) -> Result<String, PluginError> {
+        let bundle = match self.refresh_hint {
+            Some(refresh_hint) => Cow::Owned(Bundle { refresh_hint, ..bundle.clone() }),
+            None => Cow::Borrowed(bundle),
+        };
+        self.format.write(&bundle)
+    }
+}
+
+/// A refresh hint such as `5m`, in whole seconds.
+///
+/// # Errors
+/// It is not a duration, or negative.
+pub fn parse_refresh_hint(hint: &str) -> Result<i64, PluginError> {
+    match parse_go_duration(hint) {
+        Ok(nanoseconds) if nanoseconds >= 0 => Ok(nanoseconds / 1_000_000_000),
+        Ok(_) => Err(PluginError::invalid(format!("could not parse refresh hint {hint:?}: it is negative"))),
+        Err(e) => Err(PluginError::invalid(format!("could not parse refresh hint {hint:?}: {e}"))),
     }
 }
 

@@ -59,3 +59,18 @@ async fn each_format_holds_what_belongs_to_it() {
     bundle.jwt_authorities[0].public_key = Arc::from(*b"garbage");
     assert!(BundleFormat::Jwks.write(&bundle).unwrap_err().message.starts_with("could not format bundle"));
 }
+
+#[tokio::test]
+async fn a_hint_of_its_own_takes_the_place_of_the_bundles() {
+    let bundle = bundle().await;
+    let written = |hint| PublishedForm::read("spiffe", hint).unwrap().write(&bundle).unwrap();
+    assert!(written("5m").contains("\"spiffe_refresh_hint\":300"));
+    assert!(written("").contains("\"spiffe_refresh_hint\":60"));
+    for (format, hint, want) in [
+        ("der", "", "unknown bundle format: \"der\""),
+        ("pem", "soon", "could not parse refresh hint \"soon\": time: invalid duration \"soon\""),
+        ("pem", "-5m", "could not parse refresh hint \"-5m\": it is negative"),
+    ] {
+        assert_eq!(PublishedForm::read(format, hint).unwrap_err().to_string(), want);
+    }
+}

@@ -11,7 +11,6 @@ pub mod cgroup;
 mod docker;
 #[cfg(test)]
 mod fake;
-mod http;
 mod k8s;
 mod process;
 

@@ -1,10 +1,9 @@
 //! `file`: the bundle in files, one a format, each replaced as a whole. SPIRE has no such publisher.
 
 use async_trait::async_trait;
-use finial_config::parse_go_duration;
 use finial_core::Bundle;
 use finial_hcl::Value;
-use finial_plugin::{BundleFormat, BundlePublisher, PluginError, decode};
+use finial_plugin::{BundleFormat, BundlePublisher, PluginError, decode, parse_refresh_hint};
 use finial_runtime::files;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -55,12 +54,8 @@ impl File {
                 "one of spiffe, jwks and pem is required: the path of a file in that format",
             ));
         }
-        let hint =
-            Some(config.refresh_hint).filter(|hint| !hint.is_empty()).map(|hint| match parse_go_duration(&hint) {
-                Ok(nanoseconds) if nanoseconds >= 0 => Ok(nanoseconds / 1_000_000_000),
-                Ok(_) => Err(PluginError::invalid(format!("could not parse refresh hint {hint:?}: it is negative"))),
-                Err(e) => Err(PluginError::invalid(format!("could not parse refresh hint {hint:?}: {e}"))),
-            });
+        let hint = Some(config.refresh_hint).filter(|hint| !hint.is_empty());
+        let hint = hint.map(|hint| parse_refresh_hint(&hint));
         Ok(Self { files, refresh_hint: hint.transpose()?, turn: Arc::default() })
     }
 }

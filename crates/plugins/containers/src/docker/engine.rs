@@ -1,8 +1,7 @@
 //! A daemon that speaks Docker's API.
 
-use crate::http::{Client, HttpError, Limits, Target, json};
 use finial_core::ErrorKind;
-use finial_net::http1::{Answer, ExchangeError};
+use finial_net::rest::{Answer, Client, ExchangeError, HttpError, Limits, Target, json};
 use finial_plugin::PluginError;
 use http::{HeaderMap, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};

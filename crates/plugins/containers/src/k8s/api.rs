@@ -2,10 +2,9 @@
 //! broker may.
 
 use super::kubelet::{Access, Auth, Kubelet};
-use crate::http::{Limits, json};
 use bytes::Bytes;
 use finial_core::ErrorKind;
-use finial_net::http1::Answer;
+use finial_net::rest::{Answer, Limits, json};
 use finial_plugin::PluginError;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Method, StatusCode};

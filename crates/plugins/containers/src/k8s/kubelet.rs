@@ -1,9 +1,8 @@
 //! The kubelet: how it is reached, and one question, its list of pods.
 
 use super::pods::PodList;
-use super::verify::{Identity, Trust, client_config};
-use crate::http::{Client, Limits, Target, parse};
 use finial_core::{ErrorKind, Secret};
+use finial_net::rest::{Client, Identity, Limits, Target, Trust, client_config, parse};
 use finial_plugin::PluginError;
 use finial_runtime::errno_text;
 use http::header::{ACCEPT, AUTHORIZATION, HeaderValue, USER_AGENT};

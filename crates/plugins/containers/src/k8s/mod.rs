@@ -12,7 +12,6 @@ mod kubelet;
 mod lists;
 mod namespaces;
 mod pods;
-mod verify;
 
 use crate::cgroup::{self, Located};
 use crate::process::{cgroups, locate_error, own_cgroups};

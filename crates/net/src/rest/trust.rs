@@ -1,5 +1,6 @@
-//! Whom to trust as the kubelet. Its certificate is the cluster's business, not SPIFFE's.
+//! Whom to trust as a server whose certificate is not SPIFFE's business.
 
+use crate::https::system_roots;
 use finial_core::Secret;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,21 +13,25 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use std::sync::Arc;
 use webpki::{EndEntityCert, KeyUsage};
 
-/// How the kubelet's certificate is judged.
+/// How a server's certificate is judged.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Trust {
+pub enum Trust {
     /// Not at all.
     Anyone,
-    /// Whoever has a certificate for servers of this CA (PEM): without a node name there is no name to compare.
+    /// Whoever has a certificate for servers of this CA (PEM), whatever its name.
     Issued(Vec<u8>),
     /// Who has one of this CA (PEM) for the name that we connect to.
     Named(Vec<u8>),
+    /// Who has one for the name that we connect to, of a CA that this machine trusts for the web.
+    System,
 }
 
 /// A client's certificate chain and key, both PEM.
-pub(super) struct Identity {
-    pub(super) certificate: Vec<u8>,
-    pub(super) key: Secret<Vec<u8>>,
+pub struct Identity {
+    /// The chain, its own certificate first.
+    pub certificate: Vec<u8>,
+    /// The key.
+    pub key: Secret<Vec<u8>>,
 }
 
 impl PartialEq for Identity {
@@ -35,17 +40,23 @@ impl PartialEq for Identity {
     }
 }
 
-/// A configuration for HTTPS to the kubelet, or to the API server: `server` in messages.
-pub(super) fn client_config(trust: &Trust, identity: Option<&Identity>, server: &str) -> Result<ClientConfig, String> {
+/// A configuration for HTTPS to what messages call `server`.
+///
+/// # Errors
+/// The CA, the certificate or the key cannot be used.
+pub fn client_config(trust: &Trust, identity: Option<&Identity>, server: &str) -> Result<ClientConfig, String> {
     let bad_ca = |e: &dyn std::fmt::Display| format!("unable to parse {server} CA: {e}");
     let roots = |pem| roots(pem).map_err(|e| bad_ca(&e));
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone());
     let builder = builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())?;
+    let named = |roots: RootCertStore| {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+        verifier.map_err(|e| bad_ca(&e))
+    };
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::Named(pem) => WebPkiServerVerifier::builder_with_provider(Arc::new(roots(pem)?), provider)
-            .build()
-            .map_err(|e| bad_ca(&e))?,
+        Trust::Named(pem) => named(roots(pem)?)?,
+        Trust::System => named(system_roots())?,
         Trust::Issued(pem) => Arc::new(Unnamed { roots: Some(roots(pem)?), provider }),
         Trust::Anyone => Arc::new(Unnamed { roots: None, provider }),
     };

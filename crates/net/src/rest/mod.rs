@@ -1,13 +1,19 @@
-//! Requests to a daemon of this node, over a unix socket, TCP or TLS, each with a limit on time and size.
+//! Requests to a daemon of this node or to a service elsewhere, over a unix socket, TCP or TLS, each with a limit on time and
+//! size. Redirects are answers like others: a request may carry what only its receiver is to see.
 //!
 //! A connection is kept for the next request. Nobody looks at it meanwhile (plugins spawn nothing), so one that has died is
 //! only noticed, and replaced, by the request after.
 
+mod trust;
+
+pub use crate::http1::{Answer, ExchangeError};
+pub use trust::{Identity, Trust, client_config};
+
+use crate::http1::Connection;
 use bytes::Bytes;
-use finial_net::http1::{Answer, Connection, ExchangeError};
 use finial_runtime::errno_text;
 use http::header::{HOST, HeaderValue};
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::Full;
 use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
@@ -24,7 +30,7 @@ const LARGE: usize = 64 << 10;
 
 /// Where the daemon listens.
 #[derive(Clone)]
-pub(crate) enum Target {
+pub enum Target {
     /// A unix socket.
     Unix(PathBuf),
     /// Plain TCP: `host:port`.
@@ -45,18 +51,15 @@ impl fmt::Display for Target {
 
 /// What one request may cost.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Longest time for everything.
-    pub(crate) time: Duration,
+    pub time: Duration,
     /// Largest body, in bytes.
-    pub(crate) body: usize,
+    pub body: usize,
 }
 
 /// What `read` makes of the body: of a large one on a thread of its own, so that it delays nobody.
-pub(crate) async fn parse<T: Send + 'static>(
-    answer: &Answer,
-    read: fn(&[u8]) -> serde_json::Result<T>,
-) -> Result<T, String> {
+pub async fn parse<T: Send + 'static>(answer: &Answer, read: fn(&[u8]) -> serde_json::Result<T>) -> Result<T, String> {
     let body = answer.body.clone();
     let parsed = if body.len() > LARGE {
         tokio::task::spawn_blocking(move || read(&body)).await.map_err(|e| e.to_string())?
@@ -67,13 +70,13 @@ pub(crate) async fn parse<T: Send + 'static>(
 }
 
 /// The body as JSON.
-pub(crate) async fn json<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Result<T, String> {
+pub async fn json<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Result<T, String> {
     parse(answer, |body| serde_json::from_slice(body)).await
 }
 
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum HttpError {
+pub enum HttpError {
     /// Nobody listens there, or the handshake failed.
     #[error("{0}")]
     Connect(String),
@@ -86,34 +89,67 @@ pub(crate) enum HttpError {
 }
 
 /// A client of one daemon.
-pub(crate) struct Client {
+pub struct Client {
     target: Target,
+    /// What stands before each path.
+    base: String,
     /// Who must listen on the unix socket, if that matters.
     owner: Option<u32>,
     idle: Mutex<Option<Connection>>,
 }
 
 impl Client {
-    pub(crate) fn new(target: Target) -> Self {
-        Self { target, owner: None, idle: Mutex::default() }
+    /// Connects when it is asked.
+    pub fn new(target: Target) -> Self {
+        Self { target, base: String::new(), owner: None, idle: Mutex::default() }
+    }
+
+    /// Of who listens at this URL (`https://host[:port][/path]`, or `http://…`). A path stands before that of each request;
+    /// `tls` is for `https`.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn to(url: &str, tls: Arc<rustls::ClientConfig>) -> Result<Self, String> {
+        let bad = |why: &str| format!("{url:?} is not an http or https URL: {why}");
+        let uri: Uri = url.parse().map_err(|e: http::uri::InvalidUri| bad(&e.to_string()))?;
+        let authority = uri.authority().ok_or_else(|| bad("it has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(bad("it names a user"));
+        }
+        if uri.query().is_some() {
+            return Err(bad("it has a query"));
+        }
+        let host = authority.host();
+        let address = |port: u16| format!("{host}:{}", authority.port_u16().unwrap_or(port));
+        let target = match uri.scheme_str() {
+            Some("http") => Target::Tcp(address(80)),
+            Some("https") => {
+                let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                let name = ServerName::try_from(bare).map_err(|e| bad(&e.to_string()))?;
+                Target::Tls(address(443), name, tls)
+            }
+            _ => return Err(bad("its scheme is another")),
+        };
+        Ok(Self { base: uri.path().trim_end_matches('/').to_owned(), ..Self::new(target) })
     }
 
     /// Of a daemon that only that user may be, where the target is a unix socket: the path may lead to another's.
-    pub(crate) fn of_user(target: Target, uid: u32) -> Self {
+    pub fn of_user(target: Target, uid: u32) -> Self {
         Self { owner: Some(uid), ..Self::new(target) }
     }
 
-    pub(crate) fn target(&self) -> &Target {
+    /// Who is asked.
+    pub fn target(&self) -> &Target {
         &self.target
     }
 
     /// Gets `path`. Redirects are answers like others.
-    pub(crate) async fn get(&self, path: &str, headers: &HeaderMap, limits: Limits) -> Result<Answer, HttpError> {
+    pub async fn get(&self, path: &str, headers: &HeaderMap, limits: Limits) -> Result<Answer, HttpError> {
         self.send(Method::GET, path, headers, Bytes::new(), limits).await
     }
 
     /// A request that may be repeated: it is, when a connection that was kept turns out to be closed.
-    pub(crate) async fn send(
+    pub async fn send(
         &self,
         method: Method,
         path: &str,
@@ -123,7 +159,9 @@ impl Client {
     ) -> Result<Answer, HttpError> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|e| ExchangeError::Broken(format!("{path:?}: {e}")))?;
+        let path = format!("{}{path}", self.base);
+        *request.uri_mut() =
+            path.parse().map_err(|e: http::uri::InvalidUri| ExchangeError::Broken(format!("{path:?}: {e}")))?;
         request.headers_mut().clone_from(headers);
         request.headers_mut().insert(HOST, self.host());
         let late = Err(HttpError::Timeout(limits.time));
@@ -195,6 +233,26 @@ async fn tcp(address: &str) -> io::Result<TcpStream> {
 mod tests {
     use super::*;
     use http::StatusCode;
+
+    #[test]
+    fn a_url_says_where_to_connect_and_what_stands_before_paths() {
+        let tls = Arc::new(client_config(&Trust::Anyone, None, "server").unwrap());
+        let to = |url: &str| Client::to(url, tls.clone()).map(|client| (client.target.to_string(), client.base));
+        for (url, want) in [
+            ("https://vault.test", ("https://vault.test:443", "")),
+            ("https://vault.test:8200/", ("https://vault.test:8200", "")),
+            ("https://[::1]:8200/a/b/", ("https://[::1]:8200", "/a/b")),
+            ("http://127.0.0.1", ("http://127.0.0.1:80", "")),
+        ] {
+            assert_eq!(to(url).unwrap(), (want.0.to_owned(), want.1.to_owned()), "{url}");
+        }
+        for bad in
+            ["", "vault.test", "/x", "ftp://vault.test", "https://u:p@vault.test", "https://a.test/?x", "https://a b"]
+        {
+            let error = to(bad).unwrap_err();
+            assert!(error.starts_with(&format!("{bad:?} is not an http or https URL: ")), "{error}");
+        }
+    }
 
     #[tokio::test]
     async fn a_large_body_is_parsed_on_another_thread() {

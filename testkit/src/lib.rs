@@ -8,6 +8,7 @@ mod client;
 pub mod database;
 pub mod docker;
 pub mod envoy;
+pub mod fake;
 pub mod gvisor;
 pub mod kube;
 pub mod oidc;

@@ -1,7 +1,7 @@
 //! The plugins that exist, by kind and name: the only crate that sees all of them. A new plugin is one line in a table here.
 
 use finial_config::{PluginConfig, PluginDataError, nearest};
-use finial_core::Secret;
+use finial_core::{ErrorKind, Secret};
 use finial_hcl::Value;
 use finial_plugin::{
     AgentNodeAttestor, AgentPlugins, BundlePublisher, CredentialComposer, HostServices, KeyManager, Notifier,
@@ -23,6 +23,7 @@ use finial_plugins_external::{
 use finial_runtime::Spawner;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why the plugins of a configuration cannot be used. Texts follow SPIRE's.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +108,9 @@ impl CatalogError {
         }
     }
 }
+
+/// How long an upstream authority may take to reach its CA before the server begins.
+const PREPARE_TIME: Duration = Duration::from_secs(60);
 
 type Make<T> = fn(&Value, &PluginContext) -> Result<T, PluginError>;
 type Table<T> = &'static [(&'static str, Make<T>)];
@@ -224,9 +228,15 @@ pub async fn build_server_plugins(
             ("NodeAttestor", name) => {
                 node_attestors.insert(name.to_owned(), make(&SERVER_NODE_ATTESTORS, config, &around).await?);
             }
-            ("UpstreamAuthority", _) => upstream_authorities.push(make(&UPSTREAM_AUTHORITIES, config, &around).await?),
+            ("UpstreamAuthority", _) => {
+                upstream_authorities.push(prepared(make(&UPSTREAM_AUTHORITIES, config, &around).await?, config).await?);
+            }
             ("CredentialComposer", _) => credential_composers.push(make(&CREDENTIAL_COMPOSERS, config, &around).await?),
-            ("Notifier", _) => notifiers.push(make(&NOTIFIERS, config, &around).await?),
+            ("Notifier", _) => {
+                let notifier = make(&NOTIFIERS, config, &around).await?;
+                notifier.use_host(around.host.clone());
+                notifiers.push(notifier);
+            }
             ("BundlePublisher", _) => bundle_publishers.push(make(&BUNDLE_PUBLISHERS, config, &around).await?),
             (kind, _) => return Err(CatalogError::UnknownKind(kind.to_owned())),
         }
@@ -354,6 +364,20 @@ async fn make<T>(kind: &Kind<T>, config: &PluginConfig, around: &Surroundings) -
     configured(config);
     loaded(config);
     Ok(plugin)
+}
+
+/// What cannot reach its CA ends the start.
+async fn prepared(
+    upstream: Arc<dyn UpstreamAuthority>,
+    config: &PluginConfig,
+) -> Result<Arc<dyn UpstreamAuthority>, CatalogError> {
+    let late = || {
+        let what = format!("its CA did not answer within {} s", PREPARE_TIME.as_secs());
+        Err(PluginError::new(ErrorKind::Unavailable, what))
+    };
+    let done = tokio::time::timeout(PREPARE_TIME, upstream.prepare()).await.unwrap_or_else(|_| late());
+    done.map_err(|source| CatalogError::Configure { name: config.name.clone(), source })?;
+    Ok(upstream)
 }
 
 /// Makes nothing. What is external is started, asked and ended, as SPIRE's server does.

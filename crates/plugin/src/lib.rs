@@ -11,6 +11,9 @@ mod error;
 mod host;
 mod key_manager;
 mod publish;
+mod publishing;
+mod renewed;
+mod signing_ca;
 mod svid_store;
 mod upstream;
 
@@ -19,11 +22,14 @@ pub use attest::{
     prefixed_selectors,
 };
 pub use composer::{CredentialComposer, Holder, X509CaAttributes, X509SvidAttributes};
-pub use config::{PluginContext, decode};
+pub use config::{PluginContext, decode, secret};
 pub use error::{PluginError, PluginKind};
 pub use host::{HostServices, ServerHost, ServerIdentity};
 pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};
 pub use publish::{BundleFormat, BundlePublisher, Notifier, PublishedForm, parse_refresh_hint};
+pub use publishing::Publishing;
+pub use renewed::Renewed;
+pub use signing_ca::{SigningCa, check_ca_csr};
 pub use svid_store::{StoredSvid, SvidStore};
 pub use upstream::{MintedX509Ca, UpstreamAuthorities, UpstreamAuthority};
 

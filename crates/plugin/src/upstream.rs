@@ -31,6 +31,12 @@ pub trait UpstreamAuthority: Send + Sync {
     /// Its configured name, such as `disk`.
     fn name(&self) -> &str;
 
+    /// Asked once before the server begins: what cannot reach its CA, or may not use it, should end the start and not the
+    /// first rotation. The caller gives it its deadline.
+    async fn prepare(&self) -> Result<(), PluginError> {
+        Ok(())
+    }
+
     /// Signs the request (PKCS#10, DER; the trust domain's ID is its one URI SAN) as a CA that lives `ttl_seconds`, or
     /// shorter if it must. The caller verifies what comes back and gives the call its deadline.
     async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError>;

@@ -39,6 +39,13 @@ pub enum Target {
     Tls(String, ServerName<'static>, Arc<rustls::ClientConfig>),
 }
 
+impl Target {
+    /// Whether what is asked there stays between us.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(..))
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -213,10 +220,17 @@ impl Client {
         }
     }
 
-    fn host(&self) -> HeaderValue {
+    /// What stands before each path.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// What `Host` says: without the port where that goes without saying.
+    pub fn host(&self) -> HeaderValue {
         let address = match &self.target {
             Target::Unix(_) => "localhost",
-            Target::Tcp(address) | Target::Tls(address, ..) => address,
+            Target::Tcp(address) => address.strip_suffix(":80").unwrap_or(address),
+            Target::Tls(address, ..) => address.strip_suffix(":443").unwrap_or(address),
         };
         HeaderValue::from_str(address).unwrap_or(HeaderValue::from_static("localhost"))
     }
@@ -238,6 +252,14 @@ mod tests {
     fn a_url_says_where_to_connect_and_what_stands_before_paths() {
         let tls = Arc::new(client_config(&Trust::Anyone, None, "server").unwrap());
         let to = |url: &str| Client::to(url, tls.clone()).map(|client| (client.target.to_string(), client.base));
+        for (url, want) in [
+            ("https://vault.test", "vault.test"),
+            ("https://[::1]:443", "[::1]"),
+            ("https://vault.test:80", "vault.test:80"),
+            ("http://vault.test:80/x", "vault.test"),
+        ] {
+            assert_eq!(Client::to(url, tls.clone()).unwrap().host(), want, "{url}");
+        }
         for (url, want) in [
             ("https://vault.test", ("https://vault.test:443", "")),
             ("https://vault.test:8200/", ("https://vault.test:8200", "")),

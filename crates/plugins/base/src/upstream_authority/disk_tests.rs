@@ -1,6 +1,6 @@
 use super::*;
-use finial_core::{KeyType, ManualClock};
-use finial_crypto::{Certificate, DistinguishedName, PrivateKey, create_ca_csr};
+use finial_core::{KeyType, ManualClock, TrustDomain};
+use finial_crypto::{CaTemplate, Certificate, DistinguishedName, PrivateKey, SerialNumber, X509Ca, create_ca_csr};
 use std::path::PathBuf;
 
 const NOW: i64 = 1_700_000_000;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use finial_core::{EntryId, SpiffeId, TrustDomain, UnixSeconds};
 use finial_proto::server::{agent, bundle, entry, svid};
 use finial_proto::sync::agent_sync_client::AgentSyncClient;
-use finial_proto::sync::{WatchRequest, WatchResponse};
+use finial_proto::sync::{BundleSeenRequest, WatchRequest, WatchResponse};
 use finial_proto::types;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -26,6 +26,8 @@ const SUBSYSTEM: &str = "manager";
 
 /// How long a call may take.
 pub(crate) const RPC_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for one that nobody waits for.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many federated bundles are fetched at the same time.
 const BUNDLES_AT_ONCE: usize = 10;
 /// Largest message taken from the server, bytes. All entries of an agent may come in one.
@@ -123,6 +125,14 @@ impl ServerLink {
             let call = async { client.watch_authorized(request).await };
             Ok(within("failed to watch authorized entries", RPC_TIMEOUT, call).await?.into_inner())
         })
+    }
+
+    /// Tells the server that its bundle of this number is in use; `Unimplemented` if it does not want to know.
+    pub(crate) async fn bundle_seen(&self, sequence_number: u64) -> Result<(), ServerError> {
+        let request = BundleSeenRequest { sequence_number };
+        let call = async { AgentSyncClient::new(self.channel()).bundle_seen(request).await };
+        within("failed to confirm the bundle", NOTE_TIMEOUT, call).await?;
+        Ok(())
     }
 
     /// Brings `known` up to date; `None` if nothing changed.

@@ -14,6 +14,7 @@ mod pace;
 pub(crate) mod plan;
 mod refused;
 mod run;
+mod seen;
 mod watch;
 pub(crate) mod wit;
 
@@ -72,6 +73,8 @@ pub(crate) struct Syncer {
     svids_due: Option<Instant>,
     /// Our own bundle has changed and is not on disk yet.
     unstored: bool,
+    /// The server is told of what it told us and we use.
+    seen: seen::Seen,
     /// Since the own SVID has expired.
     ended: Option<own::Ended>,
     /// The server was told our version.
@@ -109,6 +112,7 @@ impl Syncer {
             svids_updated: None,
             svids_due: None,
             unstored: false,
+            seen: seen::Seen::new(None),
             ended: None,
             posted: false,
             moved: 0,
@@ -296,10 +300,19 @@ impl Syncer {
         sync.pushed(&mut answer);
         let (entries, stats) = sync.finish();
         let domains = self.federated_domains(entries.as_deref());
+        let own = known.bundles.own.bundle.trust_domain.as_str();
+        let told =
+            answer.bundles.iter().filter_map(|told| told.bundle.as_ref()).find(|bundle| bundle.trust_domain == own);
+        let told = told.map(|bundle| bundle.sequence_number);
         let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains)?;
         self.count(stats);
         self.writer.publish(Change { entries, bundles, ..Change::default() });
-        self.follow_up().await
+        let result = self.follow_up().await;
+        // Workloads have it, and so has the disk, whatever became of the SVIDs.
+        if told.is_some() {
+            self.seen.send_replace(told);
+        }
+        result
     }
 
     /// Asks for the SVIDs that the plan names, but for those that were refused a moment ago, batch by batch, and publishes each

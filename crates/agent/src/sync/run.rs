@@ -102,6 +102,8 @@ impl Syncer {
             watch: Watch::new(self.link.generation()),
         };
         let cache = self.cache().clone();
+        let confirm = super::seen::confirm(self.link.clone(), self.seen.subscribe(), self.context.shutdown.clone());
+        self.context.spawner.spawn("bundle-seen", confirm);
         loop {
             agenda.watch.follow(self.link.generation());
             let result = match agenda.next(&cache).await {

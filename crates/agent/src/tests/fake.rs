@@ -19,7 +19,7 @@ use finial_proto::server::entry::*;
 use finial_proto::server::svid::svid_server::{Svid, SvidServer};
 use finial_proto::server::svid::*;
 use finial_proto::sync::server::{AgentSync, AgentSyncServer};
-use finial_proto::sync::{WatchRequest, WatchResponse};
+use finial_proto::sync::{BundleSeenRequest, BundleSeenResponse, WatchRequest, WatchResponse};
 use finial_proto::types::{self, permission_denied_details::Reason};
 use finial_runtime::{Shutdown, Spawner};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -70,6 +70,9 @@ pub(super) struct State {
     pub(super) pushes: bool,
     /// What agents said that they have, in order.
     pub(super) watches: Vec<WatchRequest>,
+    /// Numbers of bundles that agents said they use, in order.
+    pub(super) confirmed: Vec<u64>,
+    pub(super) no_confirming: Option<Status>,
     /// The streams that are open, in order.
     pub(super) streams: Vec<tokio::sync::mpsc::Sender<Result<encoded::WatchResponse, Status>>>,
 }
@@ -181,6 +184,8 @@ impl FakeServer {
             page_size: 500,
             pushes: false,
             watches: Vec::new(),
+            confirmed: Vec::new(),
+            no_confirming: None,
             streams: Vec::new(),
         };
         let server =
@@ -580,10 +585,12 @@ impl AgentSync for FakeServer {
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 
-    async fn bundle_seen(
-        &self,
-        _: Request<finial_proto::sync::BundleSeenRequest>,
-    ) -> Result<Response<finial_proto::sync::BundleSeenResponse>, Status> {
-        Ok(Response::new(finial_proto::sync::BundleSeenResponse {}))
+    async fn bundle_seen(&self, request: Request<BundleSeenRequest>) -> Result<Response<BundleSeenResponse>, Status> {
+        self.enter("BundleSeen", &request)?;
+        self.state().confirmed.push(request.into_inner().sequence_number);
+        if self.state().hangs {
+            std::future::pending::<()>().await;
+        }
+        self.state().no_confirming.clone().map_or(Ok(Response::new(BundleSeenResponse {})), Err)
     }
 }

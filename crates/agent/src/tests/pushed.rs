@@ -170,3 +170,62 @@ async fn an_answer_that_cannot_be_used_is_not_taken_for_known() {
     while next(&mut stream).await.unwrap().svids.len() != 2 {}
     agent.stop().await;
 }
+
+/// What a server that pushes tells of its own bundle, under this number.
+fn own_bundle(world: &World, sequence_number: u64) -> WatchResponse {
+    let bundle = types::Bundle { sequence_number, ..world.server.state().bundle.clone() };
+    let bundles = vec![VersionedBundle { bundle: Some(bundle), version: sequence_number }];
+    WatchResponse { bundles, ..Default::default() }
+}
+
+#[tokio::test]
+async fn the_server_hears_once_of_each_bundle_that_is_in_use() {
+    let world = world().await;
+    let agent = world.started().await;
+    listening(&world).await;
+    world.server.push(own_bundle(&world, 4)).await;
+    until("the agent says so", || world.server.state().confirmed == [4]).await;
+    let other = crate::testing::TestCa::new("other");
+    let federated = VersionedBundle { bundle: Some(super::fake::wire_bundle("other", &other.root, None)), version: 1 };
+    world.server.push(WatchResponse { bundles: vec![federated], ..Default::default() }).await;
+    world.server.push(own_bundle(&world, 5)).await;
+    until("and of the next", || world.server.state().confirmed == [4, 5]).await;
+    assert_eq!(world.server.calls("BundleSeen"), 2);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_older_server_is_not_told_again_over_the_same_connection() {
+    let world = world().await;
+    world.server.state().no_confirming = Some(Status::unimplemented("unknown method BundleSeen"));
+    world.entry("e1", "/one", &["test:any"]);
+    let agent = world.started().await;
+    listening(&world).await;
+    world.server.push(own_bundle(&world, 4)).await;
+    until("it was tried", || world.server.calls("BundleSeen") == 1).await;
+    world.server.push(own_bundle(&world, 5)).await;
+    world.entry("e2", "/two", &["test:any"]);
+    world.server.push(upsert(vec![wire_entry("e2", "/two", &["test:any"])])).await;
+    let mut stream = agent.x509().await.unwrap();
+    while next(&mut stream).await.unwrap().svids.len() != 2 {}
+    assert_eq!(world.server.calls("BundleSeen"), 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_that_keeps_nothing_waiting() {
+    let world = world().await;
+    let agent = world.started().await;
+    listening(&world).await;
+    world.server.state().hangs = true;
+    world.server.push(own_bundle(&world, 4)).await;
+    until("it was asked", || world.server.state().confirmed == [4]).await;
+    world.entry("e1", "/one", &["test:any"]);
+    world.server.push(upsert(vec![wire_entry("e1", "/one", &["test:any"])])).await;
+    let mut stream = agent.x509().await;
+    while stream.is_err() {
+        stream = agent.x509().await;
+    }
+    assert_eq!(next(stream.as_mut().unwrap()).await.unwrap().svids[0].spiffe_id, "spiffe://td/one");
+    agent.stop().await;
+}

@@ -29,6 +29,7 @@
 
 mod agent;
 mod app;
+mod authority;
 mod context;
 mod debug;
 pub mod dev;
@@ -85,6 +86,11 @@ pub fn finial_entries() -> Program {
     Program { name: "finial entries", version: version(), commands: entries::commands() }
 }
 
+/// The program `finial authority`.
+pub fn finial_authority() -> Program {
+    Program { name: "finial authority", version: version(), commands: authority::commands() }
+}
+
 const FINIAL_HELP: &str = "\
 Usage: finial <command> [<args>]
 
@@ -92,6 +98,7 @@ Commands:
     server    All commands of spire-server: `finial server run -config server.conf`
     agent     All commands of spire-agent: `finial agent api fetch x509`
     entries   Registration entries as files under version control: export, diff, import, apply
+    authority Replacing the authorities of all servers of a trust domain: rotate, status, take-back
     oidc      All of oidc-discovery-provider: `finial oidc -config oidc-discovery-provider.conf`
     explain   Why a process gets the identities that it gets, or none: `finial explain -pid N`
     dev       A trust domain on this machine, to look at and to try things with
@@ -123,6 +130,7 @@ pub fn finial_main() -> ExitCode {
         Some("server") => Program { name: "finial server", ..spire_server() }.main(rest, &io).into(),
         Some("agent") => Program { name: "finial agent", ..finial_agent() }.main(rest, &io).into(),
         Some("entries") => finial_entries().main(rest, &io).into(),
+        Some("authority") => finial_authority().main(rest, &io).into(),
         Some("oidc") => oidc::main(rest, &io).into(),
         Some("explain") => finial_explain().main(&args, &io).into(),
         Some("dev") => dev::main(rest),

@@ -35,6 +35,7 @@ mod reload;
 mod sandbox;
 mod several;
 mod spire;
+mod steady;
 mod takeover;
 mod takeover_live;
 mod units;

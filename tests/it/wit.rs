@@ -62,7 +62,7 @@ fn under(flavor: Flavor) {
         let mut client = SpiffeWorkloadApiClient::new(uds_channel(agent.socket()));
         let bundles = client.fetch_wit_bundles(with_header("workload", WitBundlesRequest {})).await.expect("a stream");
         let bundles = next(&mut bundles.into_inner()).await.bundles;
-        let keys = Arc::new(keys(&bundles["spiffe://example.org"]));
+        let keys = Arc::new(keys(&bundles["spiffe://example.org"]).1);
         let svids = client.fetch_witsvid(with_header("workload", WitsvidRequest::default())).await.expect("a stream");
         let mut svids = svids.into_inner();
         let mut seen = Vec::new();
@@ -79,12 +79,13 @@ fn under(flavor: Flavor) {
     });
 }
 
-async fn next<T>(stream: &mut Streaming<T>) -> T {
+pub(crate) async fn next<T>(stream: &mut Streaming<T>) -> T {
     let message = tokio::time::timeout(DEADLINE, stream.message()).await.expect("an answer in time");
     message.expect("an answer").expect("no end")
 }
 
-fn keys(jwks: &str) -> JwtKeys {
+/// The keys of a JWKS, and their IDs.
+pub(crate) fn keys(jwks: &str) -> (Vec<String>, JwtKeys) {
     let jwks: serde_json::Value = serde_json::from_str(jwks).expect("JSON");
     let mut bundle = finial_core::Bundle::empty(TrustDomain::parse("example.org").expect("a name"));
     for key in jwks["keys"].as_array().expect("keys") {
@@ -93,7 +94,8 @@ fn keys(jwks: &str) -> JwtKeys {
         let public_key = public.spki_der().clone();
         bundle.wit_authorities.push(JwtAuthority { key_id, public_key, expires_at: 0, tainted: false });
     }
-    JwtKeys::wit_from_bundle(&bundle).expect("keys")
+    let names = bundle.wit_authorities.iter().map(|key| key.key_id.clone()).collect();
+    (names, JwtKeys::wit_from_bundle(&bundle).expect("keys"))
 }
 
 #[test]

@@ -9,9 +9,9 @@ use finial_proto::{common, journal};
 use prost::Message;
 use std::path::PathBuf;
 use std::process::Command;
-use testkit::{Output, ServerOptions, Workdir};
+use testkit::{Output, Server, ServerOptions, Workdir};
 
-pub(super) const WIT: &str = "experimental { feature_flags = [\"wit-svid\"] }";
+pub(crate) const WIT: &str = "experimental { feature_flags = [\"wit-svid\"] }";
 
 impl Rig {
     /// A blob of a row; empty where there is none.
@@ -122,17 +122,35 @@ fn first(on: On) {
 
 /// Carries out orders, also beside a test.
 #[derive(Clone)]
-struct Orders {
+pub(crate) struct Orders {
     program: PathBuf,
     calls: Calls,
 }
 
 impl Orders {
     fn of(rig: &Rig) -> Self {
-        Self { program: rig.server.dir.path().join("bin/spire-server"), calls: rig.calls() }
+        Self::to(&rig.server)
     }
 
-    fn order(&self, kind: &str, step: &str, id: &str) -> Result<(), String> {
+    pub(crate) fn to(server: &Server) -> Self {
+        Self { program: server.dir.path().join("bin/spire-server"), calls: Calls::to(server) }
+    }
+
+    /// The IDs of the server's authorities of that kind: what signs, its successor, its predecessor; empty where none is.
+    pub(crate) fn authorities(&self, kind: &str) -> [String; 3] {
+        self.calls.authorities(kind)
+    }
+
+    /// The IDs of all that is in the server's bundle.
+    pub(crate) fn published(&self) -> Vec<String> {
+        names(&self.calls.bundle())
+    }
+
+    pub(crate) fn is_tainted(&self, id: &str) -> bool {
+        is_tainted(&self.calls.bundle(), id)
+    }
+
+    pub(crate) fn order(&self, kind: &str, step: &str, id: &str) -> Result<(), String> {
         if kind == "wit" {
             return self.calls.order_wit(step, id.to_owned());
         }

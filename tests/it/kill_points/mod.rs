@@ -11,6 +11,7 @@ mod calls;
 mod unasked;
 mod writes;
 
+pub(crate) use authorities::{Orders, WIT};
 use calls::Calls;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -145,11 +146,7 @@ impl Rig {
                 let dir = killing_library();
                 let file = dir.path().join("datastore.sqlite3");
                 let datastore = Some(format!("database_type = \"sqlite3\" connection_string = \"{}\"", file.display()));
-                let mut environment = vec![
-                    ("LD_PRELOAD", dir.path().join("killed.so")),
-                    ("KILLED_IN", "datastore.sqlite3".into()),
-                    ("KILLED_AT", dir.path().join("at")),
-                ];
+                let mut environment = killing_environment(&dir);
                 for (name, value) in &more.environment {
                     match environment.iter_mut().find(|(known, _)| known == name) {
                         Some((_, library)) => library.as_mut_os_string().extend([":".as_ref(), value.as_os_str()]),
@@ -245,8 +242,7 @@ impl Rig {
                 None
             }
             (Place::File(_, dir), Point::Step(number)) => {
-                std::fs::write(dir.path().join("new"), number.to_string()).expect("a file");
-                std::fs::rename(dir.path().join("new"), dir.path().join("at")).expect("begins at once");
+                kill_at_step(dir, number);
                 None
             }
             (_, point) => panic!("{point:?} is none of this place"),
@@ -366,8 +362,24 @@ with sqlite3.connect(sys.argv[1], timeout=30) as c:
     Output::of(Command::new("python3").args(["-c", SCRIPT]).arg(file).arg(text))
 }
 
+/// With that library, a process kills itself while it writes its SQLite file, at the step whose number is in the folder's file
+/// `at`, which is then gone.
+pub(crate) fn killing_environment(library: &Workdir) -> Vec<(&'static str, PathBuf)> {
+    vec![
+        ("LD_PRELOAD", library.path().join("killed.so")),
+        ("KILLED_IN", "datastore.sqlite3".into()),
+        ("KILLED_AT", library.path().join("at")),
+    ]
+}
+
+/// Begins to count steps, now.
+pub(crate) fn kill_at_step(library: &Workdir, number: u32) {
+    std::fs::write(library.path().join("new"), number.to_string()).expect("a file");
+    std::fs::rename(library.path().join("new"), library.path().join("at")).expect("begins at once");
+}
+
 /// A folder with the library.
-fn killing_library() -> Workdir {
+pub(crate) fn killing_library() -> Workdir {
     let dir = Workdir::new();
     let source = dir.write("killed.c", include_str!("../killed.c"));
     let mut compile = Command::new("cc");

@@ -92,6 +92,14 @@ impl ServerError {
             && convert::permission_denied_reason(&self.status) == Some(Reason::AgentExpired)
     }
 
+    /// No server answered, neither well nor badly: the connection ended, or none came about. What can be asked twice can be asked
+    /// again.
+    pub(crate) fn was_lost(&self) -> bool {
+        matches!(self.status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+            && self.status.source().is_some()
+            && tls_error(&self.status).is_none()
+    }
+
     pub(crate) fn verdict(&self) -> Verdict {
         if is_unknown_authority(&self.status) {
             return Verdict::UnknownAuthority;

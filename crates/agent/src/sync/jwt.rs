@@ -3,6 +3,7 @@
 
 use crate::cache::{Cache, CachedJwt, FlightResult, JwtKey};
 use crate::entry::WorkloadEntry;
+use crate::error::ServerError;
 use crate::rotation::{Jitter, RotationStrategy};
 use crate::sync::client::{RPC_TIMEOUT, ServerLink};
 use base64::Engine;
@@ -160,7 +161,11 @@ impl JwtFetcher {
         audience: &[String],
         timeout: Duration,
     ) -> Result<(Arc<CachedJwt>, JwtKey), Arc<str>> {
-        let issued = self.link.new_jwt_svid(&entry.id, audience.to_vec(), timeout).await;
+        let mut issued = self.link.new_jwt_svid(&entry.id, audience.to_vec(), timeout).await;
+        if issued.as_ref().is_err_and(ServerError::was_lost) {
+            // The server that was asked ended meanwhile, or the connection did: another one, or the same, may be there at once.
+            issued = self.link.new_jwt_svid(&entry.id, audience.to_vec(), timeout).await;
+        }
         let issued = issued.map_err(|error| {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, spiffe_id = %entry.spiffe_id, "Failed to fetch JWT SVID");
             Arc::from(error.to_string())

@@ -173,7 +173,9 @@ impl Nest {
         order(self.root(), "jwt", "activate", &new);
         order(self.root(), "jwt", "taint", &old);
         self.says(0, "the root's workload has tokens of the new key", |events| {
-            events.iter().rfind(|e| e["event"] == "jwt").is_some_and(|e| e["issuer"] == new.as_str())
+            // Those that are signed anew, and those that its agent had.
+            let newest = ["jwt", "kept"].map(|event| events.iter().rfind(|e| e["event"] == event));
+            newest.iter().all(|newest| newest.is_some_and(|e| e["issuer"] == new.as_str()))
         });
         order(self.root(), "jwt", "revoke", &old);
         let leave = flavors[1..].iter().take_while(|flavor| **flavor == Finial).count();

@@ -143,7 +143,7 @@ func (m *meshed) count(event string, peers []string) {
 			least = n
 		}
 	}
-	say(map[string]string{
+	tell(map[string]string{
 		"event": event, "calls": fmt.Sprint(calls), "least": fmt.Sprint(least), "served": fmt.Sprint(m.served), "failed": fmt.Sprint(m.failed),
 		"tokens": fmt.Sprint(m.tokens), "denied": fmt.Sprint(m.denied), "interrupted": fmt.Sprint(m.interrupted),
 		"svids": fmt.Sprint(len(m.serials)), "authorities": fmt.Sprint(len(m.trusted)),
@@ -181,12 +181,12 @@ func (m *meshed) look() {
 	for id := range now {
 		if !m.roots[id] {
 			m.trusted[id] = true
-			say(map[string]string{"event": "trusted", "authority": id})
+			tell(map[string]string{"event": "trusted", "authority": id})
 		}
 	}
 	for id := range m.roots {
 		if !now[id] {
-			say(map[string]string{"event": "left", "authority": id})
+			tell(map[string]string{"event": "left", "authority": id})
 		}
 	}
 	m.roots = now
@@ -205,7 +205,7 @@ func (m *meshed) look() {
 		for _, cert := range svid.Certificates {
 			issuers = append(issuers, hex.EncodeToString(cert.AuthorityKeyId))
 		}
-		say(map[string]string{"event": "x509", "id": svid.ID.String(), "serial": serial, "issuers": strings.Join(issuers, " ")})
+		tell(map[string]string{"event": "x509", "id": svid.ID.String(), "serial": serial, "issuers": strings.Join(issuers, " ")})
 	}
 }
 
@@ -240,7 +240,7 @@ func (m *meshed) token(audience string) (string, error) {
 	for status.Code(err) == codes.Unavailable && asking.Err() == nil {
 		m.mu.Lock()
 		m.interrupted++
-		say(map[string]string{"event": "interrupted", "error": fmt.Sprint(err), "at": time.Now().UTC().Format(time.RFC3339Nano)})
+		tell(map[string]string{"event": "interrupted", "error": fmt.Sprint(err)})
 		m.mu.Unlock()
 		time.Sleep(meshPace)
 		svid, err = m.jwt.FetchJWTSVID(asking, jwtsvid.Params{Audience: audience})
@@ -256,7 +256,7 @@ func (m *meshed) token(audience string) (string, error) {
 	}
 	if key := keyID(svid.Marshal()); key != m.keys[event] {
 		m.keys[event] = key
-		say(map[string]string{"event": event, "issuer": key})
+		tell(map[string]string{"event": event, "issuer": key})
 	}
 	return svid.Marshal(), nil
 }
@@ -287,7 +287,7 @@ func (m *meshed) call(peer, greeting string) {
 		m.failing("answer of "+peer, err)
 	case line != "welcome\n":
 		m.denied++
-		say(map[string]string{"event": "denied", "peer": peer, "error": strings.TrimSpace(line), "at": time.Now().UTC().Format(time.RFC3339Nano)})
+		tell(map[string]string{"event": "denied", "peer": peer, "error": strings.TrimSpace(line)})
 	default:
 		m.calls[peer]++
 		if greeting != "hello" {
@@ -349,5 +349,11 @@ func (m *meshed) fail(what string, err error) {
 // failing is called with the lock held.
 func (m *meshed) failing(what string, err error) {
 	m.failed++
-	say(map[string]string{"event": "failed", "what": what, "error": fmt.Sprint(err), "at": time.Now().UTC().Format(time.RFC3339Nano)})
+	tell(map[string]string{"event": "failed", "what": what, "error": fmt.Sprint(err)})
+}
+
+// tell says it with the time.
+func tell(fields map[string]string) {
+	fields["at"] = time.Now().UTC().Format(time.RFC3339Nano)
+	say(fields)
 }

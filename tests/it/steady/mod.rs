@@ -44,7 +44,7 @@ enum Standing {
 
 /// How many servers there are, and on what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum On {
+pub(crate) enum On {
     /// One, with a SQLite file, and two agents.
     One,
     /// Three, on PostgreSQL, and three agents behind a balancer.
@@ -53,24 +53,24 @@ enum On {
 
 /// How a trust domain differs from the usual one.
 #[derive(Clone, Default)]
-struct How {
-    name: &'static str,
-    server: String,
-    plugins: String,
-    agent: AgentOptions,
+pub(crate) struct How {
+    pub(crate) name: &'static str,
+    pub(crate) server: String,
+    pub(crate) plugins: String,
+    pub(crate) agent: AgentOptions,
     /// How many agents there are, where not the usual number.
-    agents: Option<usize>,
+    pub(crate) agents: Option<usize>,
     /// Each server has a bundle endpoint.
-    endpoint: bool,
+    pub(crate) endpoint: bool,
     /// The servers can be killed while they write.
-    killed: bool,
+    pub(crate) killed: bool,
 }
 
 /// Servers and agents of a trust domain.
-struct Domain {
+pub(crate) struct Domain {
     name: &'static str,
-    agents: Vec<Agent>,
-    servers: Vec<Server>,
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) servers: Vec<Server>,
     /// Of the bundle endpoints, if there are any.
     endpoints: Vec<u16>,
     _balancer: Option<Proxy>,
@@ -84,7 +84,7 @@ struct Domain {
 
 impl Domain {
     /// The servers, healthy, and nothing that asks them; `None` where there is no database.
-    fn found(on: On, how: &How) -> Option<Self> {
+    pub(crate) fn found(on: On, how: &How) -> Option<Self> {
         let database = if on == On::Three { Some(testkit::postgres()?) } else { None };
         let count = if on == On::Three { 3 } else { 1 };
         let killer = (on == On::One && how.killed).then(killing_library);
@@ -130,14 +130,14 @@ impl Domain {
     }
 
     /// Its workloads' entry, with these flags, and its agents.
-    fn settle(&mut self, entry: &[&str]) {
+    pub(crate) fn settle(&mut self, entry: &[&str]) {
         self.servers[0].entry("/workload", entry);
         let agent = |at: usize| Agent::start(Finial, &self.servers[at % self.servers.len()], &self.options);
         self.agents = (0..self.count).map(agent).collect();
         self.agents.iter_mut().for_each(Agent::wait_serving);
     }
 
-    fn start(on: On, how: &How) -> Option<Self> {
+    pub(crate) fn start(on: On, how: &How) -> Option<Self> {
         let mut domain = Self::found(on, how)?;
         domain.settle(&[]);
         Some(domain)
@@ -162,7 +162,7 @@ impl Domain {
     }
 
     /// Waits until every agent has another SVID of its own than it had.
-    fn agents_moved(&self, before: &[String]) {
+    pub(crate) fn agents_moved(&self, before: &[String]) {
         eventually_within(FLOW, "the agents' own SVIDs are new", || {
             let now = serials(&self.servers[0]);
             let all = now.len() == before.len() && now.iter().all(|serial| !before.contains(serial));
@@ -204,7 +204,7 @@ fn number(event: &Value, which: &str) -> u64 {
 }
 
 /// The workloads of one or several domains.
-struct Traffic {
+pub(crate) struct Traffic {
     workloads: Vec<Workload>,
     began: Instant,
     stop: PathBuf,
@@ -213,7 +213,7 @@ struct Traffic {
 
 impl Traffic {
     /// One at each agent of these domains, all of whose workloads may call each other.
-    fn among(domains: &[&Domain]) -> Self {
+    pub(crate) fn among(domains: &[&Domain]) -> Self {
         let dir = Workdir::new();
         let stop = dir.path().join("stop");
         let agents: Vec<(&Domain, &Agent)> =
@@ -242,7 +242,7 @@ impl Traffic {
     }
 
     /// Every workload has called every other one some times more, and nothing went wrong yet.
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         let before: Vec<u64> = self.workloads.iter().map(|workload| workload.count("least")).collect();
         for (workload, before) in self.workloads.iter().zip(before) {
             eventually_within(FLOW, &format!("{} calls all others", workload.name), || {
@@ -259,7 +259,7 @@ impl Traffic {
     }
 
     /// Every workload, of any domain, has said so of all these authorities, last.
-    fn all_say(&self, event: &str, authorities: &[String]) {
+    pub(crate) fn all_say(&self, event: &str, authorities: &[String]) {
         self.everywhere(&format!("{event} {authorities:?}"), |workload| {
             let events = workload.events();
             let last =
@@ -269,7 +269,7 @@ impl Traffic {
     }
 
     /// The newest of what every workload of the domain has of its own hangs from one of these, and from none of those.
-    fn all_hang(&self, domain: &Domain, kind: &str, from: &[String], not_from: &[String]) {
+    pub(crate) fn all_hang(&self, domain: &Domain, kind: &str, from: &[String], not_from: &[String]) {
         self.everywhere(&format!("its {kind} hangs from {from:?}"), |workload| {
             if workload.domain != domain.name {
                 return Ok(());
@@ -290,7 +290,7 @@ impl Traffic {
 
     /// Ends the calls and counts. `away`: there was no server at times, so that what only a server has may have been asked for
     /// again.
-    fn finish(mut self, domains: &[&Domain], what: &str, away: bool) {
+    pub(crate) fn finish(mut self, domains: &[&Domain], what: &str, away: bool) {
         self.goes_on();
         std::fs::write(&self.stop, "").expect("a file");
         let lasted = self.began.elapsed();

@@ -19,6 +19,8 @@ mod explain;
 mod external;
 mod external_credentials;
 mod faults;
+mod federate_guide;
+mod federation;
 mod forced_rotation;
 mod guide;
 mod kill_points;

@@ -39,7 +39,7 @@ impl Domain {
             kill_at_step(killer, 1 + 2 * u32::try_from(turn).unwrap_or_default());
         }
         if let Some(road) = self.roads.get(at) {
-            road.hold_answer(if turn % 2 == 0 { "COMMIT" } else { "BEGIN" }, 1);
+            road.hold_answer(if turn.is_multiple_of(2) { "COMMIT" } else { "BEGIN" }, 1);
         }
     }
 

@@ -304,7 +304,7 @@ impl Store {
     }
 
     /// Reads, changes and writes back; `edit` says whether there is anything to write.
-    async fn change(
+    pub(crate) async fn change(
         &self,
         trust_domain: &TrustDomain,
         mut edit: impl FnMut(&mut Bundle) -> Result<bool, StoreError> + Send,
@@ -370,7 +370,7 @@ fn missing<T>(text: &str) -> Result<T, StoreError> {
     Err(StoreError::Missing(text.into()))
 }
 
-fn grown(bundle: &mut Bundle) -> bool {
+pub(crate) fn grown(bundle: &mut Bundle) -> bool {
     bundle.sequence_number = bundle.sequence_number.saturating_add(1);
     true
 }
@@ -437,7 +437,7 @@ fn certificate(authority: &X509Authority) -> Result<Certificate, StoreError> {
 }
 
 /// Lowercase hex, as authority IDs are written everywhere.
-fn subject_key_id(authority: &X509Authority) -> Result<String, StoreError> {
+pub(crate) fn subject_key_id(authority: &X509Authority) -> Result<String, StoreError> {
     let certificate = certificate(authority)?;
     Ok(finial_crypto::hex(certificate.subject_key_id().unwrap_or_default()))
 }

@@ -1,6 +1,6 @@
 //! Brings a database to the schema version of this code, or says why it must not.
 
-use crate::schema::{CODE_VERSION, MIGRATIONS, OWN, VERSION, VERSION_MIN, statements};
+use crate::schema::{CODE_VERSION, MIGRATIONS, OWN, VERSION, VERSION_MIN, own_tables, statements};
 use crate::sql::{Conn, Dialect, Moment, POSTGRES_SETUP, Query};
 use crate::store::transact;
 use crate::{Store, StoreError};
@@ -108,6 +108,7 @@ async fn create(conn: &mut Conn, now: Moment) -> Result<bool, StoreError> {
         let (name, table, columns) = OWN;
         all.push(format!("CREATE INDEX {name} ON \"{table}\"({columns})"));
     }
+    all.extend(own_tables(conn.dialect()));
     conn.run(all.join(";")).await?;
     let row = Query::new("INSERT INTO migrations (created_at, updated_at, version, code_version) VALUES (?, ?, ?, ?)");
     conn.execute(row.bind(now).bind(now).bind(VERSION).bind(CODE_VERSION)).await?;

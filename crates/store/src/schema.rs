@@ -114,11 +114,28 @@ const TABLES: [Table; 12] = [
     ("migrations", &[("version", Int), ("code_version", Text)]),
 ];
 
+/// Our own tables, of which SPIRE knows nothing: orders to replace the authorities of all servers. `open_kind` is the kind while
+/// the order is open, so that there is one at most.
+const OWN_TABLES: [Table; 2] = [
+    (
+        "finial_rotations",
+        &[("kind", Int), ("goal", Int), ("revoke_all", Bool), ("forced", Bool), ("open_kind", Int), ("asked_by", Text)],
+    ),
+    ("finial_rotation_servers", &[("rotation_id", Row), ("journal_id", Row), ("data", Blob)]),
+];
+
 /// The table between entries and bundles, which has no ID of its own.
 const JOIN_TABLE: &str = "federated_registration_entries";
 
 /// Unique or not, name, table, columns.
-const INDEXES: [(bool, &str, &str, &str); 17] = [
+type Index = (bool, &'static str, &'static str, &'static str);
+
+const OWN_INDEXES: [Index; 2] = [
+    (true, "uix_finial_rotations_open_kind", "finial_rotations", "open_kind"),
+    (true, "uix_finial_rotation_servers", "finial_rotation_servers", "rotation_id, journal_id"),
+];
+
+const INDEXES: [Index; 17] = [
     (true, "uix_bundles_trust_domain", "bundles", "trust_domain"),
     (false, "idx_attested_node_entries_expires_at", "attested_node_entries", "expires_at"),
     (true, "uix_attested_node_entries_spiffe_id", "attested_node_entries", "spiffe_id"),
@@ -141,16 +158,26 @@ const INDEXES: [(bool, &str, &str, &str); 17] = [
 /// Every statement that makes an empty database. MySQL ends a transaction with each of them, so there each leaves alone
 /// what an earlier attempt made.
 pub(crate) fn statements(dialect: Dialect) -> Vec<String> {
-    let index = |(unique, name, table, columns): &(bool, &str, &str, &str)| {
-        let unique = if *unique { "UNIQUE " } else { "" };
-        format!("CREATE {unique}INDEX {name} ON \"{table}\"({columns}) ")
-    };
     let mut all = vec![join_table(dialect)];
     all.extend(TABLES.iter().map(|(name, columns)| table(dialect, name, columns)));
     if dialect != Dialect::MySql {
         all.extend(INDEXES.iter().map(index));
     }
     all
+}
+
+/// The statements that make our own tables.
+pub(crate) fn own_tables(dialect: Dialect) -> Vec<String> {
+    let mut all: Vec<_> = OWN_TABLES.iter().map(|(name, columns)| table(dialect, name, columns)).collect();
+    if dialect != Dialect::MySql {
+        all.extend(OWN_INDEXES.iter().map(index));
+    }
+    all
+}
+
+fn index((unique, name, table, columns): &Index) -> String {
+    let unique = if *unique { "UNIQUE " } else { "" };
+    format!("CREATE {unique}INDEX {name} ON \"{table}\"({columns}) ")
 }
 
 fn table(dialect: Dialect, name: &str, columns: &[(&str, Kind)]) -> String {
@@ -188,7 +215,7 @@ fn join_table(dialect: Dialect) -> String {
 /// With its indexes in the same statement, and with backticks.
 fn mysql_table(name: &str, columns: &str) -> String {
     let mut text = format!("CREATE TABLE IF NOT EXISTS \"{name}\" {columns}");
-    for (unique, index, _, columns) in INDEXES.iter().filter(|(_, _, table, _)| *table == name) {
+    for (unique, index, _, columns) in INDEXES.iter().chain(&OWN_INDEXES).filter(|(_, _, table, _)| *table == name) {
         let unique = if *unique { "UNIQUE " } else { "" };
         text.push_str(&format!(", {unique}KEY \"{index}\" ({columns})"));
     }

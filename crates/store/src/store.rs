@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// How long a write waits for another process (a backup, `sqlite3`) that holds the database.
@@ -28,6 +29,8 @@ pub struct Store {
 struct Inner {
     connections: Connections,
     clock: Arc<dyn Clock>,
+    /// Whether our own tables are there.
+    rotations: AtomicBool,
     // held, never read: the lock lasts as long as the handle
     _lock: Option<File>,
 }
@@ -47,13 +50,19 @@ impl Store {
         };
         let connections = connect(&settings).await?;
         let dialect = connections.dialect();
-        let store = Self { inner: Arc::new(Inner { connections, clock, _lock: lock }), metrics: Metrics::disabled() };
+        let store = Self {
+            inner: Arc::new(Inner { connections, clock, rotations: AtomicBool::new(false), _lock: lock }),
+            metrics: Metrics::disabled(),
+        };
         if settings.read_only {
             let mut tx = store.read().await?;
             let checked = migrations::check(&mut tx).await;
             store.finish_read(tx, checked).await?;
         } else {
             migrations::run(&store, settings.disable_migration).await?;
+        }
+        if let Err(error) = store.look_for_rotations(!settings.read_only && !settings.disable_migration).await {
+            tracing::warn!(subsystem_name = "sql", %error, "Tables could not be made; authorities can be replaced at one server at a time only");
         }
         let version = store.database_version().await?;
         let (read_only, kind) = (settings.read_only, dialect.name());
@@ -93,6 +102,10 @@ impl Store {
     /// Which database it is.
     pub(crate) fn dialect(&self) -> Dialect {
         self.inner.connections.dialect()
+    }
+
+    pub(crate) fn rotations_flag(&self) -> &AtomicBool {
+        &self.inner.rotations
     }
 
     /// How connections are made, and what their errors mean.

@@ -75,7 +75,7 @@ pub struct RotationState {
     /// Who fetched the bundle endpoint lately, at any server: shown, never waited for.
     #[prost(message, repeated, tag = "13")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
-    /// Of the own bundle, from which on it has all that is prepared.
+    /// Of the own bundle as the present goal made it: who has a lower one has not confirmed.
     #[prost(uint64, tag = "14")]
     pub sequence_number: u64,
 }
@@ -111,10 +111,10 @@ pub struct Server {
 pub struct Agents {
     #[prost(uint64, tag = "1")]
     pub count: u64,
-    /// They have the bundle that has all that is prepared.
+    /// They have the bundle as the present goal made it.
     #[prost(uint64, tag = "2")]
     pub confirmed: u64,
-    /// X.509: their own SVID hangs from what was activated. JWT and WIT: they know what is tainted.
+    /// X.509: their own SVID hangs from no authority that is to be revoked. JWT and WIT: they know what is tainted.
     #[prost(uint64, tag = "3")]
     pub moved: u64,
     /// SPIFFE IDs of some that lack what `next` needs.
@@ -134,6 +134,27 @@ pub struct Peer {
     /// In unix seconds.
     #[prost(int64, tag = "4")]
     pub fetched_at: i64,
+}
+/// What a server writes into the datastore of what it has done; between servers only.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServerNote {
+    /// The authorities that it had when it first saw the order, the one that signed first.
+    #[prost(string, repeated, tag = "1")]
+    pub before: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "Goal", tag = "2")]
+    pub reached: i32,
+    /// Of the own bundle when it had come that far.
+    #[prost(uint64, tag = "3")]
+    pub sequence_number: u64,
+    /// Why its last try failed.
+    #[prost(string, tag = "4")]
+    pub error: ::prost::alloc::string::String,
+    /// Of each agent that it has seen, 24 bytes, big endian: the digest of its ID's path, the number of the bundle that it has, and
+    /// the digest of the ID of the authority that signed its SVID.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub agents: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "6")]
+    pub peers: ::prost::alloc::vec::Vec<Peer>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -180,7 +201,7 @@ pub enum Goal {
     Taint = 3,
     /// Its predecessor is not in the bundle any more. Nothing to do below an upstream authority.
     Revoke = 4,
-    /// The predecessor signs again.
+    /// The predecessor signs again, and nothing of it is tainted.
     TakeBack = 5,
 }
 impl Goal {

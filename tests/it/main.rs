@@ -25,6 +25,7 @@ mod forced_rotation;
 mod guide;
 mod kill_points;
 mod kubernetes;
+mod metrics;
 mod nested;
 mod nested_guide;
 mod oidc;

@@ -42,6 +42,8 @@ use finial_core::Clock;
 use finial_crypto::tls::{KeyExchange, PeerPolicy, ServerAuth, TlsIdentity, client_config_with};
 use finial_net::Handshakes;
 use finial_net::client::tls_channel;
+use finial_net::prometheus::{self, MetricsTls};
+use finial_net::serving_cert::CertFiles;
 use finial_plugin::{AgentNodeAttestor, AgentPlugins};
 use finial_runtime::log::LogHandle;
 use finial_runtime::{Metrics, Shutdown, Spawner, listen_text, telemetry};
@@ -152,7 +154,8 @@ impl Context {
 
 fn metrics(settings: &AgentSettings) -> Metrics {
     let telemetry = &settings.telemetry;
-    if telemetry.prometheus.is_none() && telemetry.statsd.is_empty() && telemetry.dogstatsd.is_empty() {
+    let has_sink = telemetry.prometheus.is_some() || telemetry.in_mem;
+    if !has_sink && telemetry.statsd.is_empty() && telemetry.dogstatsd.is_empty() {
         return Metrics::disabled();
     }
     let host = telemetry.hostname_label.unwrap_or(true);
@@ -160,6 +163,12 @@ fn metrics(settings: &AgentSettings) -> Metrics {
         prefix: telemetry.metric_prefix.clone().unwrap_or_else(|| "spire_agent".to_owned()),
         host: host.then(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
         trust_domain: telemetry.trust_domain_label.then(|| settings.trust_domain.as_str().to_owned()),
+        filter: telemetry::Filter::new(
+            &telemetry.allowed_prefixes,
+            &telemetry.blocked_prefixes,
+            &telemetry.allowed_labels,
+            &telemetry.blocked_labels,
+        ),
     })
 }
 
@@ -191,6 +200,10 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let pushed =
         context.metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &context.spawner);
     pushed.await.map_err(AgentError::internal)?;
+    if settings.telemetry.in_mem {
+        let listens = context.metrics.log_on_sigusr1(&context.spawner);
+        listens.map_err(|e| AgentError::internal("cannot listen for SIGUSR1").because(e))?;
+    }
     context.metrics.started(&context.version, settings.trust_domain.as_str());
 
     let Some(attested) = attest::attest(&context).await? else { return Ok(()) };
@@ -205,7 +218,10 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
         return Ok(());
     };
     let keeper = context.spawner.spawn("sealed-cache", sealed::keep(context.clone(), cache.clone(), status.clone()));
-    let servers = endpoints::start(&context, cache.clone(), (link, identity), status.clone(), log, started)?;
+    let servers = endpoints::start(&context, cache.clone(), (link, identity.clone()), status.clone(), log, started)?;
+    if !context.inherited.is_from_agent() {
+        metrics_over_tls(&context, cache.clone(), identity.clone()).await?;
+    }
     context.metrics.gauge("bootstrapped", 1.0, &[]);
     let stores = svid_store::StoreService::new(&context, cache.clone());
     context.spawner.spawn("svid stores", stores.run(context.shutdown.clone()));
@@ -219,7 +235,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
         }
     };
     let sync = context.spawner.spawn("sync", sync);
-    let handover = context.spawner.spawn("handover", hand_on(context.clone(), cache.clone(), status));
+    let handover = context.spawner.spawn("handover", hand_on(context.clone(), cache.clone(), identity, status));
     let ended = sync.await;
     tracing::info!(subsystem_name = "manager", "Cache manager stopped");
     context.shutdown.trigger();
@@ -267,9 +283,32 @@ async fn begin(
     Ok(begun.then_some(Begun { syncer, cache, link, identity }))
 }
 
+/// Metrics for Prometheus over TLS, where that is configured: with our SVID, or for clients with an SVID that ours verifies.
+async fn metrics_over_tls(
+    context: &Context,
+    cache: Arc<cache::Cache>,
+    own: Arc<TlsIdentity>,
+) -> Result<(), AgentError> {
+    let settings = &context.settings;
+    let Some(prometheus) = &settings.telemetry.prometheus else { return Ok(()) };
+    let Some(tls) = &prometheus.tls else { return Ok(()) };
+    let tls = MetricsTls {
+        files: tls.files.clone().map(|(certificate, key)| CertFiles { certificate, key }),
+        own,
+        client_ca: tls.client_ca_file.clone(),
+        authorized: tls.authorized_spiffe_ids.clone(),
+        bundles: cache,
+        exchange: KeyExchange::post_quantum(settings.require_pq_kem),
+    };
+    let address = format!("{}:{}", prometheus.host, prometheus.port);
+    let (metrics, clock) = (context.metrics.clone(), context.clock.clone());
+    let served = prometheus::serve(metrics, &address, tls, clock, &context.spawner).await;
+    served.map_err(|error| AgentError::internal(format!("failed to serve metrics: {error}")).because(error))
+}
+
 /// Metrics and health checks.
 async fn listen_on_tcp(context: &Arc<Context>, status: &Arc<AgentStatus>) -> Result<(), AgentError> {
-    if let Some(prometheus) = &context.settings.telemetry.prometheus {
+    if let Some(prometheus) = context.settings.telemetry.prometheus.as_ref().filter(|p| p.tls.is_none()) {
         let address = format!("{}:{}", prometheus.host, prometheus.port);
         let served = telemetry::serve_prometheus(context.metrics.clone(), &address, &context.spawner).await;
         served.map_err(|e| {
@@ -284,6 +323,7 @@ async fn listen_on_tcp(context: &Arc<Context>, status: &Arc<AgentStatus>) -> Res
 async fn hand_on(
     context: Arc<Context>,
     cache: Arc<cache::Cache>,
+    identity: Arc<TlsIdentity>,
     status: Arc<AgentStatus>,
 ) -> Result<Option<finial_net::handover::Channel>, AgentError> {
     if context.inherited.is_from_agent() {
@@ -292,7 +332,9 @@ async fn hand_on(
             return Err(error);
         }
         endpoints::wait_for_ports(&context.settings).await;
-        if let Err(error) = listen_on_tcp(&context, &status).await {
+        let plain = listen_on_tcp(&context, &status).await;
+        let listens = plain.and(metrics_over_tls(&context, cache.clone(), identity).await);
+        if let Err(error) = listens {
             tracing::error!(subsystem_name = "telemetry", %error, "Going on without it: workloads are served");
         }
     }

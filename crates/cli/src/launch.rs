@@ -152,37 +152,10 @@ pub(crate) fn warn_of_left_out<T>(cx: &Context, file: &Path, loaded: &Loaded<T>,
     }
 }
 
-/// The path to what [`check_telemetry`] refuses.
-pub(crate) const PROMETHEUS_TLS: &[&str] = &["telemetry", "Prometheus", "tls"];
-
 /// Which telemetry has no effect yet.
 pub(crate) fn telemetry_left_out(settings: &TelemetrySettings) -> Vec<LeftOut> {
-    let all = [
-        (LeftOut("telemetry M3", &["telemetry", "M3"]), !settings.m3.is_empty()),
-        (LeftOut("telemetry InMem", &["telemetry", "InMem"]), settings.in_mem),
-        (
-            LeftOut("telemetry AllowedPrefixes", &["telemetry", "AllowedPrefixes"]),
-            !settings.allowed_prefixes.is_empty(),
-        ),
-        (
-            LeftOut("telemetry BlockedPrefixes", &["telemetry", "BlockedPrefixes"]),
-            !settings.blocked_prefixes.is_empty(),
-        ),
-        (LeftOut("telemetry AllowedLabels", &["telemetry", "AllowedLabels"]), !settings.allowed_labels.is_empty()),
-        (LeftOut("telemetry BlockedLabels", &["telemetry", "BlockedLabels"]), !settings.blocked_labels.is_empty()),
-    ];
-    all.into_iter().filter_map(|(left_out, configured)| configured.then_some(left_out)).collect()
-}
-
-/// Refuses what would be less safe than asked for.
-///
-/// # Errors
-/// Metrics are to be served over TLS.
-pub(crate) fn check_telemetry(settings: &TelemetrySettings) -> Result<(), String> {
-    if settings.prometheus.as_ref().is_some_and(|p| p.tls.is_some()) {
-        return Err("telemetry Prometheus tls is not supported yet: remove it to serve metrics without TLS".into());
-    }
-    Ok(())
+    let m3 = (!settings.m3.is_empty()).then_some(LeftOut("telemetry M3", &["telemetry", "M3"]));
+    m3.into_iter().collect()
 }
 
 /// Warns of what is configured and does not work yet.
@@ -194,7 +167,8 @@ pub(crate) fn log_left_out(left_out: &[LeftOut]) {
 
 /// Metrics, if a sink that we have is configured.
 pub(crate) fn metrics(settings: &TelemetrySettings, prefix: &str, trust_domain: &TrustDomain) -> Metrics {
-    if settings.prometheus.is_none() && settings.statsd.is_empty() && settings.dogstatsd.is_empty() {
+    let has_sink = settings.prometheus.is_some() || settings.in_mem;
+    if !has_sink && settings.statsd.is_empty() && settings.dogstatsd.is_empty() {
         return Metrics::disabled();
     }
     let host = settings.hostname_label.unwrap_or(true);
@@ -202,6 +176,12 @@ pub(crate) fn metrics(settings: &TelemetrySettings, prefix: &str, trust_domain: 
         prefix: settings.metric_prefix.clone().unwrap_or_else(|| prefix.into()),
         host: host.then(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
         trust_domain: settings.trust_domain_label.then(|| trust_domain.as_str().into()),
+        filter: telemetry::Filter::new(
+            &settings.allowed_prefixes,
+            &settings.blocked_prefixes,
+            &settings.allowed_labels,
+            &settings.blocked_labels,
+        ),
     })
 }
 

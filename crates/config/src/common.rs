@@ -1,5 +1,6 @@
 //! What server and agent settings share.
 
+use finial_core::SpiffeId;
 use std::path::PathBuf;
 
 /// How much is logged.
@@ -143,16 +144,12 @@ pub struct PrometheusSettings {
 /// `Prometheus { tls { } }`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrometheusTls {
-    /// PEM certificate chain.
-    pub cert_file: String,
-    /// PEM private key.
-    pub key_file: String,
-    /// PEM roots for client certificates; empty: none asked for.
-    pub client_ca_file: String,
-    /// Serve with the server's or agent's own SVID.
-    pub use_spire_svid: bool,
-    /// Who may fetch, with `use_spire_svid`; empty: anyone of the trust domain.
-    pub authorized_spiffe_ids: Vec<String>,
+    /// `cert_file` and `key_file`: a chain and its key, PEM. None (`use_spire_svid`): the server's or agent's own SVID.
+    pub files: Option<(PathBuf, PathBuf)>,
+    /// `client_ca_file`: PEM roots of the certificates that clients must have; not with `authorized_spiffe_ids`.
+    pub client_ca_file: Option<PathBuf>,
+    /// `authorized_spiffe_ids`: whose SVIDs may fetch; empty: no SVID is asked for.
+    pub authorized_spiffe_ids: Vec<SpiffeId>,
 }
 
 /// `M3 { }`.

@@ -6,6 +6,7 @@ use crate::{
     HealthSettings, M3Sink, PluginConfig, PluginData, ProfilingSettings, PrometheusSettings, PrometheusTls,
     TelemetrySettings, nearest,
 };
+use finial_core::SpiffeId;
 use finial_hcl::{Item, Kind, Value};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -74,6 +75,33 @@ struct RawM3 {
 #[serde(default)]
 struct RawInMem {}
 
+impl RawPrometheusTls {
+    fn resolve(self, resolver: &mut Resolver) -> PrometheusTls {
+        const TLS: &[&str] = &["telemetry", "Prometheus", "tls"];
+        let has = |path: &str| !path.is_empty();
+        let ids: Vec<_> = self.authorized_spiffe_ids.iter().map(|id| (id, id.parse::<SpiffeId>())).collect();
+        let files = [&self.cert_file, &self.key_file].map(|path| has(path));
+        let wrong = if self.use_spire_svid && files != [false; 2] {
+            Some("cert_file and key_file cannot be configured when use_spire_svid is enabled".to_owned())
+        } else if !self.use_spire_svid && files != [true; 2] {
+            Some("cert_file and key_file must both be configured unless use_spire_svid is enabled".into())
+        } else if !ids.is_empty() && has(&self.client_ca_file) {
+            Some("client_ca_file cannot be configured with authorized_spiffe_ids".into())
+        } else {
+            let first = ids.iter().find_map(|(id, parsed)| parsed.as_ref().err().map(|error| (id, error)));
+            first.map(|(id, error)| format!("invalid authorized SPIFFE ID {id:?}: {error}"))
+        };
+        if let Some(wrong) = wrong {
+            resolver.problem(TLS, format!("failed to create TLS config for Prometheus: {wrong}"), "");
+        }
+        PrometheusTls {
+            files: (!self.use_spire_svid).then(|| (self.cert_file.into(), self.key_file.into())),
+            client_ca_file: has(&self.client_ca_file).then(|| self.client_ca_file.into()),
+            authorized_spiffe_ids: ids.into_iter().filter_map(|(_, parsed)| parsed.ok()).collect(),
+        }
+    }
+}
+
 impl RawTelemetry {
     pub(crate) fn resolve(self, resolver: &mut Resolver) -> TelemetrySettings {
         let prometheus = self.prometheus.map(|p| {
@@ -86,13 +114,7 @@ impl RawTelemetry {
                 0
             });
             let host = if p.host.is_empty() { "localhost".into() } else { p.host.trim_matches(['[', ']']).to_owned() };
-            let tls = p.tls.map(|t| PrometheusTls {
-                cert_file: t.cert_file,
-                key_file: t.key_file,
-                client_ca_file: t.client_ca_file,
-                use_spire_svid: t.use_spire_svid,
-                authorized_spiffe_ids: t.authorized_spiffe_ids,
-            });
+            let tls = p.tls.map(|tls| tls.resolve(resolver));
             PrometheusSettings { host, port, tls }
         });
         let addresses = |sinks: Vec<RawSink>| sinks.into_iter().map(|s| s.address).collect();

@@ -275,10 +275,20 @@ pub fn server_config_with(
     clients: Option<ClientAuth>,
     clock: Arc<dyn Clock>,
 ) -> Result<ServerConfig, Error> {
+    let clients = clients.map(|auth| Arc::new(ClientVerifier(auth)) as Arc<dyn ClientCertVerifier>);
+    server_config_by(exchange, identity, clients, clock)
+}
+
+fn server_config_by(
+    exchange: KeyExchange,
+    identity: Arc<dyn ResolvesServerCert>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+    clock: Arc<dyn Clock>,
+) -> Result<ServerConfig, Error> {
     let builder = ServerConfig::builder_with_details(exchange.provider(), Arc::new(Time(clock)))
         .with_protocol_versions(exchange.versions())?;
     let builder = match clients {
-        Some(auth) => builder.with_client_cert_verifier(Arc::new(ClientVerifier(auth))),
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(identity);
@@ -287,6 +297,18 @@ pub fn server_config_with(
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
+}
+
+/// As [`server_config_with`], for clients whose certificates hang below `roots` by the rules of the web, and which must have one.
+pub fn server_config_for_web_clients(
+    exchange: KeyExchange,
+    identity: Arc<dyn ResolvesServerCert>,
+    roots: rustls::RootCertStore,
+    clock: Arc<dyn Clock>,
+) -> Result<ServerConfig, Error> {
+    let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), exchange.provider());
+    let clients = clients.build().map_err(|error| Error::General(error.to_string()))?;
+    server_config_by(exchange, identity, Some(clients), clock)
 }
 
 /// A client's configuration: TLS 1.2 and 1.3, ALPN `h2`, no resumption. The server name given to rustls is not verified.

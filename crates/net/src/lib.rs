@@ -22,6 +22,7 @@ pub mod https_server;
 pub mod keyring;
 pub mod memory;
 mod peer;
+pub mod prometheus;
 pub mod proxy;
 pub mod rest;
 pub mod serving_cert;

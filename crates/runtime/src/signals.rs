@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM end the program in order; SIGUSR2 reopens the log file; SIGUSR1 and SIGHUP do not kill it.
+//! SIGINT and SIGTERM end the program in order; SIGUSR2 reopens the log file; SIGUSR1 and SIGHUP do not kill it, whoever listens for
+//! them.
 
 use crate::log::LogHandle;
 use crate::{Shutdown, Spawner};
@@ -19,7 +20,7 @@ pub fn signals(spawner: &Spawner, shutdown: Shutdown, log: Option<LogHandle>) ->
             tokio::select! {
                 _ = interrupt.recv() => shutdown.trigger(),
                 _ = terminate.recv() => shutdown.trigger(),
-                // Whoever reloads its settings then listens for it, too.
+                // Who does something then listens for it, too.
                 _ = hangup.recv() => {}
                 _ = reload.recv() => {}
                 _ = reopen.recv() => {

@@ -1,9 +1,11 @@
 //! Metrics with SPIRE's names, in Prometheus' text form and pushed to StatsD and DogStatsD.
 
+mod filter;
 mod names;
 mod push;
 mod store;
 
+pub use filter::Filter;
 pub use names::{rpc_key, status_name};
 pub use push::Form;
 
@@ -16,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 use store::{Kind, Store};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// What names look like and which labels all of them have.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,8 @@ pub struct Settings {
     pub host: Option<String>,
     /// Adds the label `trust_domain_id` with this value (off by default).
     pub trust_domain: Option<String>,
+    /// What is let through.
+    pub filter: Filter,
 }
 
 struct Inner {
@@ -82,6 +87,27 @@ impl Metrics {
         Ok(())
     }
 
+    /// `InMem { }`: on SIGUSR1 all that was measured is written to the log, until shutdown, as lines of Prometheus' text form.
+    ///
+    /// # Errors
+    /// When the signal cannot be listened for.
+    pub fn log_on_sigusr1(&self, spawner: &Spawner) -> std::io::Result<()> {
+        let mut asked = signal(SignalKind::user_defined1())?;
+        let (metrics, shutdown) = (self.clone(), spawner.shutdown());
+        spawner.service("metrics on SIGUSR1", async move {
+            loop {
+                tokio::select! {
+                    _ = asked.recv() => {}
+                    () = shutdown.cancelled() => return Ok::<(), std::convert::Infallible>(()),
+                }
+                for line in metrics.render().lines().filter(|line| !line.starts_with('#')) {
+                    tracing::info!(subsystem_name = "telemetry", "{line}");
+                }
+            }
+        });
+        Ok(())
+    }
+
     /// Whether anything is measured at all.
     pub fn is_enabled(&self) -> bool {
         self.0.is_some()
@@ -123,13 +149,19 @@ impl Metrics {
     fn put(&self, kind: Kind, key: &str, value: f64, labels: &[(&str, &str)]) {
         let Some(inner) = &self.0 else { return };
         let settings = &inner.settings;
+        if !settings.filter.allows(&settings.prefix, key) {
+            return;
+        }
         let name = names::metric_name(&settings.prefix, key);
         let fixed = [("trust_domain_id", &settings.trust_domain), ("host", &settings.host)];
+        let passes = |name: &str| settings.filter.allows_label(name);
         let fixed = fixed.into_iter().filter_map(|(name, value)| value.as_deref().map(|value| (name, value)));
+        let fixed = fixed.filter(|(name, _)| passes(name));
+        let labels = labels.iter().copied().filter(|(name, _)| passes(name));
         for sink in inner.sinks.read().unwrap_or_else(PoisonError::into_inner).iter() {
-            sink.put(kind, &settings.prefix, key, value, labels.iter().copied().chain(fixed.clone()));
+            sink.put(kind, &settings.prefix, key, value, labels.clone().chain(fixed.clone()));
         }
-        let labels = names::label_text(fixed.chain(labels.iter().copied()));
+        let labels = names::label_text(fixed.chain(labels));
         inner.store.lock().unwrap_or_else(PoisonError::into_inner).put(kind, name, labels, value);
     }
 }
@@ -187,12 +219,22 @@ impl Drop for CallTimer {
 /// # Errors
 /// When the address cannot be listened on. SPIRE warns then and goes on.
 pub async fn serve_prometheus(metrics: Metrics, address: &str, spawner: &Spawner) -> std::io::Result<SocketAddr> {
-    let handler = Arc::new(move |_: &str| Answer {
+    let local = serve("prometheus", address, Arc::new(move |_: &str| page(&metrics)), spawner).await?;
+    log_prometheus(address);
+    Ok(local)
+}
+
+/// What a scraper is answered.
+pub fn page(metrics: &Metrics) -> Answer {
+    Answer {
         status: StatusCode::OK,
         content_type: "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
         body: metrics.render(),
-    });
-    let local = serve("prometheus", address, handler, spawner).await?;
+    }
+}
+
+/// Says that metrics are served on `address` (`host:port`).
+pub fn log_prometheus(address: &str) {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     if host != "localhost" {
         tracing::warn!(
@@ -202,7 +244,6 @@ pub async fn serve_prometheus(metrics: Metrics, address: &str, spawner: &Spawner
         );
     }
     tracing::info!(subsystem_name = "telemetry", host, port, "Starting prometheus exporter");
-    Ok(local)
 }
 
 #[cfg(test)]
@@ -211,7 +252,7 @@ mod tests {
     use crate::Supervisor;
 
     fn metrics() -> Metrics {
-        Metrics::new(Settings { prefix: "spire_server".to_owned(), host: Some("vm".to_owned()), trust_domain: None })
+        Metrics::new(Settings { prefix: "spire_server".to_owned(), host: Some("vm".to_owned()), ..Settings::default() })
     }
 
     /// The expected text follows what SPIRE 1.15.3 shows.
@@ -243,6 +284,21 @@ mod tests {
         ] {
             assert!(text.contains(expected), "missing:\n{expected}\nin:\n{text}");
         }
+    }
+
+    #[test]
+    fn what_is_filtered_reaches_no_sink() {
+        let filter = Filter::new(&[], &["spire_server.rpc".into()], &[], &["host".into()]);
+        let metrics = Metrics::new(Settings {
+            prefix: "spire_server".into(),
+            host: Some("vm".into()),
+            filter,
+            ..Settings::default()
+        });
+        metrics.count("rpc.agent.v1.agent.ban_agent", 1.0, &[]);
+        metrics.count("svid.rotate", 1.0, &[("status", "OK"), ("host", "x")]);
+        let text = metrics.render();
+        assert!(text.contains("spire_server_svid_rotate{status=\"OK\"} 1\n") && !text.contains("rpc"), "{text}");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::watch::Watchers;
 use finial_config::{PluginConfig, ServerSettings};
 use finial_core::{Clock, EntryId, SpiffeId};
 use finial_crypto::tls::KeyExchange;
+use finial_crypto::tls::TlsIdentity;
 use finial_net::proxy::{InvalidNetwork, TrustedProxies};
 use finial_plugin::ServerPlugins;
 use finial_policy::{Policy, PolicyError};
@@ -94,6 +95,8 @@ pub struct Running {
     pub bundle_endpoint: Option<SocketAddr>,
     /// The bundles that it knows, its own among them; gone when the server has ended, and its datastore with them.
     pub bundles: Weak<BundleFeed>,
+    /// Its own SVID.
+    pub identity: Arc<TlsIdentity>,
     /// What can be changed while it runs.
     pub live: LiveSettings,
 }
@@ -360,7 +363,8 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     }));
     let (nodes, bundles) = (service.nodes.clone(), service.bundles.clone());
     let (address, socket_path) = (endpoints.address(), settings.socket_path.clone());
-    let running = Running { address, socket_path, bundle_endpoint, bundles: Arc::downgrade(&bundles), live };
+    let identity = svid.tls_identity();
+    let running = Running { address, socket_path, bundle_endpoint, bundles: Arc::downgrade(&bundles), identity, live };
     let shutdown = env.spawner.shutdown();
     background(&env.spawner, "authorities", manager.run(shutdown.clone()));
     background(&env.spawner, "server SVID", svid.run(shutdown.clone()));

@@ -115,8 +115,6 @@ fn validate(cx: Context) -> anyhow::Result<()> {
     launch::log_now(&error.log, &error.notices);
     if let Some(Readable::Agent(loaded)) = &error.readable {
         launch::warn_of_left_out(&cx, file, loaded, &left_out(&loaded.settings));
-        // SPIRE's agent calls these valid, and stops when it is started
-        error.problems.extend(unsupported(&loaded.settings).map(|(path, message)| loaded.problem(path, message, "")));
         if let Some(plugins) = &error.plugins {
             error.problems.extend(plugin_problems(plugins, &loaded.settings.trust_domain));
         }
@@ -163,9 +161,6 @@ fn make_socket_folder(socket: &Path) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Result<(), BoxError> {
-    if let Some((_, message)) = unsupported(&settings).next() {
-        return Err(message.into());
-    }
     launch::log_left_out(&left_out(&settings));
     let clock: Arc<dyn finial_core::Clock> = Arc::new(SystemClock);
     let context = PluginContext { trust_domain: settings.trust_domain.clone(), clock: clock.clone() };
@@ -181,14 +176,7 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
     Ok(())
 }
 
-/// What does not work yet where leaving it out would be less safe than what was asked for, or would leave nothing to do;
-/// with the path to its key.
-fn unsupported(settings: &AgentSettings) -> impl Iterator<Item = (&'static [&'static str], String)> {
-    let telemetry = launch::check_telemetry(&settings.telemetry).err().map(|message| (launch::PROMETHEUS_TLS, message));
-    telemetry.into_iter()
-}
-
-/// What else is configured and has no effect yet.
+/// What is configured and has no effect yet.
 fn left_out(settings: &AgentSettings) -> Vec<LeftOut> {
     let mut all = launch::telemetry_left_out(&settings.telemetry);
     let own = [(LeftOut("profiling_enabled", &["agent", "profiling_enabled"]), settings.profiling.enabled)];

@@ -25,10 +25,7 @@ pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
     let text = match load(&cx) {
         Ok(loaded) => {
             say_warnings(&cx, &loaded);
-            let mut found = plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain);
-            if let Some(problem) = unsupported(&loaded) {
-                found.insert(0, Found { who: "telemetry".into(), problem, is_fatal: true });
-            }
+            let found = plugin_problems(&loaded.settings.plugins, &loaded.settings.trust_domain);
             if found.is_empty() {
                 cx.println("SPIRE server configuration file is valid.");
                 return Ok(());
@@ -38,7 +35,6 @@ pub(super) fn validate(cx: Context) -> anyhow::Result<()> {
         Err(mut error) => {
             if let Some(Readable::Server(loaded)) = &error.readable {
                 say_warnings(&cx, loaded);
-                error.problems.extend(unsupported(loaded));
             }
             // any name will do where the file has none
             let trust_domain = error.trust_domain.clone().or_else(|| TrustDomain::parse("invalid").ok());
@@ -67,12 +63,6 @@ fn say_warnings(cx: &Context, loaded: &Loaded<ServerSettings>) {
     for text in finial_server::issue::ttl_warnings(&loaded.settings) {
         cx.eprintln(format!("warning: {text}"));
     }
-}
-
-/// What `run` refuses of what could be read.
-fn unsupported(loaded: &Loaded<ServerSettings>) -> Option<Problem> {
-    let message = launch::check_telemetry(&loaded.settings.telemetry).err()?;
-    Some(loaded.problem(launch::PROMETHEUS_TLS, message, ""))
 }
 
 /// What is configured and has no effect yet.

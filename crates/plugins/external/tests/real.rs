@@ -41,7 +41,7 @@ async fn attest(attestor: &ExternalWorkloadAttestor) -> Result<Vec<String>, Plug
 async fn a_workload_attestor_attests_is_configured_and_measures() {
     let Some(plugin) = real_plugin() else { return };
     let program = Program::default();
-    let metrics = Metrics::new(telemetry::Settings { prefix: "spire_agent".into(), host: None, trust_domain: None });
+    let metrics = Metrics::new(telemetry::Settings { prefix: "spire_agent".into(), ..Default::default() });
     program.around.host.metrics.set(metrics.clone()).ok().unwrap();
     let data = "greeting = \"hé \\\"llo\\\"\"\nlabels { a = \"1\" b = \"2\" }";
     let config = workload_attestor(&plugin, "mark-attests", data);

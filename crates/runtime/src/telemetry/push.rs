@@ -146,7 +146,7 @@ mod tests {
                  spire_server.x.elapsed_time:2.500000|ms|#host:vm\n",
             ),
         ] {
-            let settings = Settings { prefix: "spire_server".into(), host: Some("vm".into()), trust_domain: None };
+            let settings = Settings { prefix: "spire_server".into(), host: Some("vm".into()), ..Settings::default() };
             let metrics = Metrics::new(settings);
             metrics.push_to(form, &address, &supervisor.spawner()).await.expect("opens");
             metrics.count("svid.rotate", 1.0, &[("status", "OK")]);

@@ -12,6 +12,7 @@ pub mod fake;
 pub mod gvisor;
 pub mod kube;
 pub mod oidc;
+pub mod pebble;
 mod process;
 mod proxy;
 mod spire;

@@ -31,12 +31,18 @@ impl Provider {
 
     /// The same without waiting.
     pub fn begin(flavor: Flavor, config: &str) -> Self {
+        Self::begin_with(flavor, config, &[], &[])
+    }
+
+    /// The same with files in its folder and variables of its environment.
+    pub fn begin_with(flavor: Flavor, config: &str, files: &[(&str, &str)], variables: &[(&str, &Path)]) -> Self {
         let (dir, health) = (Workdir::new(), free_port());
         let config = config.replace("DIR", &dir.path().display().to_string());
         let text = format!("log_level = \"DEBUG\"\nhealth_checks {{ bind_port = {health} }}\n{config}");
         let file = dir.write("oidc.conf", &text);
         let mut command = process::command(flavor.binary(&dir, "oidc-discovery-provider"));
-        command.arg("-config").arg(file).current_dir(dir.path());
+        files.iter().for_each(|(name, text)| drop(dir.write(name, text)));
+        command.arg("-config").arg(file).current_dir(dir.path()).envs(variables.iter().copied());
         let process = Process::start("provider", dir.path().join("provider.log"), &mut command);
         Self { process, dir, health }
     }

@@ -13,6 +13,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-runtime", 2),
     ("finial-net", 2),
     ("finial-config", 2),
+    ("finial-acme", 3),
     ("finial-policy", 3),
     ("finial-plugin", 3),
     ("finial-store", 3),

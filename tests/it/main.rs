@@ -1,5 +1,6 @@
 //! End to end and interop: real servers, agents, clients and the real SPIRE, over real sockets.
 
+mod acme;
 mod agent_commands;
 mod agent_kills;
 mod agent_outage;

@@ -37,7 +37,7 @@ pub use oidc::{
 pub use plugins::{PluginConfig, PluginData, PluginDataError};
 pub use problem::{ConfigError, Loaded, Notice, Problem, Readable};
 pub use server::{
-    BundleEndpointProfile, BundleEndpointSettings, CaSubject, EventSettings, FederatesWith, FederationSettings,
-    PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings,
+    BundleEndpointAcme, BundleEndpointProfile, BundleEndpointSettings, CaSubject, EventSettings, FederatesWith,
+    FederationSettings, PolicySettings, PruneAgentsSettings, RateLimitSettings, ServerSettings,
 };
 pub use server_file::{SERVER_CONFIG_DEFAULT, SERVER_SOCKET_DEFAULT, ServerOverrides, load_server, parse_server};

@@ -77,7 +77,7 @@ pub enum OidcListen {
         /// How often the files are looked at.
         file_sync_interval: Duration,
     },
-    /// HTTPS on port 443 with certificates of an ACME authority.
+    /// HTTPS with certificates of an ACME authority.
     Acme {
         /// Empty: Let's Encrypt.
         directory_url: String,
@@ -85,6 +85,8 @@ pub enum OidcListen {
         email: String,
         /// Where keys and certificates are kept; empty: nowhere.
         cache_dir: PathBuf,
+        /// Where it listens; the authority and clients come to port 443 of the names.
+        address: SocketAddr,
     },
 }
 
@@ -140,6 +142,8 @@ struct RawAcme {
     email: String,
     tos_accepted: bool,
     cache_dir: Option<String>,
+    /// Ours: SPIRE's provider listens on port 443 of all addresses.
+    addr: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -310,15 +314,7 @@ fn listen(
         return None;
     }
     if let Some(acme) = acme {
-        if !acme.tos_accepted {
-            let message = "tos_accepted must be set to true in the acme configuration section";
-            r.problem(&["acme", "tos_accepted"], message, "read the authority's terms of service first");
-        }
-        if acme.email.is_empty() {
-            r.problem(&["acme"], "email must be configured in the acme configuration section", "");
-        }
-        let cache_dir = acme.cache_dir.unwrap_or_else(|| ACME_CACHE_DEFAULT.into()).into();
-        return Some(OidcListen::Acme { directory_url: acme.directory_url, email: acme.email, cache_dir });
+        return from_acme(r, acme);
     }
     if let Some(files) = files {
         return serving_cert(r, files);
@@ -334,6 +330,29 @@ fn listen(
     Some(OidcListen::Socket(socket.into()))
 }
 
+fn from_acme(r: &mut Resolver, raw: RawAcme) -> Option<OidcListen> {
+    if !raw.tos_accepted {
+        let message = "tos_accepted must be set to true in the acme configuration section";
+        r.problem(&["acme", "tos_accepted"], message, "read the authority's terms of service first");
+    }
+    if raw.email.is_empty() {
+        r.problem(&["acme"], "email must be configured in the acme configuration section", "");
+    }
+    let address = address(r, "acme", &raw.addr)?;
+    let cache_dir = raw.cache_dir.unwrap_or_else(|| ACME_CACHE_DEFAULT.into()).into();
+    Some(OidcListen::Acme { directory_url: raw.directory_url, email: raw.email, cache_dir, address })
+}
+
+/// The `addr` of a section; port 443 of all addresses if it has none.
+fn address(r: &mut Resolver, section: &'static str, written: &str) -> Option<SocketAddr> {
+    let found = socket_address(if written.is_empty() { ":443" } else { written });
+    if let Err(error) = &found {
+        let message = format!("invalid addr in the {section} configuration section: {error}");
+        r.problem(&[section, "addr"], message, "write host:port, or :port for all addresses");
+    }
+    found.ok()
+}
+
 fn serving_cert(r: &mut Resolver, files: RawServingCert) -> Option<OidcListen> {
     let section = "serving_cert_file";
     for (key, path) in [("cert_file_path", &files.cert_file_path), ("key_file_path", &files.key_file_path)] {
@@ -343,15 +362,7 @@ fn serving_cert(r: &mut Resolver, files: RawServingCert) -> Option<OidcListen> {
     }
     let label = "invalid file_sync_interval in the serving_cert_file configuration section";
     let interval = r.duration(&[section, "file_sync_interval"], &files.file_sync_interval, label);
-    let address = if files.addr.is_empty() { ":443" } else { &files.addr };
-    let address = match socket_address(address) {
-        Ok(address) => address,
-        Err(error) => {
-            let message = format!("invalid addr in the serving_cert_file configuration section: {error}");
-            r.problem(&[section, "addr"], message, "write host:port, or :port for all addresses");
-            return None;
-        }
-    };
+    let address = address(r, section, &files.addr)?;
     Some(OidcListen::ServingCert {
         certificate: files.cert_file_path.into(),
         key: files.key_file_path.into(),

@@ -226,18 +226,7 @@ pub enum BundleEndpointProfile {
     #[default]
     HttpsSpiffe,
     /// With a certificate from an ACME authority.
-    Acme {
-        /// `directory_url`; empty: Let's Encrypt.
-        directory_url: String,
-        /// `domain_name`.
-        domain_name: String,
-        /// `email`.
-        email: String,
-        /// `tos_accepted`.
-        tos_accepted: bool,
-        /// Where certificates are kept: `bundle-acme` in the data directory.
-        cache_dir: PathBuf,
-    },
+    Acme(BundleEndpointAcme),
     /// With certificate and key files.
     ServingCertFile {
         /// `cert_file_path`.
@@ -247,6 +236,21 @@ pub enum BundleEndpointProfile {
         /// `file_sync_interval`, default 1 h.
         file_sync_interval: Duration,
     },
+}
+
+/// Where the bundle endpoint's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleEndpointAcme {
+    /// `directory_url`; empty: Let's Encrypt.
+    pub directory_url: String,
+    /// `domain_name`.
+    pub domain_name: String,
+    /// `email`.
+    pub email: String,
+    /// `tos_accepted`.
+    pub tos_accepted: bool,
+    /// Where certificates are kept: `bundle-acme` in the data directory.
+    pub cache_dir: PathBuf,
 }
 
 /// One federation relationship from the file.

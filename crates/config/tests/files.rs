@@ -97,7 +97,7 @@ fn every_server_key_as_json() {
     let endpoint = s.federation.bundle_endpoint.unwrap();
     assert_eq!(endpoint.address.to_string(), "0.0.0.0:8443");
     assert!(
-        matches!(endpoint.profile, BundleEndpointProfile::Acme { ref cache_dir, tos_accepted: true, .. } if cache_dir == Path::new("/run/spire/data/bundle-acme"))
+        matches!(endpoint.profile, BundleEndpointProfile::Acme(BundleEndpointAcme { ref cache_dir, tos_accepted: true, .. }) if cache_dir == Path::new("/run/spire/data/bundle-acme"))
     );
     assert_eq!(s.federation.federates_with.len(), 2);
     assert_eq!((s.log.level, s.log.format), (LogLevel::Warn, LogFormat::Json));

@@ -43,6 +43,8 @@ pub(crate) const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 0x0e];
 pub(crate) const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 /// subjectAltName, 2.5.29.17
 pub(crate) const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 0x11];
+/// id-pe-acmeIdentifier, 1.3.6.1.5.5.7.1.31
+pub(crate) const ACME_IDENTIFIER: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x1f];
 /// basicConstraints, 2.5.29.19
 pub(crate) const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 /// authorityKeyIdentifier, 2.5.29.35

@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// So many redirects are followed, as Go's client does.
 const REDIRECTS_MAX: usize = 10;
@@ -77,6 +78,14 @@ pub enum FetchError {
     /// One redirect leads to the next.
     #[error("stopped after {REDIRECTS_MAX} redirects")]
     Redirects,
+    /// It was sent elsewhere, and that failed.
+    #[error("redirected to {to:?}: {cause}")]
+    Redirected {
+        /// Where to, at last.
+        to: String,
+        /// What failed there.
+        cause: Box<FetchError>,
+    },
     /// It took longer than allowed.
     #[error("no answer within {0} s")]
     Timeout(u64),
@@ -99,8 +108,12 @@ pub fn system_roots() -> RootCertStore {
 pub async fn get(url: &str, tls: Arc<rustls::ClientConfig>, limits: FetchLimits) -> Result<Fetched, FetchError> {
     let fetch = async {
         let mut target = parse(url)?;
-        for _ in 0..=REDIRECTS_MAX {
-            match get_once(&target, tls.clone(), limits.body).await? {
+        for hops in 0..=REDIRECTS_MAX {
+            let there = |cause| match hops {
+                0 => cause,
+                _ => FetchError::Redirected { to: target.to_string(), cause: Box::new(cause) },
+            };
+            match get_once(&target, tls.clone(), limits.body).await.map_err(there)? {
                 Step::Done(fetched) => return Ok(fetched),
                 Step::Redirected(location) => target = resolve(&target, &location)?,
             }
@@ -108,6 +121,26 @@ pub async fn get(url: &str, tls: Arc<rustls::ClientConfig>, limits: FetchLimits)
         Err(FetchError::Redirects)
     };
     tokio::time::timeout(limits.time, fetch).await.unwrap_or(Err(FetchError::Timeout(limits.time.as_secs())))
+}
+
+/// Sends one request, over a connection of its own. Redirects are not followed: they are answers.
+pub async fn send(
+    request: Request<Bytes>,
+    tls: Arc<rustls::ClientConfig>,
+    limits: FetchLimits,
+) -> Result<Answer, FetchError> {
+    let send = async {
+        let (mut head, body) = request.into_parts();
+        let uri = parse(&head.uri.to_string())?;
+        let bad = || FetchError::Url(uri.to_string());
+        let authority = uri.authority().ok_or_else(bad)?.as_str();
+        head.headers.insert(HOST, HeaderValue::from_str(authority).map_err(|_| bad())?);
+        head.uri = uri.path_and_query().map_or("/", PathAndQuery::as_str).parse().map_err(|_| bad())?;
+        let mut connection = Connection::open(dial(&uri, tls).await?).await?;
+        let request = Request::from_parts(head, Full::new(body));
+        Ok(connection.ask(request, |_| Some(limits.body)).await?)
+    };
+    tokio::time::timeout(limits.time, send).await.unwrap_or(Err(FetchError::Timeout(limits.time.as_secs())))
 }
 
 /// Fetches `url` (`http://…`) by HTTP through a unix socket. Redirects are not followed: who serves there is next door.
@@ -155,14 +188,18 @@ fn resolve(from: &Uri, location: &str) -> Result<Uri, FetchError> {
 }
 
 async fn get_once(uri: &Uri, tls: Arc<rustls::ClientConfig>, body_max: usize) -> Result<Step, FetchError> {
+    let stream = dial(uri, tls).await?;
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    exchange(stream, request(uri, authority)?, body_max).await
+}
+
+async fn dial(uri: &Uri, tls: Arc<rustls::ClientConfig>) -> Result<TlsStream<TcpStream>, FetchError> {
     let bad = || FetchError::Url(uri.to_string());
     let authority = uri.authority().ok_or_else(bad)?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| bad())?;
     let tcp = connect(&host, authority.port_u16().unwrap_or(443)).await?;
-    let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(tls_error)?;
-    let request = request(uri, authority.as_str())?;
-    exchange(stream, request, body_max).await
+    TlsConnector::from(tls).connect(name, tcp).await.map_err(tls_error)
 }
 
 fn request(uri: &Uri, host: &str) -> Result<Request<Full<Bytes>>, FetchError> {

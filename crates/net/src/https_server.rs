@@ -2,14 +2,14 @@
 
 use crate::Limits;
 use crate::accept::AcceptBackoff;
-use crate::tls::TlsIncoming;
+use crate::tls::{ALPN_ACME, TlsConnection, TlsIncoming};
 use crate::unix::UnixIncoming;
 use bytes::Bytes;
 use finial_runtime::Spawner;
 use finial_runtime::http::{Answer, connection_with};
 use futures::stream::{BoxStream, StreamExt};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, header};
 use http_body_util::Full;
 use std::convert::Infallible;
 use std::io;
@@ -31,8 +31,16 @@ pub const LIMITS: Limits = Limits {
     lifetime: Some(CONNECTION_TIME),
 };
 
+/// Who asks for a page.
+pub struct Asker<'a> {
+    /// Where the connection comes from.
+    pub address: SocketAddr,
+    /// What the program calls itself; empty if it does not say. Anything may stand here.
+    pub user_agent: &'a str,
+}
+
 /// Makes the page for `GET /`. Must not block.
-pub type MakePage = Arc<dyn Fn() -> Answer + Send + Sync>;
+pub type MakePage = Arc<dyn Fn(&Asker<'_>) -> Answer + Send + Sync>;
 /// Answers a request; its body is not read. Must not block.
 pub type Respond = Arc<dyn Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync>;
 
@@ -55,36 +63,56 @@ pub fn serve(
     spawner: &Spawner,
 ) -> io::Result<SocketAddr> {
     let address = listener.local_addr()?;
-    let respond = Arc::new(move |request: &Parts| answer(&request.method, request.uri.path(), &page).into());
-    serve_with(Listen::Tls(listener, Box::new(tls)), respond, name, spawner)?;
+    run(encrypted(listener, tls, spawner)?, name, spawner, move |connection: &TlsConnection| {
+        let (from, page) = (connection.peer().address, page.clone());
+        move |request: &Parts| answer(request, from, &page).into()
+    });
     Ok(address)
 }
 
-fn answer(method: &Method, path: &str, page: &MakePage) -> Answer {
-    match (method, path) {
-        (&Method::GET, "/") => page(),
+fn answer(request: &Parts, address: SocketAddr, page: &MakePage) -> Answer {
+    let user_agent = request.headers.get(header::USER_AGENT).and_then(|name| name.to_str().ok()).unwrap_or_default();
+    match (&request.method, request.uri.path()) {
+        (&Method::GET, "/") => page(&Asker { address, user_agent }),
         (&Method::GET, _) => Answer::not_found(),
         _ => Answer::text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed"),
     }
 }
 
+type Incoming<S> = BoxStream<'static, io::Result<S>>;
+
+fn encrypted(
+    listener: TcpListener,
+    mut tls: rustls::ServerConfig,
+    spawner: &Spawner,
+) -> io::Result<Incoming<TlsConnection>> {
+    // What the caller wants beside HTTP is for ACME authorities.
+    tls.alpn_protocols.retain(|protocol| protocol == ALPN_ACME);
+    tls.alpn_protocols.insert(0, b"http/1.1".to_vec());
+    Ok(TlsIncoming::new(listener, Arc::new(tls), LIMITS, spawner.clone())?.boxed())
+}
+
 /// Serves HTTP/1.1 until shutdown.
 pub fn serve_with(listen: Listen, respond: Respond, name: &'static str, spawner: &Spawner) -> io::Result<()> {
     match listen {
-        Listen::Tls(listener, mut tls) => {
-            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-            let incoming = TlsIncoming::new(listener, Arc::new(*tls), LIMITS, spawner.clone())?;
-            run(incoming.boxed(), respond, name, spawner);
-        }
-        Listen::Plain(listener) => run(plain(listener), respond, name, spawner),
+        Listen::Tls(listener, tls) => run(encrypted(listener, *tls, spawner)?, name, spawner, to_all(respond)),
+        Listen::Plain(listener) => run(plain(listener), name, spawner, to_all(respond)),
         Listen::Unix(incoming) => {
-            run(incoming.map(|c| c.map(|c| c.into_stream())).boxed(), respond, name, spawner);
+            run(incoming.map(|c| c.map(|c| c.into_stream())).boxed(), name, spawner, to_all(respond));
         }
     }
     Ok(())
 }
 
-fn plain(listener: TcpListener) -> BoxStream<'static, io::Result<tokio::net::TcpStream>> {
+/// The same answers whoever asks.
+fn to_all<S>(respond: Respond) -> impl Fn(&S) -> Box<dyn Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync> + Send {
+    move |_| {
+        let respond = respond.clone();
+        Box::new(move |request| respond(request))
+    }
+}
+
+fn plain(listener: TcpListener) -> Incoming<tokio::net::TcpStream> {
     let state = (listener, AcceptBackoff::default());
     let accepted = futures::stream::unfold(state, |(listener, mut backoff)| async move {
         loop {
@@ -96,9 +124,15 @@ fn plain(listener: TcpListener) -> BoxStream<'static, io::Result<tokio::net::Tcp
     accepted.boxed()
 }
 
-fn run<S>(mut incoming: BoxStream<'static, io::Result<S>>, respond: Respond, name: &'static str, spawner: &Spawner)
-where
+/// `respond_to` makes the answers for one connection.
+fn run<S, R>(
+    mut incoming: Incoming<S>,
+    name: &'static str,
+    spawner: &Spawner,
+    respond_to: impl Fn(&S) -> R + Send + 'static,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    R: Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync + 'static,
 {
     let (tasks, shutdown) = (spawner.clone(), spawner.shutdown());
     spawner.service(name, async move {
@@ -110,10 +144,10 @@ where
                 () = shutdown.cancelled() => return Ok(()),
             };
             let Some(Ok(stream)) = accepted else { continue };
-            let (respond, ended) = (respond.clone(), shutdown.clone());
+            let (respond, ended) = (respond_to(&stream), shutdown.clone());
             tasks.spawn(name, async move {
                 let _slot = slot;
-                connection_with(stream, CONNECTION_TIME, ended, move |request| respond(request)).await;
+                connection_with(stream, CONNECTION_TIME, ended, respond).await;
             });
         }
     });

@@ -26,6 +26,9 @@ const BACKLOG: u32 = 1024;
 /// How many finished handshakes may wait for the server to take them.
 const FINISHED_MAX: usize = 64;
 
+/// By which an ACME authority looks at a certificate: the handshake is all that it comes for (RFC 8737 section 4).
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
+
 /// Who is at the other end of a TLS connection.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {
@@ -146,6 +149,9 @@ impl Accept {
                 };
                 let accepting = TlsAcceptor::from(handshakes.config.clone()).accept(tcp);
                 let tls = handshakes.finish(accepting).await?;
+                if tls.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+                    return Ok(None);
+                }
                 let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
                 let peer =
                     TlsPeer { address, certificates: certificates.iter().map(|c| c.clone().into_owned()).collect() };

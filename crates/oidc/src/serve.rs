@@ -4,6 +4,7 @@ use crate::documents::Documents;
 use crate::health::Probes;
 use crate::keys::Keys;
 use crate::source;
+use finial_acme::AcmeSettings;
 use finial_config::{OidcEndpoint, OidcListen, OidcSettings, socket_address};
 use finial_core::Clock;
 use finial_crypto::tls::{KeyExchange, server_config_with};
@@ -39,9 +40,6 @@ pub enum ServeError {
     /// Certificate and key cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertFilesError),
-    /// Not there yet.
-    #[error("acme is not supported yet: use serving_cert_file, or insecure_addr behind a proxy that terminates TLS")]
-    Acme,
     /// The system refuses something.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -79,7 +77,7 @@ pub async fn serve(
     clock: Arc<dyn Clock>,
     spawner: &Spawner,
 ) -> Result<Option<SocketAddr>, ServeError> {
-    let (listen, address) = listen(&endpoint.listen, clock, spawner).await?;
+    let (listen, address) = listen(&endpoint, clock, spawner).await?;
     if endpoint.log_requests {
         tracing::info!(subsystem_name = SUBSYSTEM, "Logging all requests");
     }
@@ -90,7 +88,7 @@ pub async fn serve(
 }
 
 async fn listen(
-    listen: &OidcListen,
+    endpoint: &OidcEndpoint,
     clock: Arc<dyn Clock>,
     spawner: &Spawner,
 ) -> Result<(Listen, Option<SocketAddr>), ServeError> {
@@ -99,7 +97,7 @@ async fn listen(
         let local = listener.local_addr()?;
         Ok::<_, ServeError>((listener, local))
     };
-    match listen {
+    match &endpoint.listen {
         OidcListen::Insecure(address) => {
             let (listener, local) = bind(socket_address(address).map_err(ServeError::Address)?)?;
             tracing::warn!(subsystem_name = SUBSYSTEM, address = %local, "Serving HTTP (insecure)");
@@ -123,7 +121,21 @@ async fn listen(
             );
             Ok((Listen::Tls(listener, Box::new(config)), Some(local)))
         }
-        OidcListen::Acme { .. } => Err(ServeError::Acme),
+        OidcListen::Acme { directory_url, email, cache_dir, address } => {
+            let (listener, local) = bind(*address)?;
+            let settings = AcmeSettings {
+                directory_url: directory_url.clone(),
+                email: email.clone(),
+                tos_accepted: true,
+                domains: endpoint.domains.clone(),
+                cache_dir: Some(cache_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
+                subsystem: SUBSYSTEM,
+            };
+            let identity = finial_acme::start(settings, None, clock.clone(), spawner).await;
+            let config = identity.server_config(KeyExchange::default(), clock)?;
+            tracing::info!(subsystem_name = SUBSYSTEM, address = %local, "Serving HTTPS via ACME");
+            Ok((Listen::Tls(listener, Box::new(config)), Some(local)))
+        }
     }
 }
 

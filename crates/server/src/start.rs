@@ -6,7 +6,7 @@ use crate::authz::{Gate, GateSettings};
 use crate::compose::Composers;
 use crate::endpoints::{Admissible, Doors, Endpoints, ListenError};
 use crate::entries::{Entries, Turn};
-use crate::federation::{EndpointError, EndpointParts, Federation, Real, serve_bundle};
+use crate::federation::{EndpointError, EndpointParts, Federation, Peers, Real, serve_bundle};
 use crate::follow::{self, Follower, State};
 use crate::issue::{Issuer, IssuerSettings, SigningQueue, ttl_warnings};
 use crate::live::{Live, LiveSettings};
@@ -22,7 +22,7 @@ use finial_core::{Clock, EntryId, SpiffeId};
 use finial_crypto::tls::KeyExchange;
 use finial_crypto::tls::TlsIdentity;
 use finial_net::proxy::{InvalidNetwork, TrustedProxies};
-use finial_plugin::ServerPlugins;
+use finial_plugin::{KeyManager, ServerPlugins};
 use finial_policy::{Policy, PolicyError};
 use finial_runtime::health::Health;
 use finial_runtime::log::LogHandle;
@@ -154,6 +154,8 @@ struct Known {
     entries: Arc<Entries>,
     nodes: Arc<Nodes>,
     bundles: Arc<BundleFeed>,
+    /// Who fetched our bundle.
+    peers: Arc<Peers>,
     /// Of a database that others write into, too.
     follower: Option<Arc<Follower>>,
 }
@@ -180,7 +182,7 @@ impl Known {
             let memory = follow::Known { entries: entries.clone(), nodes: nodes.clone(), bundles: bundles.clone() };
             Follower::new(feed, Arc::new(memory), turn.link().clone(), state)
         });
-        Ok(Self { store, turn, entries, nodes, bundles, follower })
+        Ok(Self { store, turn, entries, nodes, bundles, peers: Arc::default(), follower })
     }
 
     /// Serves our bundle to others, if that is configured.
@@ -189,6 +191,7 @@ impl Known {
         settings: &ServerSettings,
         env: &Environment,
         svid: &ServerSvid,
+        keys: Arc<dyn KeyManager>,
     ) -> Result<Option<SocketAddr>, EndpointError> {
         let Some(endpoint) = &settings.federation.bundle_endpoint else { return Ok(None) };
         let parts = EndpointParts {
@@ -196,9 +199,11 @@ impl Known {
             svid: svid.tls_identity(),
             exchange: KeyExchange::post_quantum(settings.require_pq_kem),
             clock: env.clock.clone(),
+            peers: self.peers.clone(),
+            keys,
             spawner: env.spawner.clone(),
         };
-        serve_bundle(endpoint, parts).await
+        serve_bundle(endpoint, parts).await.map(Some)
     }
 
     fn federation(&self, settings: &ServerSettings, env: &Environment, live: LiveSettings) -> Arc<Federation> {
@@ -327,7 +332,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
     let (entries, nodes) = (known.entries.clone(), known.nodes.clone());
     let gate = Gate::new(gate_settings, entries, nodes, env.metrics.clone(), env.clock.clone());
     let endpoints = listen(settings, &env, &known, &svid, live.clone())?;
-    let bundle_endpoint = known.serve_bundle(settings, &env, &svid).await?;
+    let bundle_endpoint = known.serve_bundle(settings, &env, &svid, plugins.key_manager.clone()).await?;
     let (bundles, store) = (known.bundles.clone(), known.store.clone());
     let link = known.turn.link().clone();
     crate::health::register(&env.health, bundles.clone(), issuer.clone(), manager.health(), store.clone(), link)

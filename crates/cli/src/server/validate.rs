@@ -5,7 +5,7 @@ use crate::app::Exit;
 use crate::context::Context;
 use crate::launch::{self, LeftOut};
 use finial_catalog::CatalogError;
-use finial_config::{BundleEndpointProfile, Loaded, Notice, PluginConfig, Problem, Readable, ServerSettings};
+use finial_config::{Loaded, Notice, PluginConfig, Problem, Readable, ServerSettings};
 use finial_core::{SystemClock, TrustDomain};
 use finial_plugin::PluginContext;
 use finial_store::SqlConfig;
@@ -70,10 +70,6 @@ fn left_out(settings: &ServerSettings) -> Vec<LeftOut> {
     let mut all = launch::telemetry_left_out(&settings.telemetry);
     if settings.profiling.enabled {
         all.push(LeftOut("profiling_enabled", &["server", "profiling_enabled"]));
-    }
-    let endpoint = settings.federation.bundle_endpoint.as_ref();
-    if endpoint.is_some_and(|e| matches!(e.profile, BundleEndpointProfile::Acme { .. })) {
-        all.push(LeftOut("federation.bundle_endpoint with ACME", &["server", "federation", "bundle_endpoint"]));
     }
     all
 }

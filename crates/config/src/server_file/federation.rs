@@ -1,7 +1,7 @@
 //! `federation { }` of servers.
 
 use crate::resolve::{Named, Resolver};
-use crate::{BundleEndpointProfile, BundleEndpointSettings, FederatesWith, FederationSettings};
+use crate::{BundleEndpointAcme, BundleEndpointProfile, BundleEndpointSettings, FederatesWith, FederationSettings};
 use finial_core::{EndpointProfile, SpiffeId, TrustDomain};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -199,13 +199,13 @@ fn bundle_endpoint(r: &mut Resolver, raw: RawBundleEndpoint, data_dir: &Path) ->
 }
 
 fn acme(raw: RawAcme, data_dir: &Path) -> BundleEndpointProfile {
-    BundleEndpointProfile::Acme {
+    BundleEndpointProfile::Acme(BundleEndpointAcme {
         directory_url: raw.directory_url,
         domain_name: raw.domain_name,
         email: raw.email,
         tos_accepted: raw.tos_accepted,
         cache_dir: data_dir.join("bundle-acme"),
-    }
+    })
 }
 
 fn endpoint_profile(

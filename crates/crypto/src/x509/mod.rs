@@ -2,6 +2,7 @@
 
 mod authority;
 pub(crate) mod certificate;
+mod challenge;
 mod csr;
 mod extensions;
 mod extras;
@@ -13,6 +14,7 @@ pub(crate) mod verify;
 
 pub use authority::{CaTemplate, IssueError, SerialNumber, SvidTemplate, X509Ca};
 pub use certificate::{CERTIFICATE_BYTES_MAX, Certificate, ExtendedKeyUsage, KeyUsage, ParseError};
+pub use challenge::acme_challenge_certificate;
 pub use csr::{CSR_BYTES_MAX, Csr, create_ca_csr, create_ca_csr_with, create_csr};
 pub use extras::{Extension, Oid};
 pub use name::{DistinguishedName, NameParts};

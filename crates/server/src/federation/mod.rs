@@ -4,9 +4,11 @@
 //! configuration's counts. One task looks after them all: it fetches each bundle four times within its refresh hint and
 //! stores it when it is another one. Several servers on one datastore do the same work side by side, which hurts nobody.
 
+mod acme;
 mod endpoint;
 mod fetch;
 mod ground;
+mod peers;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -15,6 +17,7 @@ pub use endpoint::EndpointError;
 pub(crate) use endpoint::{EndpointParts, serve as serve_bundle};
 pub use fetch::FederationError;
 pub(crate) use ground::{Ground, Real};
+pub(crate) use peers::{PeerSeen, Peers};
 pub(crate) use stored::Stored;
 
 use finial_config::FederatesWith;

@@ -104,8 +104,11 @@ pub fn serve_with(listen: Listen, respond: Respond, name: &'static str, spawner:
     Ok(())
 }
 
+/// Of one connection.
+type Answers = Box<dyn Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync>;
+
 /// The same answers whoever asks.
-fn to_all<S>(respond: Respond) -> impl Fn(&S) -> Box<dyn Fn(&Parts) -> Response<Full<Bytes>> + Send + Sync> + Send {
+fn to_all<S>(respond: Respond) -> impl Fn(&S) -> Answers + Send {
     move |_| {
         let respond = respond.clone();
         Box::new(move |request| respond(request))

@@ -5,6 +5,7 @@
 //! answers, up to a deadline that is only there to end a broken run.
 
 mod client;
+pub mod clouds;
 pub mod database;
 pub mod docker;
 pub mod envoy;

@@ -18,6 +18,7 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-plugin", 3),
     ("finial-store", 3),
     ("finial-plugins-base", 4),
+    ("finial-plugins-cloud", 4),
     ("finial-plugins-containers", 4),
     ("finial-plugins-external", 4),
     ("finial-server", 5),

@@ -14,6 +14,7 @@ use finial_plugins_base::node_attestor::JoinTokenAgent;
 use finial_plugins_base::node_attestor::x509pop::{self, X509PopAgent, X509PopServer};
 use finial_plugins_base::workload_attestor::{Gvisor, Slurm, Systemd, Unix, fence};
 use finial_plugins_base::{svid_store, upstream_authority};
+use finial_plugins_cloud::{aws, azure, gcp};
 use finial_plugins_containers::{Docker, K8s};
 use finial_plugins_external::{
     ExternalAgentNodeAttestor, ExternalBundlePublisher, ExternalCredentialComposer, ExternalError, ExternalKeyManager,
@@ -181,6 +182,9 @@ const UPSTREAM_AUTHORITIES: Kind<Arc<dyn UpstreamAuthority>> = Kind {
     external: |plugin| Arc::new(ExternalUpstreamAuthority::new(plugin)),
     built_in: &[
         (upstream_authority::Disk::NAME, |data, context| Ok(Arc::new(upstream_authority::Disk::new(data, context)?))),
+        (aws::Pca::NAME, |data, context| Ok(Arc::new(aws::Pca::new(data, context)?))),
+        (aws::Secrets::NAME, |data, context| Ok(Arc::new(aws::Secrets::new(data, context)?))),
+        (gcp::Cas::NAME, |data, context| Ok(Arc::new(gcp::Cas::new(data, context)?))),
         (upstream_authority::Spire::NAME, |data, context| Ok(Arc::new(upstream_authority::Spire::new(data, context)?))),
     ],
 };
@@ -191,13 +195,22 @@ const CREDENTIAL_COMPOSERS: Kind<Arc<dyn CredentialComposer>> = Kind {
     built_in: &[(UniqueId::NAME, |_, _| Ok(Arc::new(UniqueId::new()?)))],
 };
 
-const NOTIFIERS: Kind<Arc<dyn Notifier>> =
-    Kind { service: Service::Notifier, external: |plugin| Arc::new(ExternalNotifier(plugin)), built_in: &[] };
+const NOTIFIERS: Kind<Arc<dyn Notifier>> = Kind {
+    service: Service::Notifier,
+    external: |plugin| Arc::new(ExternalNotifier(plugin)),
+    built_in: &[(gcp::GcsBundle::NAME, |data, context| Ok(Arc::new(gcp::GcsBundle::new(data, context)?)))],
+};
 
 const BUNDLE_PUBLISHERS: Kind<Arc<dyn BundlePublisher>> = Kind {
     service: Service::BundlePublisher,
     external: |plugin| Arc::new(ExternalBundlePublisher(plugin)),
-    built_in: &[(File::NAME, |data, _| Ok(Arc::new(File::new(data)?)))],
+    built_in: &[
+        (aws::RolesAnywhere::NAME, |data, context| Ok(Arc::new(aws::RolesAnywhere::new(data, context)?))),
+        (aws::S3::NAME, |data, context| Ok(Arc::new(aws::S3::new(data, context)?))),
+        (azure::Blob::NAME, |data, context| Ok(Arc::new(azure::Blob::new(data, context)?))),
+        (File::NAME, |data, _| Ok(Arc::new(File::new(data)?))),
+        (gcp::CloudStorage::NAME, |data, context| Ok(Arc::new(gcp::CloudStorage::new(data, context)?))),
+    ],
 };
 
 /// Builds and configures the plugins of a server, in the order of the configuration.
@@ -567,7 +580,7 @@ mod tests {
             assert!(text.starts_with(expected), "{text}");
         }
         let text = refusal(&with(plugin("Notifier", "k8sbundle", "")));
-        assert!(text.contains("\"k8sbundle\" for type \"Notifier\" (none of this type yet"), "{text}");
+        assert!(text.contains("\"k8sbundle\" for type \"Notifier\" (there is gcs_bundle"), "{text}");
         let with_keys = [external("KeyManager"), agent().remove(1), agent().remove(2)];
         let error = agent_plugins(&with_keys, None).err().expect("no").to_string();
         assert!(error.starts_with("failed to load plugin \"x\": failed to launch plugin"), "{error}");

@@ -22,10 +22,10 @@ impl Publishing {
     ///
     /// # Errors
     /// What `put` says, or that there is no writing it in this form.
-    pub async fn publish(
+    pub async fn publish<F: Future<Output = Result<(), PluginError>>>(
         &self,
         bundle: &Bundle,
-        put: impl AsyncFnOnce(String) -> Result<(), PluginError>,
+        put: impl FnOnce(String) -> F,
     ) -> Result<(), PluginError> {
         let mut last = self.last.lock().await;
         if last.as_ref() == Some(bundle) {
@@ -51,7 +51,7 @@ mod tests {
         let first = Bundle::empty(TrustDomain::parse("a.test").unwrap());
         let second = Bundle { sequence_number: 2, ..first.clone() };
         let written = Mutex::new(0);
-        let count = async |_: String| {
+        let count = |_| async {
             *written.lock().await += 1;
             Ok(())
         };
@@ -59,10 +59,10 @@ mod tests {
             publishing.publish(bundle, count).await.unwrap();
             assert_eq!(*written.lock().await, times);
         }
-        publishing.publish(&second, async |_| Err(PluginError::internal("no"))).await.unwrap_err();
+        publishing.publish(&second, |_| async { Err(PluginError::internal("no")) }).await.unwrap_err();
         publishing.publish(&first, count).await.unwrap();
         assert_eq!(*written.lock().await, 4, "nobody knows what a failure has written");
-        let dropped = publishing.publish(&second, async |_| std::future::pending().await);
+        let dropped = publishing.publish(&second, |_| std::future::pending());
         tokio::time::timeout(std::time::Duration::ZERO, dropped).await.unwrap_err();
         publishing.publish(&first, count).await.unwrap();
         assert_eq!(*written.lock().await, 5);

@@ -68,22 +68,33 @@ fn count_agents(server: &Server) -> String {
     server.command(&["agent", "count"]).ok().stdout
 }
 
-#[test]
-fn killed_at_each_step_of_its_attestation_it_attests_again_or_goes_on() {
-    let (pki, killer) = (Workdir::new(), Killer::new());
-    node_certificate(&pki);
+/// A server that lets nodes in by their certificate, and an agent with that of [`node_certificate`].
+pub(crate) fn by_certificate(pki: &Workdir) -> (ServerOptions, AgentOptions) {
     let path = |name: &str| pki.path().join(name).display().to_string();
     let plugins = format!("NodeAttestor \"x509pop\" {{ plugin_data {{ ca_bundle_path = \"{}\" }} }}", path("ca.pem"));
-    let server = Server::start(Flavor::Finial, &ServerOptions { plugins, ..Default::default() });
-    let node = format!("spiffe://{}/node", server.trust_domain);
-    server.command(&["entry", "create", "-node", "-spiffeID", &node, "-selector", "x509pop:subject:cn:node"]).ok();
-    server.entry("/workload", &[]);
     let node_attestor = format!(
         "NodeAttestor \"x509pop\" {{ plugin_data {{ private_key_path = \"{}\" certificate_path = \"{}\" }} }}",
         path("node.key"),
         path("node.pem")
     );
-    let options = AgentOptions { node_attestor, join: false, ..Default::default() };
+    let agent = AgentOptions { node_attestor, join: false, ..Default::default() };
+    (ServerOptions { plugins, ..Default::default() }, agent)
+}
+
+/// The agent is `spiffe://TD/node`, too, which entries hang from.
+pub(crate) fn name_the_node(server: &Server) {
+    let node = format!("spiffe://{}/node", server.trust_domain);
+    server.command(&["entry", "create", "-node", "-spiffeID", &node, "-selector", "x509pop:subject:cn:node"]).ok();
+}
+
+#[test]
+fn killed_at_each_step_of_its_attestation_it_attests_again_or_goes_on() {
+    let (pki, killer) = (Workdir::new(), Killer::new());
+    node_certificate(&pki);
+    let (server, options) = by_certificate(&pki);
+    let server = Server::start(Flavor::Finial, &server);
+    name_the_node(&server);
+    server.entry("/workload", &[]);
     let mut agent = Agent::serving(Flavor::Finial, &server, &options);
     for file in FILES {
         let mut killed = 0;

@@ -31,13 +31,18 @@ fn host_key(dir: &Workdir, byte: u8) -> PathBuf {
 
 impl Rig {
     fn start() -> Self {
-        let server = Server::start(Flavor::Finial, &ServerOptions::default());
+        Self::with(&ServerOptions::default(), AgentOptions::default(), |_| {})
+    }
+
+    fn with(server: &ServerOptions, agent: AgentOptions, set_up: impl FnOnce(&Server)) -> Self {
+        let server = Server::start(Flavor::Finial, server);
+        set_up(&server);
         server.entry("/workload", &[]);
         let proxy = Proxy::to(server.port);
         let keys = Workdir::new();
         let key = host_key(&keys, 1);
         let experimental = format!("offline_cache = \"host_key\" offline_cache_host_key_path = \"{}\"", key.display());
-        let options = AgentOptions { experimental, server_port: Some(proxy.port()), ..Default::default() };
+        let options = AgentOptions { experimental, server_port: Some(proxy.port()), ..agent };
         let agent = Agent::serving(Flavor::Finial, &server, &options);
         Self { server, proxy, agent, _keys: keys }
     }
@@ -119,6 +124,34 @@ fn an_agent_that_is_killed_while_every_server_is_gone_serves_again_and_heals() {
         let out = rig.agent.command(&["api", "fetch", "x509"]);
         if out.stdout.contains("/later") { Ok(()) } else { Err(format!("{out:?}")) }
     });
+    assert!(rig.server.command(&["agent", "count"]).ok().stdout.contains("1 attested agent"));
+}
+
+/// By a certificate, which lets it in as often as it asks; its own SVID lives for seconds, those of workloads for an hour.
+#[test]
+fn an_agent_whose_own_svid_ended_meanwhile_attests_again_and_nobody_is_refused() {
+    let pki = Workdir::new();
+    crate::takeover_live::node_certificate(&pki);
+    let (server, agent) = crate::agent_kills::by_certificate(&pki);
+    let server = ServerOptions { server: "agent_ttl = \"8s\"".into(), ..server };
+    let mut rig = Rig::with(&server, agent, crate::agent_kills::name_the_node);
+    let rush = Rush::on(&rig.agent.socket());
+    rush.goes_on();
+    rig.lose_server();
+    let told = |rig: &Rig, text: &str| {
+        let log = rig.agent.process.log();
+        if log.contains(text) { Ok(()) } else { Err(log) }
+    };
+    eventually("its own SVID has ended", || told(&rig, "own SVID has expired: serving from the cache"));
+    rush.goes_on();
+    rig.proxy.weather(Weather::Fair);
+    rig.server.restart();
+    rig.server.entry("/later", &[]);
+    eventually("the agent has the news", || {
+        let out = rig.agent.command(&["api", "fetch", "x509"]);
+        if out.stdout.contains("/later") { Ok(()) } else { Err(format!("{out:?}")) }
+    });
+    println!("{} fetches, none refused", rush.end(0));
     assert!(rig.server.command(&["agent", "count"]).ok().stdout.contains("1 attested agent"));
 }
 

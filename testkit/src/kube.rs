@@ -32,7 +32,7 @@ pub struct Kube {
     /// The kubelet's read-only port.
     pub read_only_port: u16,
     settings: Vec<(PathBuf, String)>,
-    _alone: File,
+    _alone: Option<File>,
 }
 
 fn binaries() -> PathBuf {
@@ -51,7 +51,31 @@ impl Kube {
         // Not where others can put a link for us to follow.
         let alone = File::create(cache().join("kube.lock")).expect("a lock file");
         flock(&alone, FlockOperation::LockExclusive).expect("waits for other nodes to end");
-        let mut kube = Self {
+        let mut kube = Self::prepare(Some(alone));
+        kube.settings = SETTINGS.iter().filter_map(|name| setting(name)).collect();
+        kube.begin_control_plane();
+        kube.begin_containerd();
+        kube.write_kubelet_config();
+        kube.begin_kubelet();
+        Some(kube)
+    }
+
+    /// Starts etcd and the API server alone, or nothing where they are not installed. Any number may run at a time.
+    pub fn start_api() -> Option<Self> {
+        let there = ["etcd", "curl", "openssl"].iter().all(|part| find(part).is_some());
+        let install = "apt-get install etcd-server busybox-static curl, and tests/real-kube/build.sh";
+        let built = binaries().join("kube").exists() && Path::new("/bin/busybox").exists();
+        if !(there && built) && may_skip("the API server of Kubernetes", install) {
+            return None;
+        }
+        let mut kube = Self::prepare(None);
+        kube.begin_control_plane();
+        Some(kube)
+    }
+
+    /// Its folder and ports.
+    fn prepare(alone: Option<File>) -> Self {
+        let kube = Self {
             kubelet: None,
             containerd: None,
             api_server: None,
@@ -60,16 +84,12 @@ impl Kube {
             api_port: free_port(),
             secure_port: free_port(),
             read_only_port: free_port(),
-            settings: SETTINGS.iter().filter_map(|name| setting(name)).collect(),
+            settings: Vec::new(),
             _alone: alone,
         };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/real-kube/prepare.sh");
         Output::of(Command::new(script).arg(kube.dir.path()).arg(kube.api_port.to_string())).ok();
-        kube.begin_control_plane();
-        kube.begin_containerd();
-        kube.write_kubelet_config();
-        kube.begin_kubelet();
-        Some(kube)
+        kube
     }
 
     fn file(&self, name: &str) -> String {
@@ -327,7 +347,9 @@ impl Drop for Kube {
         }
         drop((self.containerd.take(), self.api_server.take(), self.etcd.take()));
         unmount_below(self.dir.path());
-        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        // Without a kubelet of ours they are another node's.
+        let hierarchies = self._alone.iter().flat_map(|_| std::fs::read_dir("/sys/fs/cgroup")).flatten();
+        for hierarchy in hierarchies.flatten() {
             remove_cgroups(&hierarchy.path().join("kubepods"));
         }
         for (path, value) in &self.settings {

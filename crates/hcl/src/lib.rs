@@ -3,7 +3,7 @@
 //! Use: [`parse`] gives a [`Value`] tree with positions; [`Value::parse_into`] turns it, or any part of it such as a
 //! plugin's `plugin_data`, into your own `#[derive(Deserialize)]` struct with HCL's weak typing (`"8081"` is a number,
 //! `1` is a text and a bool, one block is a list of one). Give structs `#[serde(default)]`: absent keys keep defaults.
-//! Keys that the struct does not know are ignored by `parse_into` and listed by [`Value::parse_reporting`].
+//! Keys that the struct does not know are ignored by `parse_into` and listed by [`Value::parse_reporting`]. [`yaml`] reads YAML into the same tree.
 
 mod de;
 mod json;
@@ -12,6 +12,7 @@ mod number;
 mod parser;
 mod print;
 mod value;
+pub mod yaml;
 
 pub use de::{Error, Unused, from_value};
 pub use value::{Item, Kind, Object, Pos, Value};

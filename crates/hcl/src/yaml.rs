@@ -1,6 +1,6 @@
 //! YAML into the tree that configuration files are read into, so that everything keeps its place in the text.
 
-use finial_hcl::{Item, Kind, Object, Pos, Value};
+use crate::value::{Item, Kind, Object, Pos, Value};
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 use std::collections::HashMap;
 
@@ -10,10 +10,13 @@ const DEPTH_MAX: usize = 32;
 const REPEATED_MAX: usize = 1_000_000;
 
 /// Why a text is not YAML that can be used.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct YamlError {
-    pub(super) pos: Pos,
-    pub(super) message: String,
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{pos}: {message}")]
+pub struct YamlError {
+    /// Where it stops being so.
+    pub pos: Pos,
+    /// What is wrong there.
+    pub message: String,
 }
 
 /// A list or mapping that is not complete yet.
@@ -34,7 +37,10 @@ struct Loader {
 }
 
 /// All documents of the text.
-pub(super) fn parse(text: &str) -> Result<Vec<Value>, YamlError> {
+///
+/// # Errors
+/// It is not YAML, nested too deep, or repeats itself too often.
+pub fn parse(text: &str) -> Result<Vec<Value>, YamlError> {
     let mut loader = Loader::default();
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| YamlError {
@@ -137,7 +143,7 @@ fn size(value: &Value) -> usize {
 }
 
 /// What a text without quotes is (YAML 1.2, core schema).
-pub(super) fn plain(text: &str) -> Kind {
+pub fn plain(text: &str) -> Kind {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Kind::Null,
         "true" | "True" | "TRUE" => return Kind::Bool(true),

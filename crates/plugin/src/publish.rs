@@ -23,6 +23,10 @@ pub trait Notifier: Send + Sync {
 
     /// The bundle has changed. A failure is logged.
     async fn bundle_updated(&self, bundle: &Bundle) -> Result<(), PluginError>;
+
+    /// Runs beside the server, once it has begun, for as long as it does: for those who have to do something when no bundle
+    /// changes. Does nothing where it ends.
+    async fn attend(&self) {}
 }
 
 /// Puts the trust domain's bundle where others find it. The caller gives each call its deadline.

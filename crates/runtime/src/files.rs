@@ -1,9 +1,22 @@
-//! Files that are replaced as a whole: a crash leaves the old one or the new one.
+//! Files that are replaced as a whole: a crash leaves the old one or the new one. And files that are read, up to a limit.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// Reads a file that is not to be longer than that.
+///
+/// # Errors
+/// It cannot be read, or is longer.
+pub fn read_limited(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > bytes_max {
+        return Err(io::Error::other(format!("larger than {bytes_max} bytes")));
+    }
+    Ok(bytes)
+}
 
 /// Where a file is written before it takes the place of `path`.
 pub fn beside(path: &Path) -> PathBuf {

@@ -6,7 +6,7 @@ use crate::publish::BundleFeed;
 use finial_core::Bundle;
 use finial_plugin::{BundlePublisher, Notifier, PluginError, PluginKind, ServerPlugins};
 use finial_runtime::Shutdown;
-use futures::future::{join, join_all};
+use futures::future::{join_all, join3};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,9 +56,10 @@ impl Told {
     pub(crate) async fn run(self, shutdown: Shutdown) {
         let Self { notifiers, publishers, feed, last } = self;
         let publishing = join_all(publishers.iter().map(|publisher| publish(&**publisher, &feed)));
+        let attending = join_all(notifiers.iter().map(|notifier| notifier.attend()));
         tokio::select! {
             () = shutdown.cancelled() => {}
-            _ = join(follow(&notifiers, &feed, last), publishing) => {}
+            _ = join3(follow(&notifiers, &feed, last), publishing, attending) => {}
         }
     }
 }

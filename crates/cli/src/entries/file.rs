@@ -1,10 +1,9 @@
 //! Files of entries: YAML or JSON with the field names of `spire-server entry create -data`; what
 //! `spire-server entry show -output json` prints can be read as well. Everything that is wrong is said at once.
 
-use super::yaml;
 use finial_config::{ConfigError, Problem, nearest};
 use finial_core::{SpiffeId, TrustDomain};
-use finial_hcl::{Item, Kind, Object, Pos, Value};
+use finial_hcl::{Item, Kind, Object, Pos, Value, yaml};
 use finial_proto::types::{self, entry::AdditionalAttributes};
 use std::collections::HashMap;
 use std::path::Path;

@@ -4,7 +4,6 @@ pub(crate) mod file;
 pub(crate) mod plan;
 mod show;
 pub(crate) mod write;
-mod yaml;
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,7 @@
 //! Entries as a file for version control: in an order and a form that only change when the entries do.
 
-use super::yaml;
 use crate::server::api::print;
-use finial_hcl::Kind;
+use finial_hcl::{Kind, yaml};
 use finial_proto::types;
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;

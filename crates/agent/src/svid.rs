@@ -2,6 +2,7 @@
 
 use crate::error::AgentError;
 use crate::rotation::{Jitter, RotationStrategy};
+use crate::sync::taints::Taints;
 use finial_core::{KeyType, SpiffeId, UnixSeconds};
 use finial_crypto::tls::TlsIdentity;
 use finial_crypto::{Certificate, Signer, create_csr};
@@ -26,6 +27,8 @@ pub(crate) struct AgentSvid {
     pub(crate) rotate_at_ms: i64,
     /// Key IDs of those who signed the certificates of the chain.
     signed_by: Vec<Vec<u8>>,
+    /// The round of [`Taints`] in which it was issued.
+    issued_in: u32,
 }
 
 /// A key of the agent, with the name under which the key manager holds it.
@@ -87,6 +90,7 @@ impl AgentSvid {
             not_after: leaf.not_after(),
             rotate_at_ms: strategy.x509_rotate_at(from, to, jitter.draw()),
             signed_by: parsed.iter().filter_map(|c| c.authority_key_id().map(<[u8]>::to_vec)).collect(),
+            issued_in: 0,
             chain,
             key,
             reattestable,
@@ -99,13 +103,13 @@ impl AgentSvid {
     }
 
     /// It was issued although these authorities were tainted already: that is no reason to renew it again.
-    pub(crate) fn accept_tainted(&mut self, tainted: &[Vec<u8>]) {
-        self.signed_by.retain(|key| !tainted.contains(key));
+    pub(crate) fn accept_tainted(&mut self, tainted: &Taints) {
+        self.issued_in = tainted.round();
     }
 
-    /// Whether one of these authorities signed it.
-    pub(crate) fn is_tainted(&self, tainted: &[Vec<u8>]) -> bool {
-        self.signed_by.iter().any(|key| tainted.contains(key))
+    /// Whether one of these authorities signed it, before it was tainted.
+    pub(crate) fn is_tainted(&self, tainted: &Taints) -> bool {
+        tainted.concern(&self.signed_by, self.issued_in)
     }
 
     /// Presents this SVID in TLS handshakes from now on.

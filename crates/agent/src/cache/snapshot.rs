@@ -24,6 +24,8 @@ pub(crate) struct WorkloadSvid {
     pub(crate) created_at: i64,
     /// Key IDs of those who signed the certificates of the chain.
     pub(crate) signed_by: Vec<Box<[u8]>>,
+    /// The round of [`crate::sync::taints::Taints`] in which it was issued.
+    pub(crate) issued_in: u32,
 }
 
 impl WorkloadSvid {

@@ -37,6 +37,7 @@ pub(crate) fn svid(entry: &WorkloadEntry, serial: u8) -> WorkloadSvid {
         revision_number: entry.revision_number,
         created_at: entry.created_at,
         signed_by: vec![vec![7].into()],
+        issued_in: 0,
     }
 }
 

@@ -37,6 +37,7 @@ static SVIDS: LazyLock<[[Arc<WorkloadSvid>; 2]; 2]> = LazyLock::new(|| {
                 revision_number: 0,
                 created_at: 0,
                 signed_by: Vec::new(),
+                issued_in: 0,
             })
         })
     })

@@ -326,6 +326,7 @@ impl Restored {
             revision_number: svid.revision_number,
             created_at: svid.created_at,
             signed_by: std::mem::take(&mut svid.signed_by).into_iter().map(Into::into).collect(),
+            issued_in: 0,
         };
         if svid.is_for(&entry) {
             self.svids.push((id, Arc::new(svid)));

@@ -72,8 +72,7 @@ impl Syncer {
         self.gone.retain(|key| !back.contains(key));
         self.gone.extend(gone.x509);
         self.gone.drain(..self.gone.len().saturating_sub(GONE_MAX));
-        self.tainted = own.tainted_x509();
-        self.tainted.extend(self.gone.iter().cloned());
+        self.tainted.set(own.tainted_x509().into_iter().chain(self.gone.iter().cloned()));
         self.cache().jwt.purge_tainted(&gone.jwt);
         self.cache().wit.purge(&gone.wit);
     }

@@ -3,6 +3,7 @@
 use crate::cache::{WorkloadSvid, key_bytes};
 use crate::entry::WorkloadEntry;
 use crate::rotation::{Jitter, RotationStrategy};
+use crate::sync::taints::Taints;
 use bytes::Bytes;
 use finial_config::WorkloadKeyType;
 use finial_core::{KeyType, SpiffeId};
@@ -65,7 +66,7 @@ pub(crate) fn svid(
     answer: &types::X509svid,
     strategy: RotationStrategy,
     jitter: &Jitter,
-    tainted: &[Vec<u8>],
+    tainted: &Taints,
 ) -> Result<WorkloadSvid, BadAnswer> {
     let parsed: Result<Vec<_>, _> = answer.cert_chain.iter().map(|der| Certificate::parse(der.as_ref())).collect();
     let parsed = parsed?;
@@ -92,12 +93,7 @@ pub(crate) fn svid(
         rotate_at_ms: strategy.x509_rotate_at(from, to, jitter.draw()),
         revision_number: request.entry.revision_number,
         created_at: request.entry.created_at,
-        // A server that still signs with a tainted authority would give the same again: asked once, that is enough.
-        signed_by: parsed
-            .iter()
-            .filter_map(Certificate::authority_key_id)
-            .filter(|key| !tainted.iter().any(|t| t == key))
-            .map(Into::into)
-            .collect(),
+        signed_by: parsed.iter().filter_map(Certificate::authority_key_id).map(Into::into).collect(),
+        issued_in: tainted.round(),
     })
 }

@@ -15,6 +15,7 @@ pub(crate) mod plan;
 mod refused;
 mod run;
 mod seen;
+pub(crate) mod taints;
 mod watch;
 pub(crate) mod wit;
 
@@ -35,6 +36,7 @@ use plan::{BatchSize, Input, plan};
 use refused::Refused;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use taints::Taints;
 use tokio::time::Instant;
 
 /// As log lines say it.
@@ -63,8 +65,8 @@ pub(crate) struct Syncer {
     unknown_since_ms: Option<i64>,
     /// Tainted keys that were dealt with.
     pub(crate) tainted_jwt_done: Vec<String>,
-    /// Key IDs of X.509 authorities that are not to be used any more.
-    pub(crate) tainted: Vec<Vec<u8>>,
+    /// X.509 authorities that are not to be used any more.
+    pub(crate) tainted: Taints,
     /// Those of them that are no longer in the bundle.
     gone: Vec<Vec<u8>>,
     /// When it last looked for SVIDs to ask for.
@@ -75,6 +77,8 @@ pub(crate) struct Syncer {
     unstored: bool,
     /// The server is told of what it told us and we use.
     seen: seen::Seen,
+    /// Of our own bundle, until the SVIDs that follow from it are there.
+    unconfirmed: Option<u64>,
     /// Since the own SVID has expired.
     ended: Option<own::Ended>,
     /// The server was told our version.
@@ -107,12 +111,13 @@ impl Syncer {
             refused: Refused::new(),
             unknown_since_ms: None,
             tainted_jwt_done: Vec::new(),
-            tainted: Vec::new(),
+            tainted: Taints::default(),
             gone: Vec::new(),
             svids_updated: None,
             svids_due: None,
             unstored: false,
             seen: seen::Seen::new(None),
+            unconfirmed: None,
             ended: None,
             posted: false,
             moved: 0,
@@ -244,8 +249,16 @@ impl Syncer {
         self.unstored = false;
         self.give_back();
         updated?;
+        self.confirm();
         self.status.synced(self.context.clock.now());
         Ok(true)
+    }
+
+    /// Workloads have the bundle, so has the disk, and the server was asked for all SVIDs that follow from it: it is told so.
+    fn confirm(&mut self) {
+        if let Some(number) = self.unconfirmed.take() {
+            self.seen.send_replace(Some(number));
+        }
     }
 
     /// What a large change leaves behind goes back to the system: an agent is idle most of its life.
@@ -287,9 +300,13 @@ impl Syncer {
             trust_domain: domain.as_str().to_owned(),
             version: *version,
         };
+        let known = self.cache().snapshot();
+        // To have it would mean that its SVIDs are there, too.
+        let unconfirmed =
+            |domain: &TrustDomain| self.unconfirmed.is_some() && *domain == known.bundles.own.bundle.trust_domain;
         WatchRequest {
-            entry_digests: entries::digests(&self.cache().snapshot().records),
-            bundles: self.told.iter().map(version).collect(),
+            entry_digests: entries::digests(&known.records),
+            bundles: self.told.iter().filter(|(domain, _)| !unconfirmed(domain)).map(version).collect(),
         }
     }
 
@@ -307,12 +324,8 @@ impl Syncer {
         let bundles = self.take_bundles(answer.bundles, &answer.removed_bundles, domains)?;
         self.count(stats);
         self.writer.publish(Change { entries, bundles, ..Change::default() });
-        let result = self.follow_up().await;
-        // Workloads have it, and so has the disk, whatever became of the SVIDs.
-        if told.is_some() {
-            self.seen.send_replace(told);
-        }
-        result
+        self.unconfirmed = told.or(self.unconfirmed);
+        self.follow_up().await
     }
 
     /// Asks for the SVIDs that the plan names, but for those that were refused a moment ago, batch by batch, and publishes each

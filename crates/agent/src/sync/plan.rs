@@ -1,6 +1,7 @@
 //! Which X.509-SVIDs to ask for and which to forget: a pure function of the cache, of who watches, and of the time.
 
 use crate::cache::{Record, WorkloadSvid};
+use crate::sync::taints::Taints;
 use finial_core::EntryId;
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -12,7 +13,7 @@ pub(crate) struct Input<'a> {
     /// Entries that a stream watches.
     pub(crate) in_use: &'a HashSet<EntryId>,
     /// Key IDs of tainted X.509 authorities.
-    pub(crate) tainted: &'a [Vec<u8>],
+    pub(crate) tainted: &'a Taints,
     /// How many SVIDs to hold, if those in use are not more.
     pub(crate) limit: usize,
     /// Milliseconds since the epoch.
@@ -52,7 +53,7 @@ enum Urgency {
 }
 
 fn why_renew(record: &Record, svid: &WorkloadSvid, input: &Input<'_>) -> Option<Urgency> {
-    let tainted = || svid.signed_by.iter().any(|key| input.tainted.iter().any(|t| t.as_slice() == key.as_ref()));
+    let tainted = || input.tainted.concern(&svid.signed_by, svid.issued_in);
     if svid.not_after.saturating_mul(1000) <= input.now_ms {
         Some(Urgency::Ended)
     } else if tainted() {
@@ -164,7 +165,9 @@ mod tests {
         tainted: &[Vec<u8>],
     ) -> (Vec<String>, Vec<String>) {
         let in_use = in_use.iter().map(|id| EntryId::parse(id).unwrap()).collect();
-        let plan = plan(&Input { records, in_use: &in_use, tainted, limit, now_ms });
+        let mut taints = Taints::default();
+        taints.set(tainted.to_vec());
+        let plan = plan(&Input { records, in_use: &in_use, tainted: &taints, limit, now_ms });
         let mut evict: Vec<_> = plan.evict.iter().map(|i| i.as_str().to_owned()).collect();
         evict.sort();
         (plan.request.iter().map(|i| i.as_str().to_owned()).collect(), evict)
@@ -262,7 +265,7 @@ mod tests {
                 record
             }).collect();
             let in_use: HashSet<EntryId> = spec.iter().zip(&records).filter(|(s, _)| s.2).map(|(_, r)| r.entry.id.clone()).collect();
-            let plan = plan(&Input { records: &records, in_use: &in_use, tainted: &[], limit, now_ms: NOW });
+            let plan = plan(&Input { records: &records, in_use: &in_use, tainted: &Taints::default(), limit, now_ms: NOW });
 
             let unique: HashSet<_> = plan.request.iter().collect();
             prop_assert_eq!(unique.len(), plan.request.len(), "asked twice");

@@ -158,7 +158,14 @@ impl Syncer {
         let recent = self.svids_updated.is_some_and(|at| at.elapsed() < TICK.mul_f64(0.9));
         let again = [self.refused.again(), self.svids_due].into_iter().flatten().any(|at| Instant::now() >= at);
         let due = agenda.svids.is_due(recent && !again);
-        Ok(if due { self.update_svids().await } else { Ok(false) })
+        if !due {
+            return Ok(Ok(false));
+        }
+        let updated = self.update_svids().await;
+        if updated.is_ok() {
+            self.confirm();
+        }
+        Ok(updated)
     }
 
     /// What came of the stream's event: whether the server answered; `None` if there was nothing to do.

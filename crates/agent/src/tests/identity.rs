@@ -393,6 +393,13 @@ async fn a_tainted_authority_renews_its_svids_once() {
     until("some syncs have passed", || world.server.calls("SyncAuthorizedEntries") > syncs + 5).await;
     assert_eq!(world.server.calls("BatchNewX509SVID"), 2);
     assert_eq!(world.server.calls("RenewAgent"), 1);
+    // The taint is taken back, and comes again.
+    world.server.state().bundle.x509_authorities[0].tainted = false;
+    let syncs = world.server.calls("SyncAuthorizedEntries");
+    until("the agent knows", || world.server.calls("SyncAuthorizedEntries") > syncs + 1).await;
+    world.server.state().bundle.x509_authorities[0].tainted = true;
+    while next(&mut stream).await.unwrap().svids[0].x509_svid == second.svids[0].x509_svid {}
+    until("the agent's own SVID is renewed again", || world.server.calls("RenewAgent") == 2).await;
     agent.stop().await;
 }
 

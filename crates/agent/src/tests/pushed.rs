@@ -194,6 +194,31 @@ async fn the_server_hears_once_of_each_bundle_that_is_in_use() {
     agent.stop().await;
 }
 
+/// Who replaces authorities would revoke what workloads still have.
+#[tokio::test]
+async fn a_bundle_with_a_taint_is_confirmed_once_the_workloads_have_left_it() {
+    let world = world().await;
+    world.entry("e1", "/one", &["test:any"]);
+    let agent = world.started().await;
+    let mut stream = agent.x509().await.unwrap();
+    let before = next(&mut stream).await.unwrap();
+    listening(&world).await;
+    let asked = world.server.calls("BatchNewX509SVID");
+    world.server.state().batch_limit = 0;
+    world.server.state().bundle.x509_authorities[0].tainted = true;
+    world.server.push(own_bundle(&world, 4)).await;
+    until("the server refused them", || world.server.calls("BatchNewX509SVID") > asked).await;
+    until("it opens another stream", || world.server.state().watches.len() == 2).await;
+    {
+        let mut state = world.server.state();
+        assert!(state.confirmed.is_empty() && state.watches[1].bundles.is_empty(), "it does not say that it has it");
+        state.batch_limit = 500;
+    }
+    while next(&mut stream).await.unwrap().svids[0].x509_svid == before.svids[0].x509_svid {}
+    until("the agent says so", || world.server.state().confirmed == [4]).await;
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn an_older_server_is_not_told_again_over_the_same_connection() {
     let world = world().await;

@@ -1,7 +1,7 @@
 //! What federation stands on: datastore, configuration and network, as a trait so that tests can make time pass.
 
 use super::Relationships;
-use super::fetch::{FederationError, Fetcher};
+use super::fetch::{FederationError, Fetcher, LIMITS};
 use super::stored::Stored;
 use crate::entries::Turn;
 use crate::live::LiveSettings;
@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use finial_config::FederatesWith;
 use finial_core::{Bundle, Clock, TrustDomain};
 use finial_crypto::tls::KeyExchange;
+use finial_net::https;
 use finial_runtime::Spawner;
 use finial_store::{FederationRelationship, Store, StoreError};
 use std::sync::Arc;
@@ -62,7 +63,8 @@ impl Real {
         spawner: Spawner,
         exchange: KeyExchange,
     ) -> Arc<Self> {
-        let fetcher = Fetcher { bundles: bundles.clone(), clock, spawner, exchange };
+        let (limits, web_roots) = (LIMITS, Arc::new(https::system_roots));
+        let fetcher = Fetcher { bundles: bundles.clone(), clock, spawner, exchange, limits, web_roots };
         Arc::new(Self { store, turn, bundles, settings, fetcher, stored: ArcSwapOption::empty() })
     }
 }

@@ -6,8 +6,11 @@
 
 mod acme;
 mod endpoint;
+#[cfg(test)]
+mod fault_tests;
 mod fetch;
 mod ground;
+mod judge;
 mod peers;
 mod stored;
 #[cfg(test)]
@@ -22,10 +25,10 @@ pub(crate) use stored::Stored;
 
 use finial_config::FederatesWith;
 use finial_core::{Bundle, TrustDomain};
-use finial_crypto::Certificate;
 use finial_runtime::{Metrics, Shutdown};
 use futures::future::{Fuse, FusedFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
+use judge::{Seen, refresh_after, same};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,19 +42,8 @@ const SUBSYSTEM: &str = "bundle_client";
 const RELATIONSHIPS_EVERY: Duration = Duration::from_secs(600);
 /// The same after they could not be read.
 const READ_RETRY: Duration = Duration::from_secs(10);
-/// A bundle is fetched so often within its refresh hint.
-const ATTEMPTS_PER_HINT: u32 = 4;
-/// No hint is taken to be shorter; without any bundle it is tried as often as this.
-const HINT_MIN: Duration = Duration::from_secs(60);
-/// No hint is taken to be longer.
-const HINT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How often a bundle without a hint is fetched.
-const UNHINTED_EVERY: Duration = Duration::from_secs(300);
 /// So many are fetched at the same time.
 const FETCHES_MAX: usize = 16;
-/// An older bundle is taken when it came so often in a row: then it is no server behind the others, but one that was set
-/// up anew.
-const OLDER_TIMES: u32 = 3;
 
 /// By trust domain.
 pub(crate) type Relationships = BTreeMap<TrustDomain, FederatesWith>;
@@ -63,13 +55,6 @@ struct Managed {
     fetching: Arc<tokio::sync::Mutex<Seen>>,
     /// When it is to be fetched; `None` while it is.
     due: Option<Instant>,
-}
-
-/// What came before.
-#[derive(Default)]
-struct Seen {
-    sequence_number: u64,
-    older: u32,
 }
 
 /// What came of a refresh.
@@ -214,9 +199,13 @@ impl Federation {
                 tracing::info!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, "Bundle refreshed");
             }
             Ok(Outcome::Unchanged) => {}
-            Err(error) => {
-                tracing::error!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, %error, "Error updating bundle");
-            }
+            Err(error) => tracing::error!(
+                subsystem_name = SUBSYSTEM,
+                trust_domain = %trust_domain,
+                bundle_endpoint_url = %endpoint.bundle_endpoint_url,
+                %error,
+                "Error updating bundle"
+            ),
         }
         let wait = refresh_after(self.ground.known(trust_domain).as_ref());
         let seconds = wait.as_secs();
@@ -236,22 +225,19 @@ impl Federation {
         if !self.is_still(trust_domain, endpoint, &fetched).await {
             return Ok(Outcome::Unchanged);
         }
-        let found = fetched.sequence_number;
-        if found < seen.sequence_number && found != 0 && !insist {
-            seen.older += 1;
-            if seen.older < OLDER_TIMES {
-                return Err(FederationError::Older { found, known: seen.sequence_number });
-            }
+        let known = self.ground.known(trust_domain);
+        seen.judge(&endpoint.bundle_endpoint_url, known.as_ref(), &fetched, insist)?;
+        if known.is_some_and(|known| same(&known, &fetched)) {
+            return Ok(Outcome::Unchanged);
+        }
+        if fetched.x509_authorities.is_empty() && fetched.jwt_authorities.is_empty() {
             tracing::warn!(
                 subsystem_name = SUBSYSTEM,
                 trust_domain = %trust_domain,
-                sequence_number = found,
-                "The sequence number of the endpoint's bundle stays lower than before: it is taken to begin anew"
+                bundle_endpoint_url = %endpoint.bundle_endpoint_url,
+                "The endpoint's bundle has no keys that can be used: its trust domain has revoked them, and its SVIDs are not \
+                 trusted any more"
             );
-        }
-        *seen = Seen { sequence_number: found, older: 0 };
-        if self.ground.known(trust_domain).is_some_and(|known| same(&known, &fetched)) {
-            return Ok(Outcome::Unchanged);
         }
         self.ground.save(fetched).await.map_err(FederationError::Save)?;
         Ok(Outcome::Changed)
@@ -311,6 +297,8 @@ fn reconcile(managed: &mut BTreeMap<TrustDomain, Managed>, mut wanted: Relations
             "Updated configuration for managed trust domain"
         );
         m.endpoint = endpoint;
+        // Its sequence numbers have nothing to do with those of before.
+        m.fetching = Arc::new(tokio::sync::Mutex::new(Seen::anew()));
         m.due = Some(Instant::now());
     }
     for (trust_domain, endpoint) in wanted {
@@ -324,42 +312,4 @@ fn reconcile(managed: &mut BTreeMap<TrustDomain, Managed>, mut wanted: Relations
         let due = Some(Instant::now());
         managed.insert(trust_domain, Managed { endpoint, fetching: Arc::default(), due });
     }
-}
-
-/// How long until a bundle is fetched again.
-fn refresh_after(bundle: Option<&Bundle>) -> Duration {
-    let Some(bundle) = bundle else { return HINT_MIN };
-    let hint = match u64::try_from(bundle.refresh_hint) {
-        Ok(0) | Err(_) => return UNHINTED_EVERY.min(lifetime_share(bundle)),
-        Ok(seconds) => Duration::from_secs(seconds),
-    };
-    hint.clamp(HINT_MIN, HINT_MAX) / ATTEMPTS_PER_HINT
-}
-
-/// A tenth of the shortest life among the roots: so often at least, or a rotation could be missed.
-fn lifetime_share(bundle: &Bundle) -> Duration {
-    let lives = bundle.x509_authorities.iter().filter_map(|authority| {
-        let root = Certificate::parse(authority.der.clone()).ok()?;
-        u64::try_from(root.not_after().saturating_sub(root.not_before())).ok()
-    });
-    lives.min().map_or(UNHINTED_EVERY, |seconds| (Duration::from_secs(seconds) / 10).max(HINT_MIN) / ATTEMPTS_PER_HINT)
-}
-
-/// Whether a fetched bundle says the same as the stored one. Sequence numbers do not count: SPIRE's servers, which may
-/// share the datastore, store none.
-fn same(known: &Bundle, fetched: &Bundle) -> bool {
-    let keys = |list: &[finial_core::JwtAuthority]| {
-        let mut keys: Vec<_> = list.iter().map(|a| (a.key_id.clone(), a.public_key.clone())).collect();
-        keys.sort();
-        keys
-    };
-    let roots = |bundle: &Bundle| {
-        let mut roots: Vec<_> = bundle.x509_authorities.iter().map(|a| a.der.clone()).collect();
-        roots.sort();
-        roots
-    };
-    known.refresh_hint == fetched.refresh_hint
-        && roots(known) == roots(fetched)
-        && keys(&known.jwt_authorities) == keys(&fetched.jwt_authorities)
-        && keys(&known.wit_authorities) == keys(&fetched.wit_authorities)
 }

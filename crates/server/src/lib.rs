@@ -2,7 +2,7 @@
 //!
 //! The rooms, in the order of a call: [`endpoints`] (the doors) -> [`authz`] (the gate: who may) -> [`api`] (the handlers) ->
 //! [`entries`] and [`nodes`] (what is known, in memory; [`watch`] tells agents what changes) -> [`issue`] (signs; [`compose`]: whose say it hears) with what
-//! [`authority`] keeps ready, [`publish`] (bundles for readers), [`federation`] (bundles of others), [`svid`] (the server's own), [`prune`] (what expires). [`start`] puts them together.
+//! [`authority`] keeps ready, [`publish`] (bundles for readers), [`federation`] (bundles of others), [`svid`] (the server's own), [`rotation`] (how far orders to all servers are), [`prune`] (what expires). [`start`] puts them together.
 
 pub mod api;
 pub mod authority;
@@ -20,6 +20,7 @@ pub mod notify;
 mod plugin_host;
 pub mod prune;
 pub mod publish;
+pub mod rotation;
 mod start;
 pub mod svid;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::notify::{NotifyError, Told};
 use crate::plugin_host::PluginHost;
 use crate::prune::{PruneListener, PruneSettings, Pruner};
 use crate::publish::BundleFeed;
+use crate::rotation::Domain;
 use crate::svid::{ServerSvid, ServerSvidError};
 use crate::watch::Watchers;
 use finial_config::{PluginConfig, ServerSettings};
@@ -156,6 +157,8 @@ struct Known {
     bundles: Arc<BundleFeed>,
     /// Who fetched our bundle.
     peers: Arc<Peers>,
+    /// Orders to the whole trust domain.
+    domain: Arc<Domain>,
     /// Of a database that others write into, too.
     follower: Option<Arc<Follower>>,
 }
@@ -178,11 +181,14 @@ impl Known {
         // It may be behind, and what comes now is compared with what memory knows.
         store.read_from_primary();
         let bundles = BundleFeed::open(Arc::new(store.clone()), trust_domain).await?;
+        let peers: Arc<Peers> = Arc::default();
+        let domain = Domain::new(peers.clone());
         let follower = standing.map(|(feed, state)| {
-            let memory = follow::Known { entries: entries.clone(), nodes: nodes.clone(), bundles: bundles.clone() };
+            let (entries, nodes, bundles) = (entries.clone(), nodes.clone(), bundles.clone());
+            let memory = follow::Known { entries, nodes, bundles, domain: domain.clone() };
             Follower::new(feed, Arc::new(memory), turn.link().clone(), state)
         });
-        Ok(Self { store, turn, entries, nodes, bundles, peers: Arc::default(), follower })
+        Ok(Self { store, turn, entries, nodes, bundles, peers, domain, follower })
     }
 
     /// Serves our bundle to others, if that is configured.
@@ -269,6 +275,7 @@ impl Signing {
             clock: env.clock.clone(),
             metrics: env.metrics.clone(),
             composers: composers.clone(),
+            domain: known.domain.clone(),
         };
         let mut manager = AuthorityManager::load(AuthoritySettings::of(settings), parts).await?;
         manager.start().await?;
@@ -352,6 +359,8 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         follower: follower.clone(),
         issuer,
         authority: manager.control(),
+        domain: known.domain,
+        spawner: env.spawner.clone(),
         signing: SigningQueue::new(),
         watchers: watchers.clone(),
         svid: svid.clone(),

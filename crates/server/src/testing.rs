@@ -11,7 +11,7 @@ use finial_core::{Bundle, Clock, KeyType, ManualClock, TrustDomain};
 use finial_crypto::{DistinguishedName, PrivateKey, Signer};
 use finial_plugin::{KeyManager, PluginError};
 use finial_runtime::Metrics;
-use finial_store::{CaJournal, StoreError};
+use finial_store::{CaJournal, Rotation, RotationNote, StoreError};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -50,6 +50,9 @@ pub(crate) struct Data {
     pub(crate) bundles: BTreeMap<String, Bundle>,
     pub(crate) journals: BTreeMap<i64, CaJournal>,
     pub(crate) keys: BTreeMap<String, PrivateKey>,
+    /// Orders to all servers, and what these told.
+    pub(crate) rotations: Vec<Rotation>,
+    pub(crate) notes: BTreeMap<(i64, i64), Vec<u8>>,
 }
 
 /// Datastore and key manager in one.
@@ -171,6 +174,41 @@ impl AuthorityStore for Memory {
             stored
         })
     }
+
+    async fn newest_rotations(&self) -> Result<Vec<Rotation>, StoreError> {
+        self.store(|d| d.rotations.clone())
+    }
+
+    async fn rotation_notes(&self, rotation_id: i64) -> Result<Vec<RotationNote>, StoreError> {
+        self.store(|d| {
+            let of = d.notes.iter().filter(|((order, _), _)| *order == rotation_id);
+            of.map(|((_, journal_id), data)| RotationNote {
+                rotation_id,
+                journal_id: *journal_id,
+                data: data.clone(),
+                seen_at: START,
+            })
+            .collect()
+        })
+    }
+
+    async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError> {
+        self.store(|d| drop(d.notes.insert((note.rotation_id, note.journal_id), note.data.clone())))
+    }
+
+    async fn untaint_authorities(&self, trust_domain: &TrustDomain, ids: &[String]) -> Result<(), StoreError> {
+        self.store(|d| {
+            let Some(bundle) = d.bundles.get_mut(trust_domain.as_str()) else { return };
+            bundle.sequence_number += 1;
+            for authority in &mut bundle.x509_authorities {
+                let certificate = finial_crypto::Certificate::parse(authority.der.clone()).unwrap();
+                authority.tainted &= !ids.contains(&finial_crypto::hex(certificate.subject_key_id().unwrap()));
+            }
+            for key in bundle.jwt_authorities.iter_mut().chain(&mut bundle.wit_authorities) {
+                key.tainted &= !ids.contains(&key.key_id);
+            }
+        })
+    }
 }
 
 #[async_trait]
@@ -279,6 +317,7 @@ impl World {
             clock: self.clock.clone(),
             metrics: Metrics::disabled(),
             composers: self.composers.clone(),
+            domain: Arc::default(),
         };
         let manager = AuthorityManager::load(self.settings.clone(), parts).await?;
         Ok(Process { manager, authorities, feed })

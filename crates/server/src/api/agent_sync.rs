@@ -4,8 +4,8 @@ use super::Service;
 use crate::authz::{Identity, Method, Peer, Permit, code_name, method};
 use crate::endpoints::Streams;
 use crate::watch::{Opening, WatchStream};
-use finial_proto::sync::{BundleSeenRequest, BundleSeenResponse, WatchRequest};
 use finial_proto::sync::server::AgentSync;
+use finial_proto::sync::{BundleSeenRequest, BundleSeenResponse, WatchRequest};
 use finial_runtime::telemetry::CallTimer;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -22,6 +22,11 @@ impl Service {
         call.audit();
         let held = request.extensions().get::<Streams>().cloned().unwrap_or_default().hold();
         let request = request.into_inner();
+        if let Some((agent, issuer)) = call.peer().agent() {
+            // By builds that do not call `BundleSeen`, this is all that is heard.
+            let has = self.watchers.has_own(&request.bundles).unwrap_or_default();
+            self.domain.agents.has(&agent.clone(), issuer, has);
+        }
         WatchStream::open(
             &self.watchers,
             &self.entries,
@@ -44,7 +49,10 @@ impl AgentSync for Service {
     }
 
     async fn bundle_seen(&self, request: Request<BundleSeenRequest>) -> Result<Response<BundleSeenResponse>, Status> {
-        let answer = |permit: Permit<method::BundleSeen>, _: BundleSeenRequest| async move {
+        let answer = |permit: Permit<method::BundleSeen>, request: BundleSeenRequest| async move {
+            if let Some((agent, issuer)) = permit.peer().agent() {
+                self.domain.agents.has(agent, issuer, request.sequence_number);
+            }
             permit.audit();
             Ok(BundleSeenResponse {})
         };

@@ -160,6 +160,9 @@ impl Api {
     ) -> Result<types::Bundle, Status> {
         permit.note("trust_domain_id", &self.trust_domain);
         let own = self.bundles.own().ok_or_else(|| permit.fail(ErrorKind::NotFound, "bundle not found"))?;
+        if let Some((agent, issuer)) = permit.peer().agent() {
+            self.domain.agents.answered(agent, issuer, own.bundle.sequence_number);
+        }
         permit.audit();
         Ok(masked(&own.bundle, request.output_mask.as_ref()))
     }

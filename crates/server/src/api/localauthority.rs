@@ -23,7 +23,7 @@ type Three = [Option<pb::AuthorityState>; 3];
 
 impl Api {
     /// Refuses kinds that are off.
-    fn is_offered(&self, call: &Call, kind: Kind) -> Result<(), Status> {
+    pub(super) fn is_offered(&self, call: &Call, kind: Kind) -> Result<(), Status> {
         let words = match kind {
             Kind::Jwt if self.disable_jwt_svids => "JWT functionality is disabled",
             // SPIRE has no others yet.

@@ -15,6 +15,7 @@ mod entry;
 mod health;
 mod localauthority;
 mod logger;
+mod rotation;
 mod stream;
 mod svid;
 mod svid_wit;
@@ -32,14 +33,15 @@ use crate::follow::Follower;
 use crate::issue::{Issuer, SigningQueue};
 use crate::nodes::Nodes;
 use crate::publish::BundleFeed;
+use crate::rotation::Domain;
 use crate::svid::ServerSvid;
 use crate::watch::Watchers;
 use bytes::Bytes;
 use finial_core::{Clock, ErrorKind, Selector, SelectorError, SpiffeId, SpiffeIdError, TrustDomain};
 use finial_plugin::ServerPlugins;
 use finial_proto::types;
-use finial_runtime::Shutdown;
 use finial_runtime::log::LogHandle;
+use finial_runtime::{Shutdown, Spawner};
 use finial_store::{Page, Store, StoreError};
 use std::sync::Arc;
 use tonic::Status;
@@ -67,6 +69,10 @@ pub struct Api {
     pub issuer: Arc<Issuer>,
     /// Takes orders about authorities.
     pub authority: AuthorityControl,
+    /// Orders to the whole trust domain, and what agents have told.
+    pub domain: Arc<Domain>,
+    /// Runs what must not wait for a caller.
+    pub spawner: Spawner,
     /// Who is to get signatures first.
     pub signing: Arc<SigningQueue>,
     /// Agents' open streams.

@@ -7,7 +7,7 @@
 use super::plan::Status;
 use super::store::AuthorityStore;
 use super::tokens::TokenKind;
-use super::{AuthorityError, SUBSYSTEM};
+use super::{AuthorityError, AuthorityKind, SUBSYSTEM};
 use crate::publish::Name;
 use finial_core::UnixSeconds;
 use finial_crypto::Signer;
@@ -114,6 +114,19 @@ impl Journal {
 
     pub(super) fn entries(&self) -> &pb::Entries {
         &self.entries
+    }
+
+    /// Its row in the datastore; 0 = there is none yet.
+    pub(super) fn row(&self) -> i64 {
+        self.row
+    }
+
+    /// The IDs of the authorities of a kind, with when they were made, oldest first.
+    pub(super) fn issued(&self, kind: AuthorityKind) -> Vec<(String, UnixSeconds)> {
+        match kind.tokens() {
+            Some(tokens) => self.keys(tokens).into_iter().map(|e| (e.authority_id, e.issued_at)).collect(),
+            None => self.entries.x509_c_as.iter().map(|e| (e.authority_id.clone(), e.issued_at)).collect(),
+        }
     }
 
     pub(super) fn add_x509(&mut self, entry: pb::X509caEntry) {

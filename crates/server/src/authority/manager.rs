@@ -1,5 +1,6 @@
 //! The one task that makes, activates and retires authorities.
 
+use super::domain::Following;
 use super::journal::{Journal, hex};
 use super::make::make;
 use super::orders::{AuthorityControl, Waiting};
@@ -15,11 +16,13 @@ use super::{
 use crate::compose::Composers;
 use crate::issue::Rfc3339;
 use crate::publish::BundleFeed;
+use crate::rotation::Domain;
 use finial_core::{Bundle, Clock, KeyType, TrustDomain, X509Authority};
 use finial_crypto::{DistinguishedName, NameParts, Signer};
 use finial_plugin::{KeyManager, UpstreamAuthority};
 use finial_proto::journal as pb;
 use finial_runtime::{Metrics, Shutdown};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -89,6 +92,8 @@ pub struct AuthorityParts {
     pub metrics: Metrics,
     /// Have a say in what X.509 authorities say.
     pub composers: Composers,
+    /// Tells of orders to the whole trust domain, and hears what agents have.
+    pub domain: Arc<Domain>,
 }
 
 /// Says whether rotation works. Clones share one state.
@@ -123,6 +128,8 @@ pub struct AuthorityManager {
     orders: mpsc::Receiver<Waiting>,
     /// By kind: X.509, JWT, WIT.
     pub(super) retries: (Retry, Retry, Retry),
+    /// By the number of the kind.
+    pub(super) following: BTreeMap<i64, Following>,
     pub(super) news: News,
 }
 
@@ -176,6 +183,7 @@ impl AuthorityManager {
             orders,
             retries: Default::default(),
             news: News::default(),
+            following: BTreeMap::new(),
         };
         manager.publish_states();
         manager.publish_x509();
@@ -209,6 +217,8 @@ impl AuthorityManager {
         let mut next_check = Instant::now() + self.wait();
         let mut bundles = self.parts.feed.changes();
         let upstream = self.parts.upstream.clone();
+        let domain = self.parts.domain.clone();
+        let mut look_at_orders = Instant::now();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -223,6 +233,10 @@ impl AuthorityManager {
                 Ok(()) = bundles.changed() => {
                     // What fails is tried again with the next check.
                     let _ = self.heed_bundle().await;
+                }
+                () = domain.woken() => look_at_orders = Instant::now(),
+                () = tokio::time::sleep_until(look_at_orders) => {
+                    look_at_orders = Instant::now() + self.heed_orders().await;
                 }
                 () = tokio::time::sleep_until(next_check) => {
                     next_check = Instant::now() + match self.check().await {

@@ -4,6 +4,7 @@
 //! [`plan`] says what is due, the manager does it, the journal remembers it. The order within a preparation is: key, journal,
 //! bundle; a crash between any two leaves nothing that signs without being in the bundle.
 
+mod domain;
 mod journal;
 mod make;
 mod manager;
@@ -19,6 +20,7 @@ mod store;
 mod tokens;
 mod upstream;
 
+pub(crate) use domain::{after, goal_of};
 pub use manager::{AuthorityManager, AuthorityParts, AuthoritySettings, RotationHealth};
 pub use orders::{AuthorityControl, Order, OrderError};
 pub(crate) use standing::{KeyIds, Standing};
@@ -58,6 +60,9 @@ pub enum AuthorityError {
     /// The bundle cannot be read or written.
     #[error("unable to update bundle: {0}")]
     Bundle(#[source] StoreError),
+    /// Orders to the whole trust domain cannot be read, or what became of them not told.
+    #[error("unable to follow orders to rotate authorities: {0}")]
+    Order(#[source] StoreError),
     /// The certificate was not made.
     #[error("unable to sign X509 CA: {0}")]
     Sign(#[from] IssueError),
@@ -104,7 +109,7 @@ impl AuthorityError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::ListKeys(e) | Self::GenerateKey(e) | Self::Mint(e) | Self::Publish(_, e) => e.kind,
-            Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) => e.kind(),
+            Self::FetchJournal(e) | Self::SaveJournal(e) | Self::Bundle(e) | Self::Order(e) => e.kind(),
             Self::Sign(e) => e.kind(),
             Self::Timeout(..) => ErrorKind::Timeout,
             Self::Off(_) => ErrorKind::Unimplemented,

@@ -294,7 +294,13 @@ impl AuthorityManager {
     }
 
     /// Marks or removes an authority in the bundle, in the datastore and for all who read the feed.
-    async fn mark(&mut self, kind: AuthorityKind, step: TaintStep, id: &str, failed: &str) -> Result<(), OrderError> {
+    pub(super) async fn mark(
+        &mut self,
+        kind: AuthorityKind,
+        step: TaintStep,
+        id: &str,
+        failed: &str,
+    ) -> Result<(), OrderError> {
         // A journal that still calls it active would bring it back after a crash.
         self.flush_journal().await.map_err(OrderError::failed(failed))?;
         let trust_domain = &self.settings.trust_domain;

@@ -3,7 +3,7 @@
 use super::AuthorityKind;
 use async_trait::async_trait;
 use finial_core::{Bundle, TrustDomain};
-use finial_store::{CaJournal, Page, Store, StoreError};
+use finial_store::{CaJournal, Page, Rotation, RotationNote, Store, StoreError};
 
 /// Bundles are read a page at a time, so that no transaction is long.
 const BUNDLES_PER_PAGE: u32 = 500;
@@ -46,6 +46,18 @@ pub trait AuthorityStore: Send + Sync {
 
     /// Creates (`id` = 0) or replaces a journal.
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError>;
+
+    /// The newest order of each kind to rotate the authorities of all servers.
+    async fn newest_rotations(&self) -> Result<Vec<Rotation>, StoreError>;
+
+    /// What servers told of an order.
+    async fn rotation_notes(&self, rotation_id: i64) -> Result<Vec<RotationNote>, StoreError>;
+
+    /// Tells.
+    async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError>;
+
+    /// Takes the marks from authorities again.
+    async fn untaint_authorities(&self, trust_domain: &TrustDomain, ids: &[String]) -> Result<(), StoreError>;
 }
 
 #[async_trait]
@@ -98,5 +110,21 @@ impl AuthorityStore for Store {
 
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {
         self.set_ca_journal(journal).await
+    }
+
+    async fn newest_rotations(&self) -> Result<Vec<Rotation>, StoreError> {
+        Store::newest_rotations(self).await
+    }
+
+    async fn rotation_notes(&self, rotation_id: i64) -> Result<Vec<RotationNote>, StoreError> {
+        Store::rotation_notes(self, rotation_id).await
+    }
+
+    async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError> {
+        Store::set_rotation_note(self, note).await
+    }
+
+    async fn untaint_authorities(&self, trust_domain: &TrustDomain, ids: &[String]) -> Result<(), StoreError> {
+        Store::untaint_authorities(self, trust_domain, ids).await
     }
 }

@@ -59,7 +59,7 @@ impl Call {
     }
 
     fn agent_is_good(&self, or_renewed: bool) -> Result<(), Status> {
-        let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows }, .. } = &*self.peer else {
+        let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows, .. }, .. } = &*self.peer else {
             return Err(self.denied(None));
         };
         let reason = match self.gate.nodes.standing(id, serial, follows) {

@@ -116,7 +116,8 @@ mod tests {
 
     fn member(name: &str, address: &str) -> Peer {
         let id = SpiffeId::parse(&format!("spiffe://example.org/spire/agent/{name}")).unwrap();
-        let identity = Identity::Svid { id, serial: "1".into(), not_after: i64::MAX, follows: Box::default() };
+        let identity =
+            Identity::Svid { id, serial: "1".into(), not_after: i64::MAX, follows: Box::default(), issuer: 0 };
         Peer::Remote { address: address.parse().unwrap(), identity }
     }
 

@@ -203,6 +203,18 @@ methods! {
     }
 }
 
+/// Our own methods, each with that of SPIRE's which a custom policy is asked about in its place: the stream tells an agent nothing
+/// else than the call would, and an order to all servers is one to each.
+pub(super) static LIKE_SPIRES: &[(&MethodRow, &MethodRow)] = &[
+    (method::WatchAuthorized::ROW, method::SyncAuthorizedEntries::ROW),
+    (method::BundleSeen::ROW, method::SyncAuthorizedEntries::ROW),
+    (method::BeginRotation::ROW, method::PrepareX509Authority::ROW),
+    (method::GetRotation::ROW, method::GetX509AuthorityState::ROW),
+    (method::AdvanceRotation::ROW, method::RevokeX509Authority::ROW),
+    (method::TakeBackRotation::ROW, method::ActivateX509Authority::ROW),
+    (method::WatchRotation::ROW, method::GetX509AuthorityState::ROW),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

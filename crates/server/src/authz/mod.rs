@@ -191,7 +191,7 @@ impl Gate {
         if peer.is_local() {
             return if who.includes(Who::LOCAL) { Ok(("local", "transport")) } else { Err(Denial::Refused(None)) };
         }
-        let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows }, .. } = peer else {
+        let Peer::Remote { identity: Identity::Svid { id, serial, not_after, follows, .. }, .. } = peer else {
             return Err(Denial::Refused(None));
         };
         if who.includes(Who::ADMIN) {
@@ -257,10 +257,10 @@ fn judge(policy: &Policy, call: &Call, message: Option<&[u8]>) -> Result<Who, St
         Peer::Remote { .. } => Cow::default(),
     };
     let caller = call.peer.id().map_or("", SpiffeId::as_str);
-    // Policies written for SPIRE do not know our own stream; it tells an agent nothing else than this call would.
-    let of_stream = call.row == method::WatchAuthorized::ROW || call.row == method::BundleSeen::ROW;
-    let full_method = if of_stream { method::SyncAuthorizedEntries::ROW } else { call.row }.path;
-    let request = message.filter(|_| !of_stream);
+    // Policies written for SPIRE do not know our own methods, and cannot read their messages.
+    let like = methods::LIKE_SPIRES.iter().find(|(ours, _)| *ours == call.row);
+    let full_method = like.map_or(call.row, |(_, spires)| spires).path;
+    let request = message.filter(|_| like.is_none());
     let input = Input { caller, caller_file_path: &program, full_method, request };
     policy.judge(input).map(Who::of).map_err(|error| {
         call.log_refusal("Authorization failure from OPA auth", &error.to_string());

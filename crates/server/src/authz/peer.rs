@@ -2,6 +2,7 @@
 
 use finial_core::{SpiffeId, UnixSeconds};
 use finial_crypto::Certificate;
+use finial_proto::digest::of_bytes;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub enum Identity {
         not_after: UnixSeconds,
         /// The serial numbers that an agent's SVID says it follows; mostly none. See [`crate::issue::follows`].
         follows: Box<[Box<str>]>,
+        /// The digest of the ID of the authority that signed it; 0 if it does not say.
+        issuer: u64,
     },
     /// A certificate that names nobody; the text says why.
     Unusable(String),
@@ -70,6 +73,7 @@ impl Identity {
             Ok(id) => Self::Svid {
                 serial: certificate.serial_decimal(),
                 not_after: certificate.not_after(),
+                issuer: certificate.authority_key_id().map_or(0, |id| of_bytes(finial_crypto::hex(id).as_bytes())),
                 follows: if id.is_agent() { crate::issue::follows(&certificate) } else { Box::default() },
                 id,
             },
@@ -88,6 +92,14 @@ impl Peer {
     pub fn id(&self) -> Option<&SpiffeId> {
         match self {
             Self::Remote { identity: Identity::Svid { id, .. }, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    /// An agent, with the digest of the ID of the authority that signed its SVID.
+    pub(crate) fn agent(&self) -> Option<(&SpiffeId, u64)> {
+        match self {
+            Self::Remote { identity: Identity::Svid { id, issuer, .. }, .. } if id.is_agent() => Some((id, *issuer)),
             _ => None,
         }
     }

@@ -14,6 +14,7 @@ use finial_net::proxy::TrustedProxies;
 use finial_net::tls::{TlsConnection, TlsIncoming, bind};
 use finial_net::unix::{self, BindError, UnixConnection, UnixIncoming};
 use finial_proto::health::health_server::HealthServer;
+use finial_proto::rotation::rotation_server::RotationServer;
 use finial_proto::server::agent::agent_server::AgentServer;
 use finial_proto::server::bundle::bundle_server::BundleServer;
 use finial_proto::server::debug::debug_server::DebugServer;
@@ -186,6 +187,7 @@ fn both_services(service: &Service) -> Routes {
         .add_service(BundleServer::new(service.clone()))
         .add_service(EntryServer::new(service.clone()))
         .add_service(LocalAuthorityServer::new(service.clone()))
+        .add_service(RotationServer::new(service.clone()))
         .add_service(SvidServer::new(service.clone()))
         .add_service(TrustDomainServer::new(service.clone()))
 }

@@ -4,6 +4,7 @@ use super::Memory;
 use crate::entries::Entries;
 use crate::nodes::Nodes;
 use crate::publish::BundleFeed;
+use crate::rotation::Domain;
 use async_trait::async_trait;
 use finial_core::{EntryId, SpiffeId};
 use finial_store::StoreError;
@@ -17,6 +18,8 @@ pub struct Known {
     pub nodes: Arc<Nodes>,
     /// Bundles.
     pub bundles: Arc<BundleFeed>,
+    /// Carries out orders to the whole trust domain.
+    pub domain: Arc<Domain>,
 }
 
 #[async_trait]
@@ -31,6 +34,10 @@ impl Memory for Known {
 
     async fn bundles_changed(&self) -> Result<(), StoreError> {
         self.bundles.reload().await
+    }
+
+    fn orders_changed(&self) {
+        self.domain.wake();
     }
 
     async fn compare_all(&self) -> Result<(), StoreError> {

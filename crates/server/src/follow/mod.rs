@@ -88,6 +88,8 @@ pub trait Memory: Send + Sync {
     async fn agents_changed(&self, ids: Vec<SpiffeId>) -> Result<(), StoreError>;
     /// All bundles are to be read again.
     async fn bundles_changed(&self) -> Result<(), StoreError>;
+    /// There are orders to rotate authorities.
+    fn orders_changed(&self) {}
     /// All entries and agents are to be compared with the datastore; nothing that is known may count as newer than it.
     async fn compare_all(&self) -> Result<(), StoreError>;
     /// The datastore answers again: what waits for it can be written. Returns at once, as looks wait for this.
@@ -102,6 +104,7 @@ pub struct State {
     agents: Tracker,
     bundles: String,
     federation: String,
+    rotations: String,
     /// When the last look went well.
     last_look: Instant,
     /// Something was missed, or may have been: everything has to be compared.
@@ -119,6 +122,7 @@ impl State {
             history: beat.history,
             bundles: beat.bundles,
             federation: beat.federation,
+            rotations: beat.rotations,
             last_look: Instant::now(),
             astray: false,
         })
@@ -285,6 +289,7 @@ impl Follower {
             self.memory.compare_all().await?;
             self.memory.bundles_changed().await?;
             self.federation.send_modify(|n| *n += 1);
+            self.memory.orders_changed();
             *state = now;
             return Ok(());
         }
@@ -297,6 +302,10 @@ impl Follower {
         if beat.federation != state.federation {
             self.federation.send_modify(|n| *n += 1);
             state.federation = beat.federation;
+        }
+        if beat.rotations != state.rotations {
+            self.memory.orders_changed();
+            state.rotations = beat.rotations;
         }
         Ok(())
     }

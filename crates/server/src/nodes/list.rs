@@ -2,7 +2,7 @@
 
 use super::Nodes;
 use super::node::Node;
-use finial_core::{AgentRecord, SpiffeId};
+use finial_core::{AgentRecord, SpiffeId, UnixSeconds};
 use finial_store::{AgentFilter, Listed, Page, StoreError};
 use std::sync::PoisonError;
 
@@ -23,6 +23,16 @@ impl Nodes {
     /// One agent.
     pub fn record(&self, id: &SpiffeId) -> Option<AgentRecord> {
         self.with(id, |node| node.map(|node| node.to_record(id)))
+    }
+
+    /// Each agent that is not banned and has an SVID that has not ended. Nothing else of agents may be asked meanwhile.
+    pub(crate) fn each_living(&self, now: UnixSeconds, mut each: impl FnMut(&SpiffeId)) {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        let lives = |node: &Node| {
+            let pending = node.pending.iter().map(|given| given.expires_at).max().unwrap_or_default();
+            !node.is_banned() && node.expires_at.max(node.new_expires_at).max(pending) >= now
+        };
+        map.iter().filter(|(_, node)| lives(node)).for_each(|(id, _)| each(id));
     }
 
     /// How many agents match.

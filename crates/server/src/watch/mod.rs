@@ -16,6 +16,7 @@ use crate::publish::BundleFeed;
 use affected::Roots;
 use bundles::WireBundles;
 use finial_core::{Clock, SelectorSet, SpiffeId, UnixSeconds};
+use finial_proto::sync::BundleVersion;
 use finial_runtime::Shutdown;
 use futures::task::AtomicWaker;
 use std::collections::HashMap;
@@ -134,6 +135,14 @@ impl Watchers {
     /// How many streams are open.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// The number of the own bundle, if an agent with these has it as it is now.
+    pub(crate) fn has_own(&self, theirs: &[BundleVersion]) -> Option<u64> {
+        let (now, name) = (self.bundles.now(), self.bundles.own());
+        let own = now.get(name)?;
+        let has = theirs.iter().any(|their| their.trust_domain == name && their.version == own.version);
+        has.then_some(own.proto.sequence_number)
     }
 
     fn revision(&self) -> u64 {

@@ -59,7 +59,7 @@ impl World {
     /// A call of the agent that has passed the gate.
     async fn call<M: Method>(&self) -> Permit<M> {
         let (id, follows) = (self.agent.clone(), Box::default());
-        let identity = Identity::Svid { id, serial: "1".into(), not_after: 100, follows };
+        let identity = Identity::Svid { id, serial: "1".into(), not_after: 100, follows, issuer: 0 };
         let peer = Peer::Remote { address: "10.0.0.1:1000".parse().unwrap(), identity };
         let mut request = Request::new(());
         request.extensions_mut().insert(Connection::from(peer));

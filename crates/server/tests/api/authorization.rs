@@ -73,7 +73,7 @@ async fn call(channel: &Channel, path: &'static str) -> Code {
 
 /// What is not there: the contract that we serve has no `List`, and our own stream is for agents, who come over TCP.
 fn is_missing(row: &MethodRow, local: bool) -> bool {
-    row.path.ends_with("Health/List") || (local && row.path.starts_with("/finial."))
+    row.path.ends_with("Health/List") || (local && row.path.starts_with("/finial.server.sync."))
 }
 
 fn is_local_only(row: &MethodRow) -> bool {

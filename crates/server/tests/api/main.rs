@@ -19,6 +19,7 @@ mod local;
 mod outage;
 mod policy;
 mod relationships;
+mod rotation;
 mod strangers;
 mod svids;
 mod sync;

@@ -49,7 +49,8 @@ impl Server {
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain()).await.unwrap();
         let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await.unwrap();
         let bundles = BundleFeed::open(Arc::new(store.clone()), trust_domain()).await.unwrap();
-        let memory = Known { entries: entries.clone(), nodes: nodes.clone(), bundles: bundles.clone() };
+        let domain = Arc::default();
+        let memory = Known { entries: entries.clone(), nodes: nodes.clone(), bundles: bundles.clone(), domain };
         let link = turn.link().clone();
         let follower = Follower::new(feed, Arc::new(memory), link.clone(), state);
         Self { store, entries, nodes, bundles, follower, link, supervisor }

@@ -1,0 +1,328 @@
+//! Orders that reach every server of the trust domain: what is due for this one, step by step, and what it tells of itself.
+//!
+//! The order is a row of its own table, the journals are the progress; see `docs/adr/0016-an-order-for-a-whole-domain.md`.
+//! [`due`] looks at what there is and never at what was done, so that whoever is killed between any two steps goes on.
+
+use super::journal::hex;
+use super::manager::{STEPS_MAX, within};
+use super::plan::Status;
+use super::store::TaintStep;
+use super::{AuthorityError, AuthorityKind, AuthorityManager, SUBSYSTEM, SlotStates};
+use crate::rotation::Domain;
+use finial_core::{Bundle, UnixSeconds};
+use finial_crypto::Certificate;
+use finial_proto::rotation::{Goal, ServerNote};
+use finial_store::{Rotation, RotationNote};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often it is looked while an order is open.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long after a failure.
+const RETRY: Duration = Duration::from_secs(5);
+/// With nothing to do: who has news wakes us.
+const IDLE: Duration = Duration::from_secs(3600);
+/// How often a server tells of itself with nothing new to say.
+const TELL: Duration = Duration::from_secs(5);
+/// A server that comes late takes the steps this long apart: two of the polls of SPIRE's agents.
+const APART: Duration = Duration::from_secs(10);
+
+/// Whether the bundle has an authority tainted, by its ID.
+type Marks = BTreeMap<String, bool>;
+
+/// What is looked at.
+pub(super) struct View<'a> {
+    pub(super) slots: &'a SlotStates,
+    /// The authorities that were there when the order was first seen.
+    pub(super) before: &'a [String],
+    /// `None` where authorities hang from an upstream one and are not in the bundle themselves.
+    pub(super) marks: Option<&'a Marks>,
+    pub(super) now: UnixSeconds,
+}
+
+/// What this server is to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Make a successor.
+    Prepare,
+    /// Let the one in the next slot sign: the successor, or when the order is taken back the predecessor.
+    Swap,
+    /// Mark this one in the bundle.
+    Taint(String),
+    /// Take this one out of the bundle.
+    Revoke(String),
+    /// Take the marks away again.
+    Untaint,
+}
+
+/// The next step towards a goal; `None` when it is reached, or nothing more can be done.
+pub(super) fn due(goal: Goal, view: &View<'_>) -> Option<Due> {
+    let (current, next) = (view.slots.current.as_ref()?, view.slots.next.as_ref());
+    let is_before = |id: &String| view.before.contains(id);
+    let marked = |wanted: bool| {
+        let marks = view.marks?;
+        view.before.iter().find(|id| marks.get(*id) == Some(&wanted)).cloned()
+    };
+    if goal == Goal::TakeBack {
+        let may_sign = |id: &String| view.marks.is_none_or(|marks| marks.contains_key(id));
+        let former = next.filter(|next| next.status == Status::Old && next.expires_at > view.now);
+        let back = former.filter(|f| is_before(&f.authority_id) && may_sign(&f.authority_id));
+        return match marked(true) {
+            Some(_) => Some(Due::Untaint),
+            None => back.filter(|_| !is_before(&current.authority_id)).map(|_| Due::Swap),
+        };
+    }
+    if goal == Goal::Unspecified {
+        return None;
+    }
+    if is_before(&current.authority_id) {
+        let successor = next.filter(|next| next.status == Status::Prepared && !is_before(&next.authority_id));
+        return match successor {
+            None => Some(Due::Prepare),
+            Some(_) => (goal > Goal::Prepare).then_some(Due::Swap),
+        };
+    }
+    if goal < Goal::Taint {
+        return None;
+    }
+    let revoke = || marked(true).filter(|_| goal == Goal::Revoke).map(Due::Revoke);
+    marked(false).map(Due::Taint).or_else(revoke)
+}
+
+/// The goal after this one.
+pub(crate) fn after(goal: Goal) -> Goal {
+    match goal {
+        Goal::Unspecified => Goal::Prepare,
+        Goal::Prepare => Goal::Activate,
+        Goal::Activate => Goal::Taint,
+        Goal::Taint | Goal::Revoke => Goal::Revoke,
+        Goal::TakeBack => Goal::TakeBack,
+    }
+}
+
+/// An order that this server follows.
+pub(super) struct Following {
+    order: i64,
+    note: ServerNote,
+    /// The order had ended before this server, with authorities of its own time, came.
+    unconcerned: bool,
+    /// The next step is not taken before.
+    not_before: Instant,
+    /// What was told last, and when.
+    told: Option<(ServerNote, Instant)>,
+}
+
+fn marks(kind: AuthorityKind, bundle: &Bundle) -> Marks {
+    match kind.tokens() {
+        Some(tokens) => tokens.of(bundle).iter().map(|key| (key.key_id.clone(), key.tainted)).collect(),
+        None => {
+            let id = |der| Some(hex(Certificate::parse(der).ok()?.subject_key_id()?));
+            let known = bundle.x509_authorities.iter();
+            known.filter_map(|a| Some((id(a.der.clone())?, a.tainted))).collect()
+        }
+    }
+}
+
+impl AuthorityKind {
+    /// As orders are stored.
+    pub(crate) fn number(self) -> i64 {
+        match self {
+            Self::X509 => 1,
+            Self::Jwt => 2,
+            Self::Wit => 3,
+        }
+    }
+
+    /// The kind of this number.
+    pub(crate) fn of_number(number: i64) -> Option<Self> {
+        [Self::X509, Self::Jwt, Self::Wit].into_iter().find(|kind| kind.number() == number)
+    }
+}
+
+/// As stored.
+pub(crate) fn goal_of(order: &Rotation) -> Goal {
+    i32::try_from(order.goal).ok().and_then(|goal| Goal::try_from(goal).ok()).unwrap_or_default()
+}
+
+impl AuthorityManager {
+    /// Looks at the orders, does what is due, and says when to look again unless somebody wakes us before.
+    pub(super) async fn heed_orders(&mut self) -> Duration {
+        let reading = self.parts.store.newest_rotations();
+        let orders = match within("the datastore", reading, AuthorityError::Order).await {
+            Ok(orders) => orders,
+            Err(error) => {
+                tracing::debug!(subsystem_name = SUBSYSTEM, %error, "Orders to rotate cannot be read; trying again");
+                return RETRY;
+            }
+        };
+        let mut wait = IDLE;
+        for order in orders {
+            let kind = AuthorityKind::of_number(order.kind);
+            let off = |kind: &AuthorityKind| kind.tokens().is_some_and(|tokens| self.key_type(tokens).is_none());
+            let Some(kind) = kind.filter(|kind| !off(kind)) else { continue };
+            match self.follow(kind, &order).await {
+                Ok(true) if order.done => {}
+                Ok(_) => wait = wait.min(LOOK),
+                Err(error) => {
+                    tracing::error!(
+                        subsystem_name = SUBSYSTEM,
+                        error,
+                        "Unable to follow the order to rotate {kind} authorities; trying again"
+                    );
+                    if let Some(following) = self.following.get_mut(&order.kind) {
+                        following.note.error = error;
+                    }
+                    wait = wait.min(RETRY);
+                }
+            }
+            if !order.done {
+                self.tell(&order).await;
+            }
+        }
+        wait
+    }
+
+    /// Whether the goal is reached.
+    async fn follow(&mut self, kind: AuthorityKind, order: &Rotation) -> Result<bool, String> {
+        if self.journal.row() == 0 {
+            return Ok(false); // nothing to be known by yet
+        }
+        if self.following.get(&order.kind).is_none_or(|following| following.order != order.id) {
+            let seen = self.first_sight(kind, order).await.map_err(|e| e.to_string())?;
+            self.following.insert(order.kind, seen);
+        }
+        let goal = goal_of(order);
+        while let Some(following) = self.following.get(&order.kind) {
+            let reached = following.note.reached();
+            if following.unconcerned || reached == goal || reached > goal {
+                return Ok(true);
+            }
+            if goal != Goal::TakeBack && following.not_before > Instant::now() {
+                return Ok(false);
+            }
+            let step = if goal == Goal::TakeBack { goal } else { after(reached) };
+            self.reach(kind, order, step).await?;
+        }
+        Ok(false)
+    }
+
+    /// Comes to one goal, whatever is due for it, and notes that.
+    async fn reach(&mut self, kind: AuthorityKind, order: &Rotation, goal: Goal) -> Result<(), String> {
+        for _ in 0..STEPS_MAX {
+            let Some(following) = self.following.get(&order.kind) else { return Ok(()) };
+            let before = following.note.before.clone();
+            // After a failure the feed may be behind, and who reads it would move off what is tainted no more.
+            let reading = self.parts.feed.refresh(&self.settings.trust_domain);
+            within("the datastore", reading, AuthorityError::Bundle).await.map_err(|e| e.to_string())?;
+            let own = self.parts.feed.own().ok_or("there is no bundle")?;
+            let hangs = kind == AuthorityKind::X509 && self.parts.upstream.is_some();
+            let known = (!hangs).then(|| marks(kind, own.stored()));
+            let (slots, now) = (self.slots(kind), self.parts.clock.now());
+            let view = View { slots: &slots, before: &before, marks: known.as_ref(), now };
+            let Some(step) = due(goal, &view) else {
+                let is_old = slots.current.is_some_and(|current| before.contains(&current.authority_id));
+                let Some(following) = self.following.get_mut(&order.kind) else { return Ok(()) };
+                following.note.set_reached(goal);
+                following.note.sequence_number = own.bundle.sequence_number;
+                following.note.error = match goal {
+                    Goal::TakeBack if !is_old => "the authority from before is not there any more".into(),
+                    _ => String::new(),
+                };
+                following.not_before = Instant::now() + if goal == goal_of(order) { Duration::ZERO } else { APART };
+                tracing::info!(
+                    subsystem_name = SUBSYSTEM,
+                    order = order.id,
+                    goal = goal.as_str_name(),
+                    "Order to rotate {kind} authorities carried out"
+                );
+                return Ok(());
+            };
+            self.carry_out(kind, step, &before).await?;
+        }
+        Err(AuthorityError::Restless.to_string())
+    }
+
+    async fn carry_out(&mut self, kind: AuthorityKind, step: Due, before: &[String]) -> Result<(), String> {
+        match step {
+            Due::Prepare => self.prepare(kind).await.map_err(|e| e.to_string()),
+            Due::Swap => {
+                self.rotate(kind).await;
+                Ok(())
+            }
+            Due::Taint(id) => {
+                self.mark(kind, TaintStep::Taint, &id, "failed to taint authority").await.map_err(|e| e.to_string())
+            }
+            Due::Revoke(id) => {
+                self.mark(kind, TaintStep::Revoke, &id, "failed to revoke authority").await.map_err(|e| e.to_string())
+            }
+            Due::Untaint => {
+                let trust_domain = &self.settings.trust_domain;
+                let untainting = self.parts.store.untaint_authorities(trust_domain, before);
+                within("the datastore", untainting, AuthorityError::Bundle).await.map_err(|e| e.to_string())
+            }
+        }
+    }
+
+    /// What there is before anything is done for the order, kept in the datastore before it is.
+    async fn first_sight(&self, kind: AuthorityKind, order: &Rotation) -> Result<Following, AuthorityError> {
+        let reading = self.parts.store.rotation_notes(order.id);
+        let notes = within("the datastore", reading, AuthorityError::Order).await?;
+        let known = notes.iter().find(|note| note.journal_id == self.journal.row());
+        let known = known.and_then(|note| ServerNote::decode(note.data.as_slice()).ok());
+        let entries = self.journal.issued(kind);
+        let active = self.slots(kind).current.map(|current| current.authority_id).unwrap_or_default();
+        let made_at = entries.iter().find(|(id, _)| *id == active).map_or(UnixSeconds::MIN, |(_, at)| *at);
+        let mut following = Following {
+            order: order.id,
+            unconcerned: known.is_none() && order.done && made_at >= order.created_at,
+            not_before: Instant::now(),
+            told: None,
+            note: known.clone().unwrap_or_default(),
+        };
+        if known.is_none() && !following.unconcerned {
+            let others = entries.into_iter().map(|(id, _)| id).filter(|id| *id != active);
+            following.note.before = std::iter::once(active.clone()).chain(others).collect();
+            let note = following.note.clone();
+            self.write(order.id, &note).await?;
+            following.told = Some((note, Instant::now()));
+        }
+        Ok(following)
+    }
+
+    async fn write(&self, rotation_id: i64, note: &ServerNote) -> Result<(), AuthorityError> {
+        let (journal_id, data) = (self.journal.row(), note.encode_to_vec());
+        let note = RotationNote { rotation_id, journal_id, data, seen_at: 0 };
+        within("the datastore", self.parts.store.set_rotation_note(&note), AuthorityError::Order).await
+    }
+
+    /// Tells the others how far this server is, and which of its agents and peers know what.
+    async fn tell(&mut self, order: &Rotation) {
+        let Some(following) = self.following.get(&order.kind).filter(|following| !following.unconcerned) else {
+            return;
+        };
+        let domain: &Domain = &self.parts.domain;
+        let mut note = following.note.clone();
+        note.agents = domain.agents.told().into();
+        note.peers = domain.peers(self.parts.clock.now());
+        let is_new = |(told, at): &(ServerNote, Instant)| *told != note || at.elapsed() >= TELL;
+        if following.told.as_ref().is_some_and(|told| !is_new(told)) {
+            return;
+        }
+        match self.write(order.id, &note).await {
+            Ok(()) => {
+                if let Some(following) = self.following.get_mut(&order.kind) {
+                    following.told = Some((note, Instant::now()));
+                }
+            }
+            Err(error) => {
+                tracing::debug!(subsystem_name = SUBSYSTEM, %error, "How far an order is cannot be told; trying again");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "domain_tests.rs"]
+mod tests;

@@ -313,11 +313,7 @@ fn by_order(flavors: [Flavor; 3]) {
 }
 
 /// Each level's authorities end with those above at the latest.
-/// Passed twice and failed once: the lowest server, whose authority hangs from two others, changed to its successor three
-/// seconds before the end of the one before, and an SVID issued in those seconds ended before the agent's next look, five
-/// seconds later. Agents are to renew when it is due, not at the next look.
 #[test]
-#[ignore = "agents look every five seconds, which is too late for SVIDs that live four"]
 fn three_levels_live_through_the_end_of_roots() {
     let times = r#"ca_ttl = "90s"
     default_x509_svid_ttl = "12s"

@@ -6,6 +6,7 @@
 mod forced;
 mod interrupted;
 mod natural;
+mod ordered;
 mod partner;
 mod upstream;
 mod wits;

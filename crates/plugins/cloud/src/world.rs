@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use finial_core::{Clock, UnixSeconds};
 use finial_net::rest::{self, Answer, Client, HttpError, Limits, Trust};
-use finial_plugin::{PluginContext, PluginError};
+use finial_plugin::{PluginContext, PluginError, PublishedForm, parse_refresh_hint};
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -229,6 +229,25 @@ pub(crate) async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
         }
     }
     attempt().await
+}
+
+/// How to write a bundle, by the values of `format` and `refresh_hint`; SPIRE's words and warnings.
+pub(crate) fn published_form(format: &str, hint: &str) -> Result<PublishedForm, PluginError> {
+    let of = |what: &str, e: PluginError| PluginError::invalid(format!("could not parse {what}: {}", e.message));
+    PublishedForm::read(format, "").map_err(|e| of("bundle format from configuration", e))?;
+    if !hint.is_empty() {
+        match parse_refresh_hint(hint).map_err(|e| of("refresh_hint", e))? {
+            seconds if seconds >= 24 * 3600 => tracing::warn!(
+                "Bundle endpoint refresh hint set to a high value. To cover the case of unscheduled trust bundle updates, \
+                 it's recommended to have a smaller value, e.g. 5m"
+            ),
+            ..60 => tracing::warn!(
+                "Bundle endpoint refresh hint set too low. SPIRE will not refresh more often than 1 minute"
+            ),
+            _ => {}
+        }
+    }
+    PublishedForm::read(format, hint)
 }
 
 /// A file that configuration or the environment names.

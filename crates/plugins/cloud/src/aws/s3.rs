@@ -2,7 +2,7 @@
 
 use super::credentials::Credentials;
 use super::service::{Call, Name, Service, check_region, endpoint_given, usual_host};
-use crate::world::World;
+use crate::world::{World, published_form};
 use async_trait::async_trait;
 use aws_lc_rs::digest;
 use base64::Engine as _;
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use finial_core::{Bundle, Secret};
 use finial_hcl::Value;
-use finial_plugin::{BundlePublisher, PluginContext, PluginError, PublishedForm, Publishing, decode};
+use finial_plugin::{BundlePublisher, PluginContext, PluginError, Publishing, decode};
 use http::Method;
 use serde::Deserialize;
 
@@ -61,7 +61,7 @@ impl S3 {
             }
         }
         check_region(&config.region)?;
-        let form = PublishedForm::read(&config.format, &config.refresh_hint)?;
+        let form = published_form(&config.format, &config.refresh_hint)?;
         let (url, path) = match endpoint_given(world, Name::S3, &config.endpoint) {
             Some(url) => (url, format!("/{}/{}", config.bucket, config.object_key)),
             None => place(&usual_host(world, Name::S3, &config.region), &config.bucket, &config.object_key),

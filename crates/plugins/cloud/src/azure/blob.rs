@@ -2,13 +2,13 @@
 
 use super::shared_key::SharedKey;
 use super::token::{Application, Tokens};
-use crate::world::{Failure, Remote, World, element, encode_path, patiently};
+use crate::world::{Failure, Remote, World, element, encode_path, patiently, published_form};
 use async_trait::async_trait;
 use bytes::Bytes;
 use finial_core::{Bundle, Secret};
 use finial_hcl::Value;
 use finial_net::rest::Answer;
-use finial_plugin::{BundlePublisher, PluginContext, PluginError, PublishedForm, Publishing, decode};
+use finial_plugin::{BundlePublisher, PluginContext, PluginError, Publishing, decode};
 use http::Method;
 use serde::Deserialize;
 use time::OffsetDateTime;
@@ -75,7 +75,7 @@ impl Blob {
         if let Some((_, what)) = given.into_iter().find(|(value, _)| value.is_empty()) {
             return Err(PluginError::invalid(format!("configuration is missing the {what}")));
         }
-        let form = PublishedForm::read(&config.format, &config.refresh_hint)?;
+        let form = published_form(&config.format, &config.refresh_hint)?;
         let endpoint = if config.service_endpoint.is_empty() { ENDPOINT } else { &config.service_endpoint };
         let url = format!("https://{}.{endpoint}", config.storage_account_name);
         let remote = world.remote(&url);

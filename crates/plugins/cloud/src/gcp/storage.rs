@@ -2,15 +2,14 @@
 
 use super::good;
 use super::token::Tokens;
-use crate::world::{Failure, Remote, World, encode, patiently};
+use crate::world::{Failure, Remote, World, encode, patiently, published_form};
 use async_trait::async_trait;
 use bytes::Bytes;
 use finial_core::Bundle;
 use finial_hcl::Value;
 use finial_net::rest::Answer;
 use finial_plugin::{
-    BundleFormat, BundlePublisher, HostServices, Notifier, PluginContext, PluginError, PublishedForm, Publishing,
-    decode,
+    BundleFormat, BundlePublisher, HostServices, Notifier, PluginContext, PluginError, Publishing, decode,
 };
 use http::Method;
 use serde::Deserialize;
@@ -141,7 +140,7 @@ impl CloudStorage {
                 return Err(PluginError::invalid(format!("configuration is missing the {what}")));
             }
         }
-        let publishing = Publishing::new(PublishedForm::read(&config.format, &config.refresh_hint)?);
+        let publishing = Publishing::new(published_form(&config.format, &config.refresh_hint)?);
         let object = Object::new(&config.bucket_name, &config.object_name, &config.service_account_file, world)?;
         Ok(Self { object, publishing })
     }

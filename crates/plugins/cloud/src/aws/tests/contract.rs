@@ -210,8 +210,13 @@ fn what_is_missing_is_named_in_the_words_of_spire() {
     assert_eq!(s3("region = \"a\"\nbucket = \"b\""), "configuration is missing the object key");
     let most = "region = \"a\"\nbucket = \"b\"\nobject_key = \"c\"";
     assert_eq!(s3(most), "configuration is missing the bundle format");
-    assert_eq!(s3(&format!("{most}\nformat = \"der\"")), "unknown bundle format: \"der\"");
+    assert_eq!(
+        s3(&format!("{most}\nformat = \"der\"")),
+        "could not parse bundle format from configuration: unknown bundle format: \"der\""
+    );
     let all = format!("{most}\nformat = \"pem\"");
+    let want = "could not parse refresh_hint: could not parse refresh hint \"soon\": time: invalid duration \"soon\"";
+    assert_eq!(s3(&format!("{all}\nrefresh_hint = \"soon\"")), want);
     assert!(s3(&format!("{all}\nendpoint = \"ftp://x\"")).starts_with("\"ftp://x\" is not an http or https URL"));
     assert!(s3(&all.replace("\"a\"", "\"a.evil.test/\"")).starts_with("region \"a.evil.test/\" is not the name of"));
     let anchor = |config: &str| text(RolesAnywhere::within(&data(config), &world).map(drop));

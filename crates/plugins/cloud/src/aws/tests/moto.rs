@@ -152,7 +152,7 @@ mod in_secrets_manager {
         let roots = async || upstream.mint_x509_ca(&csr, 600).await.unwrap().roots;
         assert_eq!(roots().await, [first]);
         let second = store(&aws, "PutSecretValue", "turns").await;
-        assert_eq!(roots().await, [second.clone()]);
+        assert_eq!(roots().await, std::slice::from_ref(&second));
         aws.secret("DeleteSecret", json!({ "SecretId": "turns-key", "ForceDeleteWithoutRecovery": true })).await;
         assert_eq!(roots().await, [second]);
         let error = secrets(&aws, config).unwrap().prepare().await.unwrap_err().to_string();

@@ -6,9 +6,12 @@ use crate::testing::TestCa;
 use finial_core::{Clock, ManualClock, SystemClock};
 use finial_net::tls::bind;
 use finial_proto::workload::JwtsvidRequest;
+use finial_runtime::Spawner;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn workloads_are_served_from_the_cache() {
@@ -137,33 +140,36 @@ async fn entries_that_came_without_a_usable_bundle_reach_workloads_with_the_next
 }
 
 /// Passes connections on to `server`; the next data of an agent after `cut` is set ends its connection instead.
-async fn relay(server: std::net::SocketAddr, cut: Arc<AtomicBool>) -> std::net::SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+async fn relay(spawner: Spawner, server: SocketAddr, cut: Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut agent, _)) = listener.accept().await {
-            let cut = cut.clone();
-            tokio::spawn(async move {
-                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
-                let (mut from_agent, mut from_server) = ([0; 4096], [0; 4096]);
-                loop {
-                    let passed = tokio::select! {
-                        read = agent.read(&mut from_agent) => match read {
-                            Ok(1..) if cut.swap(false, Ordering::SeqCst) => return,
-                            Ok(count @ 1..) => server.write_all(&from_agent[..count]).await,
-                            _ => return,
-                        },
-                        read = server.read(&mut from_server) => match read {
-                            Ok(count @ 1..) => agent.write_all(&from_server[..count]).await,
-                            _ => return,
-                        },
-                    };
-                    passed.unwrap();
-                }
-            });
+    spawner.clone().spawn("relay", async move {
+        while let Ok((agent, _)) = listener.accept().await {
+            let server = TcpStream::connect(server).await.unwrap();
+            spawner.spawn("relayed", pass(agent, server, cut.clone()));
         }
     });
     address
+}
+
+async fn pass(mut agent: TcpStream, mut server: TcpStream, cut: Arc<AtomicBool>) {
+    let (mut from_agent, mut from_server) = ([0; 4096], [0; 4096]);
+    loop {
+        let passed = tokio::select! {
+            read = agent.read(&mut from_agent) => match read {
+                Ok(1..) if cut.swap(false, Ordering::SeqCst) => return,
+                Ok(count @ 1..) => server.write_all(&from_agent[..count]).await,
+                _ => return,
+            },
+            read = server.read(&mut from_server) => match read {
+                Ok(count @ 1..) => agent.write_all(&from_server[..count]).await,
+                _ => return,
+            },
+        };
+        if passed.is_err() {
+            return;
+        }
+    }
 }
 
 /// A server of several ended, and a workload asks for a token before the agent knows.
@@ -171,7 +177,7 @@ async fn relay(server: std::net::SocketAddr, cut: Arc<AtomicBool>) -> std::net::
 async fn a_token_is_asked_for_again_when_the_connection_ends() {
     let mut world = World::new().await;
     let cut = Arc::new(AtomicBool::new(false));
-    world.settings.server_port = relay(world.server.address(), cut.clone()).await.port();
+    world.settings.server_port = relay(world.supervisor.spawner(), world.server.address(), cut.clone()).await.port();
     world.settings.sync_interval = std::time::Duration::from_secs(3600);
     world.entry("e1", "/web", &["test:any"]);
     let agent = world.started().await;

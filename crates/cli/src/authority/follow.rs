@@ -24,7 +24,7 @@ struct Waiter<'a> {
     client: RotationClient<Channel>,
     state: RotationState,
     said: String,
-    troubles: Vec<String>,
+    complained: Vec<String>,
     /// When the present step has taken too long.
     deadline: Instant,
     patience: Duration,
@@ -54,7 +54,7 @@ pub(super) async fn to_the_end(
         client,
         state,
         said: String::new(),
-        troubles: Vec::new(),
+        complained: Vec::new(),
         deadline: Instant::now() + patience,
         patience,
         force: cx.flags.bool("force"),
@@ -140,6 +140,9 @@ impl Waiter<'_> {
         let next = self.state.next();
         let hurry = self.force && next == Goal::Activate;
         if next != Goal::Unspecified && (self.state.obstacles.is_empty() || hurry) {
+            if self.state.obstacles.is_empty() {
+                self.complain(show::left_behind(&self.state));
+            }
             self.advance(next, hurry && !self.state.obstacles.is_empty()).await?;
         }
         Ok(false)
@@ -206,13 +209,18 @@ impl Waiter<'_> {
             self.said = new;
             print_state(self.cx, &self.state, || format!("{line}\n"))?;
         }
-        for trouble in show::troubles(&self.state) {
-            if !self.troubles.contains(&trouble) {
-                self.cx.eprintln(&trouble);
-                self.troubles.push(trouble);
+        self.complain(show::failures(&self.state));
+        Ok(())
+    }
+
+    /// Each only once.
+    fn complain(&mut self, lines: Vec<String>) {
+        for line in lines {
+            if !self.complained.contains(&line) {
+                self.cx.eprintln(&line);
+                self.complained.push(line);
             }
         }
-        Ok(())
     }
 }
 

@@ -86,14 +86,24 @@ pub(super) fn line(state: &RotationState) -> String {
     text
 }
 
-/// Servers that do not take the order up, and failures, a line each.
-pub(super) fn troubles(state: &RotationState) -> Vec<String> {
-    let trouble = |server: &Server| match (server.follows, server.error.as_str()) {
-        (false, _) => Some(format!("server {} does not follow: {}", server.journal_id, NOT_FOLLOWING)),
-        (true, "") => None,
-        (true, error) => Some(format!("server {} failed and tries again: {}", server.journal_id, one_line(error))),
+/// What failed at servers, a line each.
+pub(super) fn failures(state: &RotationState) -> Vec<String> {
+    let failed = state.servers.iter().filter(|server| !server.error.is_empty());
+    failed.map(|one| format!("server {} failed and tries again: {}", one.journal_id, one_line(&one.error))).collect()
+}
+
+/// Servers that are left behind by going on now, a line each.
+pub(super) fn left_behind(state: &RotationState) -> Vec<String> {
+    let left = state.servers.iter().filter(|server| !there(state, server));
+    let line = |server: &Server| match server.follows {
+        true => format!(
+            "server {} is not waited for: it was last heard of at {}, and does all steps when it comes back",
+            server.journal_id,
+            go_time(server.seen_at)
+        ),
+        false => format!("server {} is not waited for: {NOT_FOLLOWING}", server.journal_id),
     };
-    state.servers.iter().filter_map(trouble).collect()
+    left.map(line).collect()
 }
 
 const NOT_FOLLOWING: &str = "it is SPIRE's (order it there, with `spire-server localauthority`), or does not run (it does all steps when it comes back)";
@@ -150,20 +160,25 @@ fn server(out: &mut String, server: &Server) {
     }
     let _ = writeln!(out);
     if !server.follows {
-        let _ = writeln!(out, "      {NOT_FOLLOWING}");
+        let _ = writeln!(out, "      if it stays so, {NOT_FOLLOWING}");
     } else if !server.error.is_empty() {
         let _ = writeln!(out, "      failed and tries again: {}", one_line(&server.error));
     }
 }
 
-/// Who lacks what the next step needs.
+/// How many agents lack what the next step needs.
+fn behind(state: &RotationState) -> u64 {
+    let agents = state.agents.clone().unwrap_or_default();
+    agents.count.saturating_sub(if state.next() == Goal::Revoke { agents.moved } else { agents.confirmed })
+}
+
+/// Who that is.
 fn lacking(out: &mut String, state: &RotationState) {
     let agents = state.agents.clone().unwrap_or_default();
     for id in agents.lacking.iter().take(NAMED_MAX) {
         let _ = writeln!(out, "    lacks it: {}", one_line(id));
     }
-    let done = if state.goal() <= Goal::Prepare { agents.confirmed } else { agents.moved };
-    let left = agents.count.saturating_sub(done).saturating_sub(agents.lacking.len().min(NAMED_MAX) as u64);
+    let left = behind(state).saturating_sub(agents.lacking.len().min(NAMED_MAX) as u64);
     if left > 0 && !agents.lacking.is_empty() {
         let _ = writeln!(out, "    and {left} more");
     }
@@ -257,19 +272,17 @@ pub(super) fn in_vain(state: &RotationState) -> String {
             }
         );
     }
-    for trouble in troubles(state) {
-        let _ = writeln!(out, "  {trouble}");
+    for failure in failures(state) {
+        let _ = writeln!(out, "  {failure}");
     }
     lacking(&mut out, state);
     out
 }
 
-/// `1 step`, for the error of a timeout.
+/// How many lack it, for the error of a timeout.
 pub(super) fn lacks(state: &RotationState) -> String {
     let servers = state.servers.iter().filter(|server| !there(state, server)).count();
-    let agents = state.agents.clone().unwrap_or_default();
-    let done = if state.goal() <= Goal::Prepare { agents.confirmed } else { agents.moved };
-    let agents = usize::try_from(agents.count.saturating_sub(done)).unwrap_or(usize::MAX);
+    let agents = usize::try_from(behind(state)).unwrap_or(usize::MAX);
     format!(
         "{servers} {} and {agents} {} lack it",
         plural(servers, "server", "servers"),

@@ -297,6 +297,24 @@ hint: the order stays in force; `finial authority rotate -x509 -order 7 -wait` g
     assert!(fake.ordered.lock().unwrap().is_empty(), "nothing was activated");
 }
 
+#[test]
+fn servers_that_are_not_waited_for_are_named_when_it_goes_on_without_them() {
+    let mut first = state(Prepare, [Prepare, Unspecified], 2, 0);
+    first.obstacles.clear();
+    first.servers.push(Server { journal_id: 9, active_authority_id: "z".into(), ..Server::default() });
+    let done = RotationState { revoke: false, done: true, next: 0, ..state(Activate, [Activate; 2], 2, 0) };
+    first.revoke = false;
+    let (code, _, stderr) = run(&fake(vec![vec![first], vec![done]]), &["rotate", "-wait"]);
+    assert_eq!(code, 0);
+    assert_eq!(
+        stderr,
+        "\
+server 4 is not waited for: it was last heard of at 2027-01-15 08:00:00 +0000 UTC, and does all steps when it comes back
+server 9 is not waited for: it is SPIRE's (order it there, with `spire-server localauthority`), or does not run (it does all steps when it comes back)
+"
+    );
+}
+
 /// In a hurry: agents are not waited for to activate; that they move is, but for no longer than the time.
 #[test]
 fn by_force_it_activates_at_once_and_revokes_when_the_time_is_over() {
@@ -408,7 +426,7 @@ X.509 order 7, begun 2027-01-15 08:00:00 +0000 UTC by uid 0 on host-a
     4: nothing done yet, signs with a4, next is p4
       failed and tries again: the key manager\\nis away
     9: does not follow, signs with z
-      it is SPIRE's (order it there, with `spire-server localauthority`), or does not run (it does all steps when it comes back)
+      if it stays so, it is SPIRE's (order it there, with `spire-server localauthority`), or does not run (it does all steps when it comes back)
   Agents: 1 of 2 agents have the new bundle
     lacks it: spiffe://td/spire/agent/b
   Peers: 0 of 1 fetched the new bundle

@@ -131,8 +131,8 @@ const JOIN_TABLE: &str = "federated_registration_entries";
 type Index = (bool, &'static str, &'static str, &'static str);
 
 const OWN_INDEXES: [Index; 2] = [
-    (true, "uix_finial_rotations_open_kind", "finial_rotations", "open_kind"),
-    (true, "uix_finial_rotation_servers", "finial_rotation_servers", "rotation_id, journal_id"),
+    (true, "finial_rotations_open_kind", "finial_rotations", "open_kind"),
+    (true, "finial_rotation_servers_rotation_id_journal_id", "finial_rotation_servers", "rotation_id, journal_id"),
 ];
 
 const INDEXES: [Index; 17] = [

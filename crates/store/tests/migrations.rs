@@ -127,12 +127,14 @@ async fn our_own_index_waits_for_nobodys_backup() {
     // Another server's write comes through although the backup goes on.
     database.sql("SET lock_wait_timeout = 15; UPDATE registered_entries SET hint = 'meanwhile'");
     starting.join_next().await.unwrap().unwrap().unwrap().close().await;
-    let indexes = "SELECT COUNT(DISTINCT index_name) FROM information_schema.statistics \
-        WHERE table_schema = DATABASE() AND index_name LIKE 'finial%'";
-    assert_eq!(database.sql(indexes).trim(), "0");
+    let indexes = format!(
+        "SELECT COUNT(DISTINCT index_name) FROM information_schema.statistics \
+         WHERE table_schema = DATABASE() AND index_name = '{OWN}'"
+    );
+    assert_eq!(database.sql(&indexes).trim(), "0");
     drop(backup);
     Store::open(opened.settings.clone(), clock()).await.unwrap().close().await;
-    assert_eq!(database.sql(indexes).trim(), "1");
+    assert_eq!(database.sql(&indexes).trim(), "1");
 }
 
 /// Several servers that start together make one index between them, and what a killed one left is made anew.

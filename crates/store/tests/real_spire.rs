@@ -399,10 +399,14 @@ async fn a_database_made_here_has_spires_schema_and_serves_spire(lab: Lab) {
 async fn schema(spire: &Spire) -> Vec<String> {
     let Some(database) = &spire.database else { return sqlite_schema(&spire.database()).await };
     let text = database.schema();
-    let lines = text.lines().map(|line| line.trim_end().trim_end_matches(',').to_owned());
     // what counts rows, and what a dump is fenced with, differs from one to the next
-    let noise = |line: &String| line.is_empty() || line.starts_with("--") || line.starts_with('\\');
-    let kept = lines.filter(|line| !line.contains("finial") && !noise(line)).map(|line| {
+    let noise = |line: &&str| line.is_empty() || ["--", "\\", "/*!"].iter().any(|fence| line.starts_with(fence));
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !noise(line)).collect();
+    // Tables of our own go with all their lines, in SPIRE's the lines of our own indexes.
+    let statements = lines.split_inclusive(|line| line.ends_with(';'));
+    let spires = statements.filter(|lines| !lines[0].contains("finial")).flatten();
+    let lines = spires.map(|line| line.trim_end_matches(',').to_owned());
+    let kept = lines.filter(|line| !line.contains("finial")).map(|line| {
         line.split_whitespace().filter(|word| !word.starts_with("AUTO_INCREMENT=")).collect::<Vec<_>>().join(" ")
     });
     sorted(kept.collect())

@@ -312,9 +312,8 @@ fn by_order(flavors: [Flavor; 3]) {
     nest.finish();
 }
 
-/// Each level's authorities end with those above at the latest.
-#[test]
-fn three_levels_live_through_the_end_of_roots() {
+/// Each level's authorities end with those above at the latest. Called where all wait that wait for time.
+pub(crate) fn three_levels_live_through_the_end_of_roots() {
     let times = r#"ca_ttl = "90s"
     default_x509_svid_ttl = "12s"
     default_jwt_svid_ttl = "12s""#;

@@ -4,11 +4,12 @@ use super::partner::partners;
 use super::upstream::below;
 use super::{Domain, How, On, Traffic};
 use crate::forced_rotation::root;
+use crate::nested::three_levels_live_through_the_end_of_roots;
 use std::time::Duration;
 use testkit::{Server, Workdir, eventually_within};
 
-/// How often each authority is followed by the next. The second to follow outlives the first to go.
-const SUCCESSIONS: usize = 3;
+/// How often each authority is followed by the next; the first ones have ended by then.
+const SUCCESSIONS: usize = 2;
 /// The first follows after 50 s, each further one after 30 s more.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// Who looks all the time takes the processors from those who are looked at.
@@ -93,5 +94,6 @@ fn authorities_that_live_a_minute_come_and_go() {
         scope.spawn(|| alone(On::Three, SHORT, "by time, three servers"));
         scope.spawn(below_roots);
         scope.spawn(with_partner);
+        scope.spawn(three_levels_live_through_the_end_of_roots);
     });
 }

@@ -189,7 +189,8 @@ impl Federation {
         fetching: &tokio::sync::Mutex<Seen>,
     ) -> Duration {
         tracing::debug!(subsystem_name = SUBSYSTEM, trust_domain = %trust_domain, "Polling for bundle update");
-        let call = self.metrics.call("bundle_manager.fetch.federated_bundle");
+        let mut call = self.metrics.call("bundle_manager.fetch.federated_bundle");
+        call.label("trust_domain_id", trust_domain.as_str());
         let result = self.update(trust_domain, endpoint, fetching, false).await;
         call.finish_with(&result, FederationError::kind);
         match result {

@@ -26,11 +26,12 @@ impl Emulator {
     /// AWS: S3, Secrets Manager, ACM PCA, STS and others, by HTTP. `None` where it is not installed.
     pub fn moto() -> Option<Arc<Self>> {
         static SLOT: Slot = Mutex::new(Weak::new());
-        shared(&SLOT, "moto/bin/moto_server", |program, _, port| {
-            let mut command = Command::new(program);
-            command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
-            (command, Box::new(move || answers(port, "/moto-api/")))
-        })
+        shared(&SLOT, MOTO, moto)
+    }
+
+    /// The same for one test alone, which may have it look at signatures (`/moto-api/reset-auth`).
+    pub fn moto_alone() -> Option<Self> {
+        installed(MOTO).map(|program| run(&program, moto))
     }
 
     /// Google Cloud Storage, by HTTP. `None` where it is not installed.
@@ -57,6 +58,14 @@ impl Emulator {
         };
         installed("node_modules/.bin/azurite-blob").map(|program| Arc::new(run(&program, start)))
     }
+}
+
+const MOTO: &str = "moto/bin/moto_server";
+
+fn moto(program: &Path, _: &Path, port: u16) -> (Command, Ready) {
+    let mut command = Command::new(program);
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    (command, Box::new(move || answers(port, "/moto-api/")))
 }
 
 type Ready = Box<dyn FnMut() -> Result<(), String>>;

@@ -207,7 +207,8 @@ plugins {{
 
     /// Runs another server process on the same configuration and gives what it said when it ended.
     pub fn second_on_same_data(&self) -> Output {
-        Output::of(process::command(&self.binary).arg("run").arg("-config").arg(&self.config))
+        let mut command = process::command(&self.binary);
+        Output::of(command.arg("run").arg("-config").arg(&self.config).envs(self.environment.iter().cloned()))
     }
 
     fn wait_healthy(&mut self) {

@@ -40,7 +40,10 @@ impl World {
     }
 
     pub(crate) fn with(env: Env, clock: Arc<dyn Clock>, trust: &Trust) -> Result<Self, PluginError> {
-        let tls = rest::client_config(trust, None, "web").map_err(PluginError::internal)?;
+        let tls = rest::client_config(trust, None, "web").map_err(|e| {
+            let advice = "install ca-certificates, or set SSL_CERT_FILE";
+            PluginError::internal(format!("no CA is known that this machine trusts for the web ({advice}): {e}"))
+        })?;
         Ok(Self { env, clock, tls: Arc::new(tls) })
     }
 

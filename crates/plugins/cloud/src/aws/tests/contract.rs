@@ -233,3 +233,29 @@ fn what_is_missing_is_named_in_the_words_of_spire() {
     assert_eq!(secrets("cert_file_arn = \"a\""), "configuration missing 'key_file_arn' value");
     assert_eq!(secrets("cert_file_arn = \"a\"\nkey_file_arn = \"b\""), "configuration missing 'region' value");
 }
+
+fn s3_at(port: u16) -> S3 {
+    let world = world(&[&KEYS[..], &[("AWS_ENDPOINT_URL_S3", &format!("http://127.0.0.1:{port}"))]].concat());
+    S3::within(&data("region = \"a\"\nbucket = \"b\"\nobject_key = \"k\"\nformat = \"spiffe\""), &world).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_never_answers_is_given_up() {
+    let bundle = Bundle::empty(TrustDomain::parse("a.test").unwrap());
+    let error = s3_at(tcp(None, |_| Act::Hang)).publish(&bundle).await.unwrap_err().to_string();
+    assert!(error.ends_with(" cannot be reached: no answer within 20s"), "{error}");
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_not_read_and_not_asked_for_again() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let calls = count.clone();
+    let port = tcp(None, move |_| {
+        calls.fetch_add(1, Ordering::SeqCst);
+        Act::Say(500, "x".repeat(2 << 20))
+    });
+    let bundle = Bundle::empty(TrustDomain::parse("a.test").unwrap());
+    let error = s3_at(port).publish(&bundle).await.unwrap_err().to_string();
+    assert!(error.ends_with("the answer is larger than 1048576 bytes"), "{error}");
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+}

@@ -18,6 +18,7 @@ use http::Method;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use testkit::clouds::Emulator;
+use testkit::oidc::curl;
 
 const REGION: &str = "us-east-1";
 
@@ -237,4 +238,48 @@ async fn a_private_ca_signs_what_it_is_sent() {
     let error = pca.prepare().await.unwrap_err().to_string();
     assert!(error.starts_with("failed to describe CertificateAuthority: http://127.0.0.1:"), "{error}");
     assert!(error.contains("ResourceNotFoundException"), "{error}");
+}
+
+/// What IAM answers to a request that nobody has signed.
+fn iam(url: &str, form: &str) -> String {
+    let scope =
+        "Authorization: AWS4-HMAC-SHA256 Credential=A/20260101/us-east-1/iam/aws4_request, SignedHeaders=host, ";
+    let answer = curl(&["-H", &format!("{scope}Signature=0"), "-d", form, url]);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.body
+}
+
+/// moto can be told to compute each signature by itself, with what AWS's own library for Python has, and to compare.
+#[tokio::test]
+async fn signatures_are_what_awss_own_library_computes() {
+    let Some(emulator) = Emulator::moto_alone() else { return };
+    let url = format!("http://127.0.0.1:{}", emulator.port());
+    iam(&url, "Version=2010-05-08&Action=CreateUser&UserName=finial");
+    let policy = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}"#;
+    let put = "Version=2010-05-08&Action=PutUserPolicy&UserName=finial&PolicyName=all&PolicyDocument=";
+    iam(&url, &format!("{put}{}", crate::world::encode(policy)));
+    let made = iam(&url, "Version=2010-05-08&Action=CreateAccessKey&UserName=finial");
+    let part = |name| crate::world::element(&made, name).unwrap();
+    let (id, secret) = (part("AccessKeyId"), part("SecretAccessKey"));
+    assert_eq!(curl(&["-H", "Content-Type: text/plain", "-d", "0", &format!("{url}/moto-api/reset-auth")]).status, 200);
+    let service = |name, secret: &str| {
+        let credentials = Credentials::new(&id, &Secret::new(secret.to_owned()), &Secret::default(), REGION);
+        Service::new(name, REGION, Some(url.clone()), credentials, &world_now(&[])).unwrap()
+    };
+    let headers = [("content-type", "application/octet-stream".to_owned())];
+    let bucket = Call { method: Method::PUT, path: "/bundles", headers: &[], body: Bytes::new() };
+    let path = "/bundles/a folder/bundle+1 \u{1234}.pem";
+    let object = Call { method: Method::PUT, path, headers: &headers, body: Bytes::from("text") };
+    service(Name::S3, &secret).call(&bucket).await.unwrap();
+    service(Name::S3, &secret).call(&object).await.unwrap();
+    let fields = json!({ "Name": "n", "SecretString": "s" });
+    let create = async |secret: &str| {
+        let target = "secretsmanager.CreateSecret";
+        service(Name::SecretsManager, secret).operation(target, "1.1", &fields).await
+    };
+    create(&secret).await.unwrap();
+    for refused in [service(Name::S3, "other").call(&object).await.map(drop), create("other").await.map(drop)] {
+        let error = refused.unwrap_err();
+        assert_eq!((error.status(), error.code()), (Some(403), "SignatureDoesNotMatch"), "{error}");
+    }
 }

@@ -12,6 +12,7 @@ mod bootstrap;
 mod broker;
 mod bulk;
 mod clients;
+mod clouds;
 mod delegated;
 mod docker;
 mod documents;

@@ -214,7 +214,8 @@ fn agents(
     let mut agents = Agents::default();
     nodes.each_living(now, |id| {
         let (confirmed, moved) = known.get(&of_bytes(id.path().as_bytes())).copied().unwrap_or_default();
-        let moved = if kind == AuthorityKind::X509 { moved } else { confirmed };
+        // What is tainted must be known as well: who confirms that has new SVIDs for its workloads, too.
+        let moved = confirmed && (moved || kind != AuthorityKind::X509);
         agents.count += 1;
         agents.confirmed += u64::from(confirmed);
         agents.moved += u64::from(moved);

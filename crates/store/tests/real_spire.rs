@@ -400,10 +400,10 @@ async fn schema(spire: &Spire) -> Vec<String> {
     let Some(database) = &spire.database else { return sqlite_schema(&spire.database()).await };
     let text = database.schema();
     // what counts rows, and what a dump is fenced with, differs from one to the next
-    let noise = |line: &&str| line.is_empty() || ["--", "\\", "/*!"].iter().any(|fence| line.starts_with(fence));
+    let noise = |line: &&str| line.is_empty() || ["--", "\\"].iter().any(|fence| line.starts_with(fence));
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !noise(line)).collect();
     // Tables of our own go with all their lines, in SPIRE's the lines of our own indexes.
-    let statements = lines.split_inclusive(|line| line.ends_with(';'));
+    let statements = lines.split_inclusive(|line| line.ends_with(';') || line.starts_with(") ENGINE="));
     let spires = statements.filter(|lines| !lines[0].contains("finial")).flatten();
     let lines = spires.map(|line| line.trim_end_matches(',').to_owned());
     let kept = lines.filter(|line| !line.contains("finial")).map(|line| {

@@ -114,7 +114,7 @@ pub struct Agents {
     /// They have the bundle as the present goal made it.
     #[prost(uint64, tag = "2")]
     pub confirmed: u64,
-    /// X.509: their own SVID hangs from no authority that is to be revoked. JWT and WIT: they know what is tainted.
+    /// They know what is tainted; X.509: and their own SVID hangs from no authority that is to be revoked.
     #[prost(uint64, tag = "3")]
     pub moved: u64,
     /// SPIFFE IDs of some that lack what `next` needs.

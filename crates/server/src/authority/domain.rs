@@ -222,6 +222,8 @@ impl AuthorityManager {
             let (slots, now) = (self.slots(kind), self.parts.clock.now());
             let view = View { slots: &slots, before: &before, marks: known.as_ref(), now };
             let Some(step) = due(goal, &view) else {
+                // A restart must find what is told.
+                self.flush_journal().await.map_err(|e| e.to_string())?;
                 let is_old = slots.current.is_some_and(|current| before.contains(&current.authority_id));
                 let Some(following) = self.following.get_mut(&order.kind) else { return Ok(()) };
                 following.note.set_reached(goal);

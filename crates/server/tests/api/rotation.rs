@@ -124,6 +124,8 @@ async fn an_order_waits_for_agents_until_all_is_replaced(lab: Lab) {
     assert_eq!(message, expected);
     let spires = renewed(&server, &spires).await;
     spires.bundles().get_bundle(GetBundleRequest::default()).await.unwrap();
+    refused(advance(&server, order.id, Goal::Revoke, false).await, Code::FailedPrecondition);
+    spires.bundles().get_bundle(GetBundleRequest::default()).await.unwrap();
     let state = advance(&server, order.id, Goal::Revoke, false).await.unwrap();
     assert!(!state.forced);
     let state = until(&server, Kind::X509, |state| state.done).await;

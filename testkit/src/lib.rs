@@ -16,6 +16,7 @@ pub mod oidc;
 pub mod pebble;
 mod process;
 mod proxy;
+pub mod relying;
 mod spire;
 pub mod systemd;
 

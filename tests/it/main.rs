@@ -38,6 +38,7 @@ mod outage_sqlite;
 mod pushed;
 mod reflection;
 mod reload;
+mod relying_parties;
 mod rotate_guide;
 mod sandbox;
 mod several;

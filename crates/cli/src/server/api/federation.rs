@@ -2,7 +2,7 @@
 
 use super::bundle::{Format, parse as parse_bundle};
 use super::{ANSWER_BYTES_MAX, FILE_BYTES_MAX, plural, print};
-use crate::app::Command;
+use crate::app::{Advised, Command};
 use crate::context::Context;
 use crate::goflag::{FlagSet, Flags};
 use crate::rpc::RpcExt;
@@ -345,6 +345,79 @@ async fn refresh(cx: Context) -> anyhow::Result<()> {
         Err(error) if error.code() == tonic::Code::NotFound => {
             bail!("there is no federation relationship with trust domain {id:?}")
         }
-        Err(error) => Err(error).context("failed to refresh bundle"),
+        Err(error) => {
+            let advice = advice(error.message(), id);
+            let error = anyhow::Error::from(error).context("failed to refresh bundle");
+            Err(match advice {
+                Some(advice) => Advised::new(error, advice).into(),
+                None => error,
+            })
+        }
+    }
+}
+
+/// What to do, by what the server says of an endpoint.
+fn advice(message: &str, id: &str) -> Option<String> {
+    let again = || {
+        format!(
+            "have the other side's operator send `spire-server bundle show -format spiffe`, and set it: spire-server bundle set \
+             -id {id} -format spiffe -path FILE"
+        )
+    };
+    let says = |words: &str| message.contains(words);
+    Some(if says("local copy of bundle not found") || says("has no X.509 authorities") {
+        again()
+    } else if says("signed by unknown authority: not by any that is known here") {
+        format!(
+            "the bundle here is older than their authorities, or somebody else answers there: if it is the former, {}",
+            again()
+        )
+    } else if says("not by any web root of this machine") {
+        "trust the authority of their certificate on this machine, or agree on https_spiffe".to_owned()
+    } else if says("maybe use https_spiffe") {
+        format!(
+            "spire-server federation update -trustDomain {id} -bundleEndpointProfile https_spiffe -endpointSpiffeID … -bundleEndpointURL …"
+        )
+    } else if says("unexpected ID") {
+        "the relationship's -endpointSpiffeID is not who answers there: servers are spiffe://DOMAIN/spire/server"
+            .to_owned()
+    } else if says("certificate has expired") {
+        "their endpoint shows an old certificate, which they have to renew; or a clock is wrong".to_owned()
+    } else if says("unexpected status 404") {
+        "the path of -bundleEndpointURL: endpoints of SPIRE and Finial have only /".to_owned()
+    } else {
+        return None;
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::advice;
+
+    #[test]
+    fn what_the_server_says_of_an_endpoint_leads_to_advice() {
+        for (said, want) in [
+            ("can't perform SPIFFE Authentication: local copy of bundle not found", "bundle set -id a.test"),
+            (
+                "can't perform SPIFFE Authentication: the bundle of \"a.test\" has no X.509 authorities, as",
+                "bundle set -id a.test",
+            ),
+            (
+                "x509: certificate signed by unknown authority: not by any that is known here of \"a.test\"",
+                "bundle set -id a.test",
+            ),
+            ("x509: certificate signed by unknown authority: not by any web root of this machine", "on this machine"),
+            (
+                "contains SPIFFE ID \"spiffe://a.test/x\": maybe use https_spiffe instead of https_web: Get",
+                "federation update",
+            ),
+            ("tls: failed to verify certificate: unexpected ID \"spiffe://a.test/x\"", "-endpointSpiffeID"),
+            ("x509: certificate has expired or is not yet valid", "they have to renew"),
+            ("unexpected status 404 fetching bundle: 404 page not found", "only /"),
+        ] {
+            let advice = advice(said, "a.test").unwrap_or_default();
+            assert!(advice.contains(want), "{said}: {advice}");
+        }
+        assert_eq!(advice("dial tcp 127.0.0.1:1: connect: connection refused", "a.test"), None);
     }
 }

@@ -171,7 +171,8 @@ impl X509Ca {
         upstream_chain: Vec<Arc<[u8]>>,
     ) -> Result<Self, IssueError> {
         let certificate = Certificate::parse(certificate)?;
-        if !certificate.is_ca() || !certificate.key_usage().is_some_and(|u| u.contains(KeyUsage::CERT_SIGN)) {
+        // A root without key usage may do anything (RFC 5280 section 4.2.1.3); openssl makes such.
+        if !certificate.is_ca() || !certificate.key_usage().is_none_or(|u| u.contains(KeyUsage::CERT_SIGN)) {
             return Err(IssueError::NotCa);
         }
         if certificate.spki_der() != &**signer.public_key().spki_der() {

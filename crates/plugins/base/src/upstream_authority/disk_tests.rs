@@ -190,3 +190,18 @@ async fn requests_that_are_not_the_servers_are_refused() {
         assert!(message.starts_with(want), "{message}");
     }
 }
+
+#[tokio::test]
+async fn a_root_without_key_usage_signs_as_under_spire() {
+    // openssl makes such roots unless it is told otherwise.
+    let made = testkit::fake::Pki::new();
+    let context = PluginContext {
+        trust_domain: TrustDomain::parse("example.org").unwrap(),
+        clock: Arc::new(finial_core::SystemClock),
+    };
+    let text = format!("cert_file_path = \"{}\"\nkey_file_path = \"{}\"", made.path("ca.crt"), made.path("ca.key"));
+    let disk = Disk::new(&finial_hcl::parse(&text).unwrap(), &context).unwrap();
+    let csr = Pki::new().csr(&PrivateKey::generate(KeyType::EcP256).unwrap()).await;
+    let minted = disk.mint_x509_ca(&csr, 600).await.unwrap();
+    assert!(Certificate::parse(minted.roots[0].clone()).unwrap().key_usage().is_none());
+}

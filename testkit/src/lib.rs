@@ -22,6 +22,6 @@ pub mod systemd;
 
 pub use client::{Client, Serving};
 pub use database::{Database, DatabaseKind, Held, MariaDb, Postgres, PostgresPair, mariadb, postgres};
-pub use process::{Output, Process, Workdir, eventually, eventually_within, finial, free_port, uid};
+pub use process::{Output, Process, Workdir, cache, eventually, eventually_within, finial, free_port, uid};
 pub use proxy::{Proxy, Weather};
 pub use spire::{Agent, AgentOptions, Flavor, Server, ServerOptions, datastore, faketime, require_spire};

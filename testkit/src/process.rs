@@ -259,7 +259,7 @@ impl Drop for Process {
 }
 
 /// The folder with what is built once: `FINIAL_CACHE`, or `~/.cache/finial`.
-pub(crate) fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     match std::env::var_os("FINIAL_CACHE") {
         Some(path) => path.into(),
         None => PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/finial"),

@@ -21,6 +21,8 @@ const LEVELS: &[(&str, u8)] = &[
     ("finial-plugins-cloud", 4),
     ("finial-plugins-containers", 4),
     ("finial-plugins-external", 4),
+    ("finial-plugins-k8s", 4),
+    ("finial-plugins-vault", 4),
     ("finial-server", 5),
     ("finial-agent", 5),
     ("finial-oidc", 5),

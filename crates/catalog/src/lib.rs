@@ -16,6 +16,8 @@ use finial_plugins_base::workload_attestor::{Gvisor, Slurm, Systemd, Unix, fence
 use finial_plugins_base::{svid_store, upstream_authority};
 use finial_plugins_cloud::{aws, azure, gcp};
 use finial_plugins_containers::{Docker, K8s};
+use finial_plugins_k8s::{CertManager, ConfigMap, K8sBundle};
+use finial_plugins_vault::Vault;
 use finial_plugins_external::{
     ExternalAgentNodeAttestor, ExternalBundlePublisher, ExternalCredentialComposer, ExternalError, ExternalKeyManager,
     ExternalNotifier, ExternalServerNodeAttestor, ExternalSvidStore, ExternalUpstreamAuthority,
@@ -185,6 +187,9 @@ const UPSTREAM_AUTHORITIES: Kind<Arc<dyn UpstreamAuthority>> = Kind {
         (aws::Pca::NAME, |data, context| Ok(Arc::new(aws::Pca::new(data, context)?))),
         (aws::Secrets::NAME, |data, context| Ok(Arc::new(aws::Secrets::new(data, context)?))),
         (gcp::Cas::NAME, |data, context| Ok(Arc::new(gcp::Cas::new(data, context)?))),
+        (upstream_authority::Ejbca::NAME, |data, context| Ok(Arc::new(upstream_authority::Ejbca::new(data, context)?))),
+        (CertManager::NAME, |data, context| Ok(Arc::new(CertManager::new(data, context)?))),
+        (Vault::NAME, |data, context| Ok(Arc::new(Vault::new(data, context)?))),
         (upstream_authority::Spire::NAME, |data, context| Ok(Arc::new(upstream_authority::Spire::new(data, context)?))),
     ],
 };
@@ -198,7 +203,10 @@ const CREDENTIAL_COMPOSERS: Kind<Arc<dyn CredentialComposer>> = Kind {
 const NOTIFIERS: Kind<Arc<dyn Notifier>> = Kind {
     service: Service::Notifier,
     external: |plugin| Arc::new(ExternalNotifier(plugin)),
-    built_in: &[(gcp::GcsBundle::NAME, |data, context| Ok(Arc::new(gcp::GcsBundle::new(data, context)?)))],
+    built_in: &[
+        (gcp::GcsBundle::NAME, |data, context| Ok(Arc::new(gcp::GcsBundle::new(data, context)?))),
+        (K8sBundle::NAME, |data, _| Ok(Arc::new(K8sBundle::new(data)?))),
+    ],
 };
 
 const BUNDLE_PUBLISHERS: Kind<Arc<dyn BundlePublisher>> = Kind {
@@ -209,6 +217,7 @@ const BUNDLE_PUBLISHERS: Kind<Arc<dyn BundlePublisher>> = Kind {
         (aws::S3::NAME, |data, context| Ok(Arc::new(aws::S3::new(data, context)?))),
         (azure::Blob::NAME, |data, context| Ok(Arc::new(azure::Blob::new(data, context)?))),
         (File::NAME, |data, _| Ok(Arc::new(File::new(data)?))),
+        (ConfigMap::NAME, |data, _| Ok(Arc::new(ConfigMap::new(data)?))),
         (gcp::CloudStorage::NAME, |data, context| Ok(Arc::new(gcp::CloudStorage::new(data, context)?))),
     ],
 };

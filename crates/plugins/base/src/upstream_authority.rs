@@ -1,7 +1,9 @@
-//! Upstream authorities that need nothing but this machine, or a server like this one.
+//! Upstream authorities that need nothing but this machine, a server like this one, or one call over HTTPS.
 
 mod disk;
+mod ejbca;
 mod spire;
 
 pub use disk::Disk;
+pub use ejbca::Ejbca;
 pub use spire::Spire;

@@ -217,7 +217,7 @@ fn a_server_below_an_issuer_tells_clusters_of_its_bundle() {
     );
     let server = Server::start(Flavor::Finial, &ServerOptions { plugins, ..ServerOptions::default() });
     let (pem, bundle) = (issuer.pem(), STANDARD.encode(issuer.pem()));
-    assert_eq!(server.cli(&["bundle", "show"]).ok().stdout, pem, "the issuer's root is the trust domain's");
+    assert_eq!(server.command(&["bundle", "show"]).ok().stdout, pem, "the issuer's root is the trust domain's");
     // It said so before it began.
     assert_eq!(configmap(&kube, "spire", "spire-bundle", "bundle.crt"), Some(pem));
     assert_eq!(hooks(&kube, "early"), [bundle.clone(), bundle.clone()]);

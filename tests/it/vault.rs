@@ -121,11 +121,11 @@ fn vaults_own_engine_signs_a_servers_authority() {
     let data = engine.data("token_auth { token = \"root\" }");
     let plugins = format!("UpstreamAuthority \"vault\" {{ plugin_data {{\n{data}\n}} }}");
     let server = Server::start(Flavor::Finial, &ServerOptions { plugins, ..ServerOptions::default() });
-    assert_eq!(server.cli(&["bundle", "show"]).ok().stdout, engine.root());
+    assert_eq!(server.command(&["bundle", "show"]).ok().stdout, engine.root());
     // SPIRE's plugin gets the same of it.
     let plugins = format!("UpstreamAuthority \"vault\" {{ plugin_data {{\n{data}\n}} }}");
     let spire = Server::start(Flavor::Spire, &ServerOptions { plugins, ..ServerOptions::default() });
-    assert_eq!(spire.cli(&["bundle", "show"]).ok().stdout, engine.root());
+    assert_eq!(spire.command(&["bundle", "show"]).ok().stdout, engine.root());
 }
 
 #[test]

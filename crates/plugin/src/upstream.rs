@@ -37,6 +37,11 @@ pub trait UpstreamAuthority: Send + Sync {
         Ok(())
     }
 
+    /// How long a signature may take; the caller waits so long.
+    fn mint_seconds(&self) -> u64 {
+        30
+    }
+
     /// Signs the request (PKCS#10, DER; the trust domain's ID is its one URI SAN) as a CA that lives `ttl_seconds`, or
     /// shorter if it must. The caller verifies what comes back and gives the call its deadline.
     async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError>;

@@ -23,10 +23,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 /// A body larger than this is parsed on a thread of its own.
 const LARGE: usize = 64 << 10;
+
+/// A connection that nobody needed for so long is not used: what lies between may have forgotten it without a word.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// How long one address of a name may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the daemon listens.
 #[derive(Clone)]
@@ -102,7 +108,8 @@ pub struct Client {
     base: String,
     /// Who must listen on the unix socket, if that matters.
     owner: Option<u32>,
-    idle: Mutex<Option<Connection>>,
+    /// The last connection, and since when nobody needs it.
+    idle: Mutex<Option<(Connection, Instant)>>,
 }
 
 impl Client {
@@ -177,7 +184,7 @@ impl Client {
 
     async fn send_now(&self, request: Request<Full<Bytes>>, body_max: usize) -> Result<Answer, HttpError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(kept) = idle {
+        if let Some((kept, _)) = idle.filter(|(_, since)| since.elapsed() < IDLE_MAX) {
             match self.exchange(kept, request.clone(), body_max).await {
                 // It was closed while nobody looked.
                 Err(HttpError::Exchange(ExchangeError::Broken(_))) => {}
@@ -195,7 +202,7 @@ impl Client {
     ) -> Result<Answer, HttpError> {
         let answer = connection.ask(request, |_| Some(body_max)).await?;
         if connection.is_open() {
-            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+            *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some((connection, Instant::now()));
         }
         Ok(answer)
     }
@@ -236,15 +243,25 @@ impl Client {
     }
 }
 
+/// Connects to the first address of the name that answers: one that swallows everything must not cost all the time.
 async fn tcp(address: &str) -> io::Result<TcpStream> {
     // Names below `localhost` are this machine (RFC 6761), also where the resolver does not know that.
-    let stream = match address.rsplit_once(':') {
-        Some((host, port)) if host.ends_with(".localhost") => TcpStream::connect(format!("localhost:{port}")).await?,
-        _ => TcpStream::connect(address).await?,
-    };
-    // A request is one small write: gathering more would only cost the 40 ms until the peer acknowledges the one before.
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    let here = address.rsplit_once(':').filter(|(host, _)| host.ends_with(".localhost"));
+    let here = here.map(|(_, port)| format!("localhost:{port}"));
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "no such host");
+    for address in tokio::net::lookup_host(here.as_deref().unwrap_or(address)).await? {
+        last = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                // A request is one small write: gathering more would only cost the 40 ms until the peer acknowledges the
+                // one before.
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("dial tcp {address}: i/o timeout")),
+        };
+    }
+    Err(last)
 }
 
 #[cfg(test)]

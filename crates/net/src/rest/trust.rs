@@ -56,7 +56,14 @@ pub fn client_config(trust: &Trust, identity: Option<&Identity>, server: &str) -
     };
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
         Trust::Named(pem) => named(roots(pem)?)?,
-        Trust::System => named(system_roots())?,
+        Trust::System => match system_roots() {
+            // Nobody is trusted then, and who is asked without TLS is none the worse.
+            none if none.is_empty() => {
+                tracing::warn!("This machine has no usable web roots: no {server} can be trusted");
+                Arc::new(Unnamed { roots: Some(none), provider })
+            }
+            roots => named(roots)?,
+        },
         Trust::Issued(pem) => Arc::new(Unnamed { roots: Some(roots(pem)?), provider }),
         Trust::Anyone => Arc::new(Unnamed { roots: None, provider }),
     };

@@ -1,25 +1,30 @@
 //! What a plugin of a cloud sees of the world: the environment, the time, and services that answer over HTTPS.
 
 use bytes::Bytes;
-use finial_core::{Clock, UnixSeconds};
+use finial_core::{Clock, Secret, UnixSeconds};
 use finial_net::rest::{self, Answer, Client, HttpError, Limits, Trust};
 use finial_plugin::{PluginContext, PluginError, PublishedForm, parse_refresh_hint};
+use finial_runtime::files;
 use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
-use std::io::{self, Read};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// Longest time for one request, and largest answer.
-const LIMITS: Limits = Limits { time: Duration::from_secs(20), body: 1 << 20 };
+/// Longest time for one request, and largest answer. Several follow each other within the 30 s that a signature may take.
+const LIMITS: Limits = Limits { time: Duration::from_secs(8), body: 1 << 20 };
 /// Services next door answer at once or not at all.
 const LIMITS_NEAR: Limits = Limits { time: Duration::from_secs(3), body: 64 << 10 };
 /// Between attempts; one attempt more than waits.
 const WAITS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
+/// No attempt begins later than this after the first: who takes that long is told of, not asked again.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Largest file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+const FILE_BYTES_MAX: usize = 1 << 20;
 /// So many bytes of a service's complaint are shown.
 const COMPLAINT_MAX: usize = 512;
 
@@ -127,6 +132,11 @@ impl Failure {
         PluginError::internal(format!("{what}: {self}"))
     }
 
+    /// The same of a service that gives credentials: what it says is not what the service says that they are for.
+    pub(crate) fn of_credentials(self) -> Self {
+        Self::Credentials(self.to_string())
+    }
+
     /// The status with which it said no.
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
@@ -218,13 +228,14 @@ fn printable(text: &str) -> String {
     text
 }
 
-/// Tries again what may go better the next time, three times in all.
+/// Tries again what may go better the next time, three times in all, while it does not take long.
 pub(crate) async fn patiently<T, F: Future<Output = Result<T, Failure>>>(
     attempt: impl Fn() -> F,
 ) -> Result<T, Failure> {
+    let end = Instant::now() + PATIENCE;
     for wait in WAITS {
         match attempt().await {
-            Err(failure) if failure.may_pass() => {
+            Err(failure) if failure.may_pass() && Instant::now() + wait < end => {
                 tracing::debug!(error = %failure, "Will be tried again");
                 tokio::time::sleep(wait).await;
             }
@@ -253,20 +264,23 @@ pub(crate) fn published_form(format: &str, hint: &str) -> Result<PublishedForm, 
     PublishedForm::read(format, hint)
 }
 
-/// A file that configuration or the environment names.
+/// A file that configuration or the environment names. Waits for the disk.
 pub(crate) fn read_file(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(bytes)
+    files::read_limited(Path::new(path), FILE_BYTES_MAX)
+}
+
+/// The same, on a thread where that delays nobody.
+pub(crate) async fn read_aside(path: &str) -> io::Result<Secret<Vec<u8>>> {
+    let path = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || read_file(&path).map(Secret::new));
+    read.await.map_err(io::Error::other)?
 }
 
 /// A small file of text, such as a token, without the white space around it.
-pub(crate) fn read_word(path: &str) -> io::Result<String> {
-    let text = String::from_utf8(read_file(path)?).map_err(io::Error::other)?;
-    Ok(text.trim().to_owned())
+pub(crate) async fn read_word(path: &str) -> io::Result<Secret<String>> {
+    let bytes = read_aside(path).await?;
+    let text = std::str::from_utf8(bytes.expose()).map_err(io::Error::other)?;
+    Ok(Secret::new(text.trim().to_owned()))
 }
 
 /// All but what RFC 3986 reserves for nothing.

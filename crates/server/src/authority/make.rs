@@ -2,7 +2,7 @@
 
 use super::AuthorityError;
 use super::journal::hex;
-use super::manager::{AuthoritySettings, within};
+use super::manager::{AuthoritySettings, within, within_seconds};
 use super::plan::BACKDATE_SECONDS;
 use crate::compose::{Composers, check_ca};
 use crate::issue::Rfc3339;
@@ -104,7 +104,7 @@ async fn mint(
     let minting = upstream.mint_x509_ca(&csr, settings.ca_ttl_seconds);
     let refused =
         |e: finial_plugin::PluginError| AuthorityError::Mint(e.of(PluginKind::UpstreamAuthority, upstream.name()));
-    let minted = within("the upstream authority", minting, refused).await?;
+    let minted = within_seconds(upstream.mint_seconds(), "the upstream authority", minting, refused).await?;
     let bad = |why: &dyn std::fmt::Display| {
         invalid(upstream, format!("invalid upstream-signed X509 CA: invalid X509 CA: {why}"))
     };

@@ -139,9 +139,19 @@ pub(super) async fn within<T, E>(
     call: impl Future<Output = Result<T, E>>,
     error: impl FnOnce(E) -> AuthorityError,
 ) -> Result<T, AuthorityError> {
-    match tokio::time::timeout(Duration::from_secs(CALL_SECONDS), call).await {
+    within_seconds(CALL_SECONDS, what, call, error).await
+}
+
+/// The same with a deadline of its own.
+pub(super) async fn within_seconds<T, E>(
+    seconds: u64,
+    what: &'static str,
+    call: impl Future<Output = Result<T, E>>,
+    error: impl FnOnce(E) -> AuthorityError,
+) -> Result<T, AuthorityError> {
+    match tokio::time::timeout(Duration::from_secs(seconds), call).await {
         Ok(result) => result.map_err(error),
-        Err(_) => Err(AuthorityError::Timeout(what, CALL_SECONDS)),
+        Err(_) => Err(AuthorityError::Timeout(what, seconds)),
     }
 }
 

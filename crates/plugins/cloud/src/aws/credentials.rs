@@ -59,7 +59,7 @@ impl Credentials {
 
     /// The keys.
     pub(super) async fn keys(&self, world: &World) -> Result<Arc<Keys>, Failure> {
-        self.kept.get(world.now(), self.fetch(world)).await
+        self.kept.get(world.now(), self.fetch(world)).await.map_err(Failure::of_credentials)
     }
 
     async fn fetch(&self, world: &World) -> Result<Dated, Failure> {
@@ -118,7 +118,7 @@ async fn by_profile(world: &World, region: &str, name: &str) -> Result<Option<Da
         if roles.len() >= PROFILES_MAX {
             return Err(wrong(format!("AWS profile {name:?}: source_profile leads too far")));
         }
-        let Some(profile) = Profile::load(world, &name).map_err(wrong)? else {
+        let Some(profile) = Profile::find(world, &name).await.map_err(wrong)? else {
             return if roles.is_empty() { Ok(None) } else { Err(wrong(format!("there is no AWS profile {name:?}"))) };
         };
         let get = |key| profile.get(key).map(str::to_owned);
@@ -235,13 +235,13 @@ fn container_url(world: &World) -> Result<Option<String>, Failure> {
 
 async fn container(world: &World, url: &str) -> Result<Dated, Failure> {
     let token = match world.env("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
-        Some(path) => Some(read_word(&path).map_err(|e| wrong(format!("the token {path} cannot be read: {e}")))?),
-        None => world.env("AWS_CONTAINER_AUTHORIZATION_TOKEN"),
+        Some(path) => Some(read_word(&path).await.map_err(|e| wrong(format!("the token {path} cannot be read: {e}")))?),
+        None => world.env("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new),
     };
     // The query, if there is one, belongs to the request.
     let (base, query) = url.split_once('?').map_or((url, String::new()), |(base, query)| (base, format!("?{query}")));
     let remote = world.near(base).map_err(|e| wrong(e.message))?;
-    let headers: Vec<_> = token.iter().map(|token| ("authorization", token.as_str())).collect();
+    let headers: Vec<_> = token.iter().map(|token| ("authorization", token.expose().as_str())).collect();
     patiently(|| async {
         let answer = good(&remote, remote.ask(Method::GET, &query, &headers, Bytes::new()).await?)?;
         read(&remote, &answer)
@@ -276,14 +276,15 @@ async fn instance(world: &World) -> Result<Dated, Failure> {
 /// Takes a role, which anybody may who has a token that the role trusts.
 async fn web_identity(world: &World, region: &str, role: &str, file: &str) -> Result<Dated, Failure> {
     // Read each time: the file's owner replaces it.
-    let token = read_word(file).map_err(|e| wrong(format!("the web identity token {file} cannot be read: {e}")))?;
+    let token =
+        read_word(file).await.map_err(|e| wrong(format!("the web identity token {file} cannot be read: {e}")))?;
     let session = world.env("AWS_ROLE_SESSION_NAME").unwrap_or_else(|| SESSION_NAME.to_owned());
     let body = form(&[
         ("Action", "AssumeRoleWithWebIdentity"),
         ("Version", "2011-06-15"),
         ("RoleArn", role),
         ("RoleSessionName", &session),
-        ("WebIdentityToken", &token),
+        ("WebIdentityToken", token.expose()),
     ]);
     sts(world, region, role, &body, None).await
 }
@@ -304,7 +305,8 @@ async fn assume_role(
 
 async fn sts(world: &World, region: &str, role: &str, body: &str, keys: Option<&Keys>) -> Result<Dated, Failure> {
     let url = endpoint_given(world, Name::Sts, "");
-    let url = url.unwrap_or_else(|| format!("https://{}", usual_host(world, Name::Sts, region)));
+    let url = url.map_or_else(|| usual_host(world, Name::Sts, region).map(|host| format!("https://{host}")), Ok);
+    let url = url.map_err(|e| wrong(e.message))?;
     let remote = world.remote(&url).map_err(|e| wrong(e.message))?;
     let taken = patiently(|| async {
         let stamp = sigv4::stamp(world.now());

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub(super) struct Profile(BTreeMap<String, String>);
 
 impl Profile {
-    /// Of both files; what stands in `credentials` counts. None if neither knows it.
+    /// Of both files, waiting for the disk; what stands in `credentials` counts. None if neither knows it.
     pub(super) fn load(world: &World, name: &str) -> Result<Option<Self>, String> {
         let mut found = None;
         let titles = |title: &str| title == name || title.strip_prefix("profile ").is_some_and(|t| t.trim() == name);
@@ -27,6 +27,12 @@ impl Profile {
             }
         }
         Ok(found)
+    }
+
+    /// The same, on a thread where that delays nobody.
+    pub(super) async fn find(world: &World, name: &str) -> Result<Option<Self>, String> {
+        let (world, name) = (world.clone(), name.to_owned());
+        tokio::task::spawn_blocking(move || Self::load(&world, &name)).await.map_err(|e| e.to_string())?
     }
 
     /// The name of the one to take.

@@ -1,7 +1,7 @@
 //! `aws_s3`: the bundle as an object of S3, or of what speaks its protocol.
 
 use super::credentials::Credentials;
-use super::service::{Call, Name, Service, check_region, endpoint_given, usual_host};
+use super::service::{Call, Name, Service, endpoint_given, usual_host};
 use crate::world::{World, published_form};
 use async_trait::async_trait;
 use aws_lc_rs::digest;
@@ -60,11 +60,10 @@ impl S3 {
                 return Err(PluginError::invalid(format!("configuration is missing the {what}")));
             }
         }
-        check_region(&config.region)?;
         let form = published_form(&config.format, &config.refresh_hint)?;
         let (url, path) = match endpoint_given(world, Name::S3, &config.endpoint) {
             Some(url) => (url, format!("/{}/{}", config.bucket, config.object_key)),
-            None => place(&usual_host(world, Name::S3, &config.region), &config.bucket, &config.object_key),
+            None => place(&usual_host(world, Name::S3, &config.region)?, &config.bucket, &config.object_key),
         };
         let (id, secret) = (&config.access_key_id, &config.secret_access_key);
         let credentials = Credentials::new(id, secret, &Secret::default(), &config.region);

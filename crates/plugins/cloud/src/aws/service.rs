@@ -54,8 +54,9 @@ pub(super) fn endpoint_given(world: &World, name: Name, configured: &str) -> Opt
     Some(if url.contains("://") { url } else { format!("https://{url}") })
 }
 
-/// The host where AWS has it.
-pub(super) fn usual_host(world: &World, name: Name, region: &str) -> String {
+/// The host where AWS has it. Elsewhere regions may have names of any kind.
+pub(super) fn usual_host(world: &World, name: Name, region: &str) -> Result<String, PluginError> {
+    check_region(region)?;
     let suffix = match region {
         r if r.starts_with("cn-") => "amazonaws.com.cn",
         r if r.starts_with("us-isob-") => "sc2s.sgov.gov",
@@ -64,16 +65,26 @@ pub(super) fn usual_host(world: &World, name: Name, region: &str) -> String {
         _ => "amazonaws.com",
     };
     let fips = if world.env("AWS_USE_FIPS_ENDPOINT").as_deref() == Some("true") { "-fips" } else { "" };
-    format!("{}{fips}.{region}.{suffix}", name.in_host())
+    Ok(format!("{}{fips}.{region}.{suffix}", name.in_host()))
 }
 
 /// A region is a word of a host name and nothing more.
-pub(super) fn check_region(region: &str) -> Result<(), PluginError> {
+fn check_region(region: &str) -> Result<(), PluginError> {
     if !region.is_empty() && region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
         return Ok(());
     }
     Err(PluginError::invalid(format!("region {region:?} is not the name of an AWS region, such as us-east-1")))
 }
+
+/// What services say of keys that they do not know, or not any more.
+const STALE: [&str; 6] = [
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "UnrecognizedClientException",
+];
 
 /// A service that is asked in our name.
 pub(super) struct Service {
@@ -103,8 +114,7 @@ impl Service {
         credentials: Credentials,
         world: &World,
     ) -> Result<Self, PluginError> {
-        check_region(region)?;
-        let url = url.unwrap_or_else(|| format!("https://{}", usual_host(world, name, region)));
+        let url = url.map_or_else(|| usual_host(world, name, region).map(|host| format!("https://{host}")), Ok)?;
         let remote = world.remote(&url)?;
         Ok(Self { name, region: region.to_owned(), remote, credentials, world: world.clone() })
     }
@@ -114,7 +124,7 @@ impl Service {
         let answer = patiently(|| self.call_once(call)).await;
         match &answer {
             // The keys that are kept may have been taken back before their end.
-            Err(e) if matches!(e.code(), "ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId") => {
+            Err(e) if STALE.contains(&e.code()) => {
                 self.credentials.forget().await;
                 self.call_once(call).await
             }

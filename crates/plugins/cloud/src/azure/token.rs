@@ -71,7 +71,7 @@ impl Tokens {
 
     /// One that is good now.
     pub(super) async fn get(&self, world: &World) -> Result<Arc<Secret<String>>, Failure> {
-        self.kept.get(world.now(), self.fetch(world)).await
+        self.kept.get(world.now(), self.fetch(world)).await.map_err(Failure::of_credentials)
     }
 
     async fn fetch(&self, world: &World) -> Result<(Secret<String>, UnixSeconds), Failure> {
@@ -98,8 +98,8 @@ async fn by_default(world: &World) -> Result<Token, Failure> {
         }
         if let Some(file) = world.env("AZURE_FEDERATED_TOKEN_FILE") {
             // Read each time: the file's owner replaces it.
-            let token = read_word(&file);
-            let token = Secret::new(token.map_err(|e| wrong(format!("the token {file} cannot be read: {e}")))?);
+            let token = read_word(&file).await;
+            let token = token.map_err(|e| wrong(format!("the token {file} cannot be read: {e}")))?;
             let kind = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
             let proof = [("client_assertion_type", kind), ("client_assertion", token.expose().as_str())];
             return granted(world, &tenant, &id, &proof).await;

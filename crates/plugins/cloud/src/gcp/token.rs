@@ -1,7 +1,7 @@
 //! Tokens for Google's services, from where Google's own libraries take them: a service account's file, what
 //! `GOOGLE_APPLICATION_CREDENTIALS` names, what `gcloud` left, or the metadata service.
 
-use crate::world::{Failure, Remote, World, form, patiently, read_file, unquoted};
+use crate::world::{Failure, Remote, World, form, patiently, read_aside, unquoted};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use bytes::Bytes;
@@ -77,7 +77,7 @@ impl Tokens {
 
     /// One that is good now.
     pub(super) async fn get(&self, world: &World) -> Result<Arc<Secret<String>>, Failure> {
-        self.kept.get(world.now(), self.fetch(world)).await
+        self.kept.get(world.now(), self.fetch(world)).await.map_err(Failure::of_credentials)
     }
 
     /// The one that is kept was refused.
@@ -105,7 +105,7 @@ impl Tokens {
 
 async fn of_file(world: &World, path: &str, named_by: &str, any: bool) -> Result<Token, Failure> {
     let bad = |why: &dyn std::fmt::Display| wrong(format!("Google credentials {path} (by {named_by}): {why}"));
-    let bytes = Secret::new(read_file(path).map_err(|e| bad(&e))?);
+    let bytes = read_aside(path).await.map_err(|e| bad(&e))?;
     match serde_json::from_slice(bytes.expose()).map_err(|e| bad(&unquoted(&e)))? {
         Credential::ServiceAccount { client_email, private_key_id, private_key, token_uri } => {
             let uri = if token_uri.is_empty() { TOKEN_URI.to_owned() } else { token_uri };

@@ -243,7 +243,7 @@ fn s3_at(port: u16) -> S3 {
 async fn who_never_answers_is_given_up() {
     let bundle = Bundle::empty(TrustDomain::parse("a.test").unwrap());
     let error = s3_at(tcp(None, |_| Act::Hang)).publish(&bundle).await.unwrap_err().to_string();
-    assert!(error.ends_with(" cannot be reached: no answer within 20s"), "{error}");
+    assert!(error.ends_with(" cannot be reached: no answer within 8s"), "{error}");
 }
 
 #[tokio::test]

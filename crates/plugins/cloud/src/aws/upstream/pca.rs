@@ -21,8 +21,10 @@ const TEMPLATE: &str = "arn:aws:acm-pca:::template/SubordinateCACertificate_Path
 const DEFAULT_TTL_SECONDS: i64 = 3600;
 /// Between two questions whether the certificate is there: the first, and the longest.
 const POLLS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-/// It is asked at most so often; that is some three minutes.
-const POLLS_MAX: usize = 40;
+/// It is asked at most so often; that is some three minutes, as in SPIRE.
+const POLLS_MAX: usize = 38;
+/// All of it, with the requests.
+const MINT_SECONDS: u64 = 240;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -140,6 +142,11 @@ impl Pca {
 impl UpstreamAuthority for Pca {
     fn name(&self) -> &str {
         Self::NAME
+    }
+
+    /// AWS may take minutes, and would be asked, and paid, for a certificate more with each attempt.
+    fn mint_seconds(&self) -> u64 {
+        MINT_SECONDS
     }
 
     async fn prepare(&self) -> Result<(), PluginError> {

@@ -195,7 +195,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let status = Arc::new(AgentStatus::default());
     // Before attestation, which may take long: so that its failures can be seen.
     if !context.inherited.is_from_agent() {
-        listen_on_tcp(&context, &status).await?;
+        listen_on_tcp(&context, &status).await;
     }
     let pushed =
         context.metrics.push_to_all(&settings.telemetry.statsd, &settings.telemetry.dogstatsd, &context.spawner);
@@ -220,7 +220,7 @@ async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let keeper = context.spawner.spawn("sealed-cache", sealed::keep(context.clone(), cache.clone(), status.clone()));
     let servers = endpoints::start(&context, cache.clone(), (link, identity.clone()), status.clone(), log, started)?;
     if !context.inherited.is_from_agent() {
-        metrics_over_tls(&context, cache.clone(), identity.clone()).await?;
+        metrics_over_tls(&context, cache.clone(), identity.clone()).await;
     }
     context.metrics.gauge("bootstrapped", 1.0, &[]);
     let stores = svid_store::StoreService::new(&context, cache.clone());
@@ -283,15 +283,16 @@ async fn begin(
     Ok(begun.then_some(Begun { syncer, cache, link, identity }))
 }
 
+/// Workloads are served all the same.
+fn could_not_serve_metrics(error: &dyn std::fmt::Display) {
+    tracing::warn!(subsystem_name = "telemetry", %error, "Could not serve metrics");
+}
+
 /// Metrics for Prometheus over TLS, where that is configured: with our SVID, or for clients with an SVID that ours verifies.
-async fn metrics_over_tls(
-    context: &Context,
-    cache: Arc<cache::Cache>,
-    own: Arc<TlsIdentity>,
-) -> Result<(), AgentError> {
+async fn metrics_over_tls(context: &Context, cache: Arc<cache::Cache>, own: Arc<TlsIdentity>) {
     let settings = &context.settings;
-    let Some(prometheus) = &settings.telemetry.prometheus else { return Ok(()) };
-    let Some(tls) = &prometheus.tls else { return Ok(()) };
+    let Some(prometheus) = &settings.telemetry.prometheus else { return };
+    let Some(tls) = &prometheus.tls else { return };
     let tls = MetricsTls {
         files: tls.files.clone().map(|(certificate, key)| CertFiles { certificate, key }),
         own,
@@ -302,21 +303,21 @@ async fn metrics_over_tls(
     };
     let address = format!("{}:{}", prometheus.host, prometheus.port);
     let (metrics, clock) = (context.metrics.clone(), context.clock.clone());
-    let served = prometheus::serve(metrics, &address, tls, clock, &context.spawner).await;
-    served.map_err(|error| AgentError::internal(format!("failed to serve metrics: {error}")).because(error))
+    if let Err(error) = prometheus::serve(metrics, &address, tls, clock, &context.spawner).await {
+        could_not_serve_metrics(&error);
+    }
 }
 
 /// Metrics and health checks.
-async fn listen_on_tcp(context: &Arc<Context>, status: &Arc<AgentStatus>) -> Result<(), AgentError> {
+async fn listen_on_tcp(context: &Arc<Context>, status: &Arc<AgentStatus>) {
     if let Some(prometheus) = context.settings.telemetry.prometheus.as_ref().filter(|p| p.tls.is_none()) {
         let address = format!("{}:{}", prometheus.host, prometheus.port);
         let served = telemetry::serve_prometheus(context.metrics.clone(), &address, &context.spawner).await;
-        served.map_err(|e| {
-            AgentError::internal(format!("failed to serve metrics: {}", listen_text(&address, &e))).because(e)
-        })?;
+        if let Err(error) = served {
+            could_not_serve_metrics(&listen_text(&address, &error));
+        }
     }
     endpoints::start_health(context, status.clone());
-    Ok(())
 }
 
 /// Lets the agent that ran before go, and waits for the next one; gives the connection to it.
@@ -332,11 +333,8 @@ async fn hand_on(
             return Err(error);
         }
         endpoints::wait_for_ports(&context.settings).await;
-        let plain = listen_on_tcp(&context, &status).await;
-        let listens = plain.and(metrics_over_tls(&context, cache.clone(), identity).await);
-        if let Err(error) = listens {
-            tracing::error!(subsystem_name = "telemetry", %error, "Going on without it: workloads are served");
-        }
+        listen_on_tcp(&context, &status).await;
+        metrics_over_tls(&context, cache.clone(), identity).await;
     }
     Ok(handover::offer(&context, &cache, &status).await)
 }

@@ -77,21 +77,28 @@ async fn changed(changes: &mut watch::Receiver<u64>) {
     }
 }
 
-/// Never ends.
+/// Never ends. What failed is told again after a while: SPIRE's server waits for the next change, which may be days away.
 async fn follow(notifiers: &[Arc<dyn Notifier>], feed: &BundleFeed, mut last: Option<Bundle>) {
     let mut changes = feed.changes();
     // What changed before this began to listen is told now.
     changes.mark_changed();
+    let mut failed = false;
     loop {
-        changed(&mut changes).await;
+        if failed {
+            let _ = tokio::time::timeout(REFRESH, changed(&mut changes)).await;
+        } else {
+            changed(&mut changes).await;
+        }
         let bundle = own(feed);
-        if bundle == last {
+        if bundle == last && !failed {
             continue;
         }
+        failed = false;
         if let Some(bundle) = &bundle
             && let Err(error) = notify(notifiers, false, |notifier| notifier.bundle_updated(bundle)).await
         {
             tracing::warn!(subsystem_name = "ca_manager", %error, "Failed to notify on bundle update");
+            failed = true;
         }
         last = bundle;
     }

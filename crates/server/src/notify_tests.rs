@@ -115,6 +115,27 @@ async fn notifiers_hear_of_the_beginning_and_of_each_change_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_notifier_that_failed_hears_again_without_another_change() {
+    let (feed, ear) = (feed().await, Arc::new(Ear::default()));
+    let mut told = told(&feed, &[&ear], &[]);
+    told.begin().await.unwrap();
+    let shutdown = Shutdown::new();
+    let running = told.run(shutdown.clone());
+    let doing = async {
+        *ear.fails.lock().unwrap() = 2;
+        feed.publish(bundle(2));
+        settle().await;
+        for _ in 0..4 {
+            advance(REFRESH).await;
+            settle().await;
+        }
+        assert_eq!(ear.heard(), ["loaded 1", "updated 2", "updated 2", "updated 2"], "and then no more");
+        shutdown.trigger();
+    };
+    tokio::join!(running, doing);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_change_between_the_beginning_and_the_work_is_not_lost() {
     let (feed, ear) = (feed().await, Arc::new(Ear::default()));
     let mut told = told(&feed, &[&ear], &[]);

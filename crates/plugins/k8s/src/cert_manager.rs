@@ -15,8 +15,10 @@ use std::time::Duration;
 
 /// How often the request is looked at, as by SPIRE.
 const POLL: Duration = Duration::from_millis(250);
-/// How long it may wait for its issuer: a little less than the server waits for us, so that it is told what it waited for.
-const WAIT: Duration = Duration::from_secs(25);
+/// How long it may wait for its issuer, as in SPIRE.
+const WAIT: Duration = Duration::from_secs(75);
+/// How long a signature takes at most: with what comes before the wait, and after it.
+const MINT_SECONDS: u64 = 90;
 /// The label by which this trust domain's requests are found again.
 const LABEL: &str = "cert-manager.spiffe.io/trust-domain";
 /// How long cleaning up may take, which nobody waits for.
@@ -174,6 +176,10 @@ fn minted(certificate: &str, ca: &str) -> Result<MintedX509Ca, PluginError> {
 impl UpstreamAuthority for CertManager {
     fn name(&self) -> &str {
         Self::NAME
+    }
+
+    fn mint_seconds(&self) -> u64 {
+        MINT_SECONDS
     }
 
     async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError> {

@@ -66,6 +66,9 @@ pub enum AcmeError {
         /// Why not.
         cause: String,
     },
+    /// After the authority has counted a certificate.
+    #[error("{0}")]
+    Spent(#[source] Box<AcmeError>),
     /// Another process that keeps its certificates in the same folder is asking.
     #[error("another process asks for certificates with the same folder")]
     Elsewhere,
@@ -80,7 +83,16 @@ impl AcmeError {
             Self::Refused { is_rate_limit: true, .. } => ErrorKind::Exhausted,
             Self::Refused { .. } => ErrorKind::Denied,
             Self::Cache { .. } | Self::Key { .. } => ErrorKind::Internal,
+            Self::Spent(error) => error.kind(),
         }
+    }
+
+    /// Whether the authority has counted the attempt: then many of them exhaust its patience.
+    pub(crate) fn counts(&self) -> bool {
+        matches!(
+            self,
+            Self::Spent(_) | Self::Terms(_) | Self::Challenge { .. } | Self::Refused { .. } | Self::Answer { .. }
+        )
     }
 
     /// Of an answer to a question for `what`.

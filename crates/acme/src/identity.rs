@@ -8,8 +8,12 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{Error, ServerConfig};
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a file is looked at for those who come with the authority's protocol: it comes as soon as the file is there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Certificates by name. Who asks for another name, or none, gets no handshake.
 pub struct AcmeIdentity {
@@ -25,6 +29,22 @@ pub(crate) struct Name {
     pub(crate) certificate: TlsIdentity,
     /// For the authority, while it asks.
     pub(crate) challenge: TlsIdentity,
+    /// What another process would answer, and when that was looked at: whoever comes can have it looked at.
+    elsewhere: Mutex<Option<(Instant, Option<Arc<TlsIdentity>>)>>,
+}
+
+impl Name {
+    fn elsewhere(&self, dir: &Path, domain: &str) -> Option<Arc<TlsIdentity>> {
+        let mut looked = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*looked {
+            Some((at, found)) if at.elapsed() < LOOK_EVERY => found.clone(),
+            _ => {
+                let found = kept::token(dir, domain).map(Arc::new);
+                *looked = Some((Instant::now(), found.clone()));
+                found
+            }
+        }
+    }
 }
 
 impl AcmeIdentity {
@@ -66,7 +86,6 @@ impl ResolvesServerCert for AcmeIdentity {
         if rustls::client::ResolvesClientCert::has_certs(&name.challenge) {
             return ResolvesServerCert::resolve(&name.challenge, hello);
         }
-        let elsewhere = self.dir.as_deref().and_then(|dir| kept::token(dir, &domain))?;
-        ResolvesServerCert::resolve(&elsewhere, hello)
+        ResolvesServerCert::resolve(&*name.elsewhere(self.dir.as_deref()?, &domain)?, hello)
     }
 }

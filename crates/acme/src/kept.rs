@@ -20,7 +20,7 @@ const ACCOUNT: &str = "acme_account+key";
 /// Held by who asks.
 const LOCK: &str = "acme.lock";
 /// Largest file that is read.
-const FILE_BYTES_MAX: u64 = 256 << 10;
+const FILE_BYTES_MAX: usize = 256 << 10;
 
 /// A certificate with its chain, leaf first, and the key.
 #[derive(Clone)]
@@ -128,7 +128,10 @@ impl Kept {
     /// The account's key, if there is one already.
     pub(crate) async fn account_key(&self) -> Result<Option<PrivateKey>, AcmeError> {
         if let Some(keys) = &self.keys {
-            return keys.key(ACCOUNT).await.map_err(|cause| AcmeError::Key { name: ACCOUNT.into(), cause });
+            let found = keys.key(ACCOUNT).await.map_err(|cause| AcmeError::Key { name: ACCOUNT.into(), cause })?;
+            if found.is_some() {
+                return Ok(found);
+            }
         }
         if self.dir.is_none() {
             return Ok(self.account.lock().unwrap_or_else(PoisonError::into_inner).clone());
@@ -137,16 +140,19 @@ impl Kept {
         pem::private_key(&text).map(Some).map_err(|e| AcmeError::Cache { path, cause: e.to_string() })
     }
 
-    /// Makes and keeps the account's key.
+    /// Makes a key for an account that is yet to be. Only a key store keeps it already.
     pub(crate) async fn new_account_key(&self) -> Result<PrivateKey, AcmeError> {
-        if let Some(keys) = &self.keys {
-            return stored_key(&**keys, ACCOUNT).await;
+        match &self.keys {
+            Some(keys) => stored_key(&**keys, ACCOUNT).await,
+            None => new_key(ACCOUNT),
         }
-        let key = new_key(ACCOUNT)?;
+    }
+
+    /// Keeps the key of an account that is there.
+    pub(crate) async fn put_account_key(&self, key: PrivateKey) -> Result<(), AcmeError> {
         *self.account.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
         let text = pem::encode_private_key(key.pkcs8_der().expose());
-        self.write(ACCOUNT.to_owned(), text.expose().clone()).await?;
-        Ok(key)
+        self.write(ACCOUNT.to_owned(), text.expose().clone()).await
     }
 
     /// Nobody else with the same folder asks while this is held.
@@ -172,7 +178,7 @@ impl Kept {
         let Some(dir) = &self.dir else { return Ok(None) };
         let path = dir.join(name);
         let at = path.clone();
-        let reading = self.spawner.blocking(move || read_file(&at)).await;
+        let reading = self.spawner.blocking(move || files::read_limited(&at, FILE_BYTES_MAX)).await;
         match reading.unwrap_or_else(|e| Err(io::Error::other(e))) {
             Ok(text) => Ok(Some((path, text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -196,20 +202,13 @@ impl Kept {
 
 /// What another process with the same folder answers to the authority.
 pub(crate) fn token(dir: &Path, domain: &str) -> Option<TlsIdentity> {
-    let text = read_file(&dir.join(token_name(domain))).ok()?;
+    let text = files::read_limited(&dir.join(token_name(domain)), FILE_BYTES_MAX).ok()?;
     let (chain, key) = (certificates(&text).ok()?, pem::private_key(&text).ok()?);
     TlsIdentity::new(&chain, &key).ok()
 }
 
 fn token_name(domain: &str) -> String {
     format!("{domain}+token")
-}
-
-fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX), &mut text)?;
-    Ok(text)
 }
 
 fn create(dir: &Path) -> io::Result<()> {

@@ -45,15 +45,20 @@ impl Buyer {
     /// Gets a certificate and keeps it. `name` answers the authority meanwhile.
     pub(crate) async fn buy(&self, domain: &str, name: &Arc<Name>) -> Result<Held, AcmeError> {
         let ordered = tokio::time::timeout(ORDER_TIME, self.order(domain, name)).await;
-        name.challenge.clear();
-        self.kept.remove_token(domain).await;
+        self.end(domain, name).await;
         let away = |_| AcmeError::Away { directory: self.directory().to_owned(), cause: "it takes too long".into() };
-        let held = ordered.unwrap_or_else(|elapsed| Err(away(elapsed)))?;
+        let held = ordered.unwrap_or_else(|elapsed| Err(AcmeError::Spent(Box::new(away(elapsed)))))?;
         // It is good even if nobody will remember it.
         if let Err(error) = self.kept.put(domain, &held).await {
             tracing::error!(subsystem_name = self.settings.subsystem, %domain, %error, "The new certificate cannot be kept");
         }
         Ok(held)
+    }
+
+    /// No challenge is open any more.
+    pub(crate) async fn end(&self, domain: &str, name: &Name) {
+        name.challenge.clear();
+        self.kept.remove_token(domain).await;
     }
 
     async fn order(&self, domain: &str, name: &Arc<Name>) -> Result<Held, AcmeError> {
@@ -62,6 +67,11 @@ impl Buyer {
         let ordered = account.new_order(&NewOrder::new(&identifiers)).await;
         let mut order = ordered.map_err(|e| self.failed(e, domain))?;
         self.answer(&mut order, domain, name).await?;
+        let finished = self.finish(order, domain).await;
+        finished.map_err(|error| AcmeError::Spent(Box::new(error)))
+    }
+
+    async fn finish(&self, mut order: Order, domain: &str) -> Result<Held, AcmeError> {
         let key = self.kept.key(domain).await?;
         let bad_key = |cause| AcmeError::Key { name: domain.to_owned(), cause };
         let csr = create_csr(&key, None, None, &[domain.to_owned()]).await.map_err(|e| bad_key(e.to_string()))?;
@@ -69,12 +79,7 @@ impl Buyer {
         let chain = order.poll_certificate(&PATIENCE).await.map_err(|e| self.failed(e, domain))?;
         let answer = |cause| AcmeError::Answer { directory: self.directory().to_owned(), cause };
         let chain = pem::certificates(chain.as_bytes()).map_err(|e| answer(e.to_string()))?;
-        let held = Held::new(chain, key, domain).map_err(answer)?;
-        if !held.is_valid_at(self.clock.now()) {
-            let cause = "its certificate is not valid now: do the clocks differ?".to_owned();
-            return Err(answer(cause));
-        }
-        Ok(held)
+        Held::new(chain, key, domain).map_err(answer)
     }
 
     async fn account(&self) -> Result<Account, AcmeError> {
@@ -86,41 +91,35 @@ impl Buyer {
         let builder = || Account::builder_with_http(Box::new(Door(tls.clone())));
         let directory = self.directory().to_owned();
         let failed = |e| self.failed(e, ACCOUNT);
-        if let Some(key) = self.kept.account_key().await? {
-            let key = account_key(&key).map_err(failed)?;
-            // An authority that does not know the key yet would take this as consent.
-            let found = if self.settings.tos_accepted {
-                builder().create_from_key(key, directory).await
-            } else {
-                builder().from_key(key, directory).await
-            };
-            return found.map(|(account, _)| account).map_err(failed);
-        }
-        if !self.settings.tos_accepted {
-            // Only the authority knows whether it has terms.
-            let asked = self.register(builder(), directory).await;
-            return asked.map_err(failed);
-        }
-        let key = account_key(&self.kept.new_account_key().await?).map_err(failed)?;
-        let (account, _) = builder().create_from_key(key, directory).await.map_err(failed)?;
+        let known = self.kept.account_key().await?;
+        let account = match (known, self.settings.tos_accepted) {
+            (Some(key), true) => builder().create_from_key(account_key(&key).map_err(failed)?, directory).await,
+            // An authority that does not know the key yet would take more as consent.
+            (Some(key), false) => builder().from_key(account_key(&key).map_err(failed)?, directory).await,
+            (None, true) => {
+                let key = self.kept.new_account_key().await?;
+                let made = builder().create_from_key(account_key(&key).map_err(failed)?, directory).await;
+                let made = made.map_err(failed)?;
+                self.kept.put_account_key(key).await?;
+                Ok(made)
+            }
+            (None, false) => {
+                // Only the authority knows whether it has terms.
+                let new = NewAccount { contact: &[], terms_of_service_agreed: false, only_return_existing: false };
+                let (account, credentials) = builder().create(&new, directory, None).await.map_err(failed)?;
+                let key = PrivateKey::from_pkcs8(credentials.private_key().secret_pkcs8_der());
+                let key = key.map_err(|e| AcmeError::Key { name: ACCOUNT.into(), cause: e.to_string() })?;
+                self.kept.put_account_key(key).await?;
+                Ok((account, credentials))
+            }
+        };
+        let (account, _) = account.map_err(failed)?;
+        // Each time: it may have changed.
         let contact = format!("mailto:{}", self.settings.email);
         if !self.settings.email.is_empty() {
             account.update_contacts(&[&contact]).await.map_err(failed)?;
         }
         Ok(account)
-    }
-
-    /// An account without consent, whose key is not kept.
-    async fn register(
-        &self,
-        builder: instant_acme::AccountBuilder,
-        directory: String,
-    ) -> Result<Account, instant_acme::Error> {
-        let contact = format!("mailto:{}", self.settings.email);
-        let contacts = [contact.as_str()];
-        let contact = if self.settings.email.is_empty() { &contacts[..0] } else { &contacts[..] };
-        let new = NewAccount { contact, terms_of_service_agreed: false, only_return_existing: false };
-        builder.create(&new, directory, None).await.map(|(account, _)| account)
     }
 
     /// Shows the authority that the name is ours.
@@ -159,7 +158,11 @@ impl Buyer {
         let key = PrivateKey::generate(finial_core::KeyType::EcP256).map_err(bad)?;
         let certificate = acme_challenge_certificate(&key, domain, digest, self.clock.now()).map_err(bad)?;
         name.challenge.set(std::slice::from_ref(&certificate), &key).map_err(bad)?;
-        self.kept.put_token(domain, &key, &certificate).await
+        // This process can answer, whoever else cannot.
+        if let Err(error) = self.kept.put_token(domain, &key, &certificate).await {
+            tracing::warn!(subsystem_name = self.settings.subsystem, %domain, %error, "Others cannot answer the challenge");
+        }
+        Ok(())
     }
 
     /// What the authority found when it looked.

@@ -16,13 +16,13 @@ use finial_plugins_base::workload_attestor::{Gvisor, Slurm, Systemd, Unix, fence
 use finial_plugins_base::{svid_store, upstream_authority};
 use finial_plugins_cloud::{aws, azure, gcp};
 use finial_plugins_containers::{Docker, K8s};
-use finial_plugins_k8s::{CertManager, ConfigMap, K8sBundle};
-use finial_plugins_vault::Vault;
 use finial_plugins_external::{
     ExternalAgentNodeAttestor, ExternalBundlePublisher, ExternalCredentialComposer, ExternalError, ExternalKeyManager,
     ExternalNotifier, ExternalServerNodeAttestor, ExternalSvidStore, ExternalUpstreamAuthority,
     ExternalWorkloadAttestor, Plugin, Service, Surroundings,
 };
+use finial_plugins_k8s::{CertManager, ConfigMap, K8sBundle};
+use finial_plugins_vault::Vault;
 use finial_runtime::Spawner;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -570,7 +570,14 @@ mod tests {
         let with = |extra: PluginConfig| [server(), vec![extra]].concat();
         let text = refusal(&with(plugin("NodeAttestor", "aws_iid", "")));
         assert!(text.starts_with("no built-in plugin \"aws_iid\" for type \"NodeAttestor\""), "{text}");
-        assert!(refusal(&with(plugin("UpstreamAuthority", "vault", ""))).starts_with("no built-in plugin \"vault\""));
+        assert!(refusal(&with(plugin("UpstreamAuthority", "other", ""))).starts_with("no built-in plugin \"other\""));
+        for (name, missing) in
+            [("vault", "token_auth"), ("cert-manager", "namespace"), ("ejbca", "hostname is required")]
+        {
+            assert!(refusal(&with(plugin("UpstreamAuthority", name, ""))).contains(missing), "{name}");
+        }
+        let map = refusal(&with(plugin("BundlePublisher", "k8s_configmap", "clusters = { \"one\" = {} }")));
+        assert!(map.contains("missing bundle format in cluster \"one\""), "{map}");
         assert!(
             refusal(&with(plugin("UpstreamAuthority", "disk", ""))).contains("'cert_file_path' and 'key_file_path'")
         );
@@ -588,8 +595,9 @@ mod tests {
             let expected = "failed to load plugin \"x\": failed to launch plugin: /bin/x: no such file";
             assert!(text.starts_with(expected), "{text}");
         }
-        let text = refusal(&with(plugin("Notifier", "k8sbundle", "")));
-        assert!(text.contains("\"k8sbundle\" for type \"Notifier\" (there is gcs_bundle"), "{text}");
+        let text = refusal(&with(plugin("Notifier", "k8sbundles", "")));
+        assert!(text.contains("(did you mean \"k8sbundle\"? there is gcs_bundle, k8sbundle;"), "{text}");
+        server_plugins(&with(plugin("Notifier", "k8sbundle", ""))).expect("nothing is missing");
         let with_keys = [external("KeyManager"), agent().remove(1), agent().remove(2)];
         let error = agent_plugins(&with_keys, None).err().expect("no").to_string();
         assert!(error.starts_with("failed to load plugin \"x\": failed to launch plugin"), "{error}");

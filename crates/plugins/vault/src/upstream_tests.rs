@@ -39,7 +39,7 @@ async fn each_way_to_log_in_leads_to_a_signature() {
         for want in [&[first, sign][..], &[sign]] {
             let minted = vault.mint_x509_ca(&csr().await, 600).await.unwrap();
             assert_eq!(minted.chain.len(), 2, "its own and the engine's");
-            assert_eq!(minted.roots, [fake.root.clone()]);
+            assert_eq!(minted.roots, std::slice::from_ref(&fake.root));
             assert_eq!(fake.calls(), want, "{way}");
         }
     }
@@ -132,7 +132,8 @@ async fn what_is_not_an_answer_is_told_with_its_sender() {
     vault.mint_x509_ca(&csr().await, 600).await.unwrap();
     let at =
         format!("failed to sign intermediate: PUT https://127.0.0.1:{}/v1/pki/root/sign-intermediate: ", fake.port);
-    let cases: [(fn(&Asked) -> Act, &str); 7] = [
+    type Case = (fn(&Asked) -> Act, &'static str);
+    let cases: [Case; 7] = [
         (|_| Act::Say(200, "<html>".into()), "the answer is not Vault's: "),
         (|_| Act::Say(200, "{\"data\":{\"certificate\":7}}".into()), "the answer is not Vault's: "),
         (|_| Act::Say(503, "{\"errors\":[\"Vault is sealed\"]}".into()), "503 Service Unavailable: Vault is sealed"),

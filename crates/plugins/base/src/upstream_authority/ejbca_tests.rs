@@ -169,7 +169,8 @@ fn what_is_missing_is_named_at_once() {
 
 #[tokio::test]
 async fn what_goes_wrong_is_told_with_who_did_it() {
-    let cases: [(fn(&Asked) -> Act, ErrorKind, &str); 5] = [
+    type Case = (fn(&Asked) -> Act, ErrorKind, &'static str);
+    let cases: [Case; 5] = [
         (
             |_| Act::Say(400, r#"{"error_code":400,"error_message":"Wrong profile"}"#.into()),
             ErrorKind::Internal,

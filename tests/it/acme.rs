@@ -85,6 +85,16 @@ fn the_bundle_endpoint_gets_its_certificate_and_keeps_it() {
     ] {
         assert_eq!(at(name, alpn), None, "{name:?} {alpn:?}");
     }
+    // Who is let in by the authority's protocol hears nothing more.
+    let spoken = |alpn: &str| {
+        let ask = format!(
+            "printf 'GET / HTTP/1.1\\r\\nHost: {DOMAIN}\\r\\nConnection: close\\r\\n\\r\\n' | openssl s_client -quiet -ign_eof -alpn {alpn} \
+             -servername {DOMAIN} -connect 127.0.0.1:{}",
+            pebble.tls_port
+        );
+        Output::of(Command::new("sh").args(["-c", &ask])).stdout.contains("x509-svid")
+    };
+    assert!(spoken("http/1.1") && spoken("h2,http/1.1,acme-tls/1") && !spoken("h2,acme-tls/1"));
     // Keys are in the key manager, as SPIRE's are, and nowhere else.
     let folder = server.dir.path().join("data/bundle-acme");
     let kept = std::fs::read_to_string(folder.join(DOMAIN)).expect("the certificate's file");

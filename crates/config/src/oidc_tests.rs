@@ -76,6 +76,10 @@ fn what_excludes_each_other_is_refused_in_spires_words() {
         ("acme { email = \"x\" }", "tos_accepted must be set to true in the acme configuration section"),
         ("acme { tos_accepted = true }", "email must be configured in the acme configuration section"),
         (
+            "acme { tos_accepted = true email = \"x\" addr = \":x\" }",
+            "invalid addr in the acme configuration section: address :x: invalid port",
+        ),
+        (
             "serving_cert_file { key_file_path = \"k\" }",
             "cert_file_path must be configured in the serving_cert_file configuration section",
         ),

@@ -309,3 +309,56 @@ pub(crate) fn element(xml: &str, name: &str) -> Option<String> {
     let plain = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&#34;", "\""), ("&amp;", "&")];
     Some(plain.iter().fold(text.to_owned(), |text, (entity, char)| text.replace(entity, char)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fails_at_once_is_asked_again_and_who_takes_his_time_is_not() {
+        for (takes, want) in [(0, 3), (8, 1)] {
+            let count = AtomicUsize::new(0);
+            let failed = patiently(|| async {
+                count.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_secs(takes)).await;
+                let (url, code, message) = (String::new(), String::new(), String::new());
+                Err::<(), _>(Failure::Refused { url, status: 503, code, message })
+            });
+            assert_eq!(failed.await.unwrap_err().status(), Some(503));
+            assert_eq!(count.load(Ordering::SeqCst), want);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_lay_idle_is_not_used() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                count.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    let (mut head, mut byte) = (Vec::new(), [0]);
+                    while let Ok(1) = stream.read(&mut byte) {
+                        head.push(byte[0]);
+                        if head.ends_with(b"\r\n\r\n") {
+                            head.clear();
+                            stream.write_all(b"HTTP/1.1 200 X\r\nContent-Length: 0\r\n\r\n").unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        let remote = crate::testing::world(&[]).remote(&url).unwrap();
+        for (idle, want) in [(0, 1), (29, 1), (31, 2)] {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(idle)).await;
+            tokio::time::resume();
+            remote.ask(Method::GET, "/", &[], Bytes::new()).await.unwrap();
+            assert_eq!(connections.load(Ordering::SeqCst), want);
+        }
+    }
+}

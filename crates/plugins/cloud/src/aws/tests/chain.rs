@@ -199,3 +199,23 @@ async fn a_metadata_service_that_talks_nonsense_is_not_believed_and_not_quoted()
         assert!(!error.contains("hidden") && error.starts_with("no AWS credentials: "), "{error}");
     }
 }
+
+#[tokio::test]
+async fn keys_that_are_not_known_any_more_are_looked_up_anew() {
+    let given = Arc::new(AtomicUsize::new(0));
+    let count = given.clone();
+    let keys = tcp(None, move |_| Act::Say(200, document(&format!("C{}", count.fetch_add(1, Ordering::SeqCst)))));
+    let service = tcp(None, |asked: &Asked| match asked.header("authorization") {
+        Some(signed) if signed.contains("Credential=C1/") => Act::Say(200, "{}".into()),
+        _ => Act::Say(400, json!({ "__type": "UnrecognizedClientException", "message": "m" }).to_string()),
+    });
+    let (keys, service) = (format!("http://127.0.0.1:{keys}/x"), format!("http://127.0.0.1:{service}"));
+    let env = [("AWS_CONTAINER_CREDENTIALS_FULL_URI", keys.as_str())];
+    let name = crate::aws::service::Name::SecretsManager;
+    let world = world(&env);
+    let service = crate::aws::service::Service::new(name, "GRA_1", Some(service), credentials(), &world).unwrap();
+    for _ in 0..2 {
+        service.operation("secretsmanager.GetSecretValue", "1.1", &json!({})).await.unwrap();
+    }
+    assert_eq!(given.load(Ordering::SeqCst), 2);
+}

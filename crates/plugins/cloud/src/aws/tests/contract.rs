@@ -166,6 +166,7 @@ mod acm_pca {
         assert!(error.starts_with("failed submitting CSR: "), "{error}");
         assert!(error.ends_with("answered 400: InvalidStateException: The CA is disabled for now"), "{error}");
         assert_eq!(count.load(Ordering::SeqCst), 3);
+        assert!(pca.mint_seconds() > 180, "the server waits for as long as it is polled");
     }
 }
 

@@ -507,3 +507,15 @@ proptest::proptest! {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(survive(events));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_has_the_deadline_that_it_is_given() {
+    let takes = async |seconds| {
+        tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+        Ok::<_, super::AuthorityError>(())
+    };
+    super::manager::within("the datastore", takes(29), |e| e).await.unwrap();
+    let late = super::manager::within("the datastore", takes(31), |e| e).await.unwrap_err();
+    assert!(matches!(late, super::AuthorityError::Timeout("the datastore", 30)), "{late}");
+    super::manager::within_seconds(240, "the upstream authority", takes(200), |e| e).await.unwrap();
+}

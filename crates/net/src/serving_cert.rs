@@ -3,7 +3,7 @@
 use finial_core::Secret;
 use finial_crypto::pem;
 use finial_crypto::tls::TlsIdentity;
-use finial_runtime::{Shutdown, Spawner};
+use finial_runtime::{Shutdown, Spawner, files};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -61,10 +61,12 @@ impl CertFiles {
     }
 
     async fn read(self, spawner: &Spawner) -> Result<Read, CertFilesError> {
-        let files = self.clone();
+        let paths = self.clone();
         let reading = spawner.blocking(move || {
-            let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
-            Ok::<_, String>(Read { certificate: read(&files.certificate)?, key: Secret::new(read(&files.key)?) })
+            let read = |path: &Path| {
+                files::read_limited(path, pem::PEM_BYTES_MAX).map_err(|e| format!("{}: {e}", path.display()))
+            };
+            Ok::<_, String>(Read { certificate: read(&paths.certificate)?, key: Secret::new(read(&paths.key)?) })
         });
         reading.await.unwrap_or_else(|e| Err(e.to_string())).map_err(|cause| self.bad(cause))
     }

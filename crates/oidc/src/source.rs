@@ -79,12 +79,8 @@ async fn poll_file(path: &Path, keys: &Keys, spawner: &Spawner) {
 }
 
 fn read_file(path: &Path) -> Result<Bundle, String> {
-    use std::io::Read as _;
     let shown = |error: &dyn Display| format!("{}: {error}", path.display());
-    let file = std::fs::File::open(path).map_err(|e| shown(&e))?;
-    let mut json = Vec::new();
-    let limit = u64::try_from(BUNDLE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(limit).read_to_end(&mut json).map_err(|e| shown(&e))?;
+    let json = finial_runtime::files::read_limited(path, BUNDLE_BYTES_MAX).map_err(|e| shown(&e))?;
     // Whose keys these are is not written in the file.
     let nobody = TrustDomain::parse("file").map_err(|e| e.to_string())?;
     bundle_from_json(&nobody, &json).map_err(|e| shown(&e))

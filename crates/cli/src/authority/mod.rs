@@ -136,18 +136,20 @@ async fn status(cx: Context) -> anyhow::Result<()> {
 async fn take_back(cx: Context) -> anyhow::Result<()> {
     let kind = named_kind(&cx.flags)?;
     let mut client = client(&cx)?;
-    let mut open = newest(&mut client, kind).await?;
-    open.retain(|state| !state.done);
-    let state = match (open.pop(), open.is_empty()) {
+    let mut orders = newest(&mut client, kind).await?;
+    // One that was done without a revocation can be taken back, too.
+    let is_open = orders.iter().any(|state| !state.done);
+    orders.retain(|state| if is_open { !state.done } else { !matches!(state.goal(), Goal::Revoke | Goal::TakeBack) });
+    let state = match (orders.pop(), orders.is_empty()) {
         (Some(state), true) => state,
-        (None, _) => bail!("there is no open order to take back"),
-        (Some(_), false) => bail!("there are open orders of several kinds: name one with -x509, -jwt or -wit"),
+        (None, _) => bail!("there is no order to take back"),
+        (Some(_), false) => bail!("there are orders of several kinds: name one with -x509, -jwt or -wit"),
     };
     let answer = within(client.take_back_rotation(pb::TakeBackRotationRequest { id: state.id })).await?;
     let state = answer.context("could not take the order back")?;
     print_state(&cx, &state, || {
         format!(
-            "Order {} is taken back: every server signs again with the {} authority that it had before.\n{}",
+            "Order {} is being taken back: every server is to sign again with the {} authority that it had before.\n{}",
             state.id,
             show::kind(&state),
             show::hint_status(&state)

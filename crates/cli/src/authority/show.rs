@@ -89,7 +89,13 @@ pub(super) fn line(state: &RotationState) -> String {
 /// What failed at servers, a line each.
 pub(super) fn failures(state: &RotationState) -> Vec<String> {
     let failed = state.servers.iter().filter(|server| !server.error.is_empty());
-    failed.map(|one| format!("server {} failed and tries again: {}", one.journal_id, one_line(&one.error))).collect()
+    failed.map(|one| format!("server {} {}", one.journal_id, failure(one))).collect()
+}
+
+/// What has come to its goal is not tried again.
+fn failure(server: &Server) -> String {
+    let then = if server.reached() == Goal::TakeBack { "could not" } else { "failed and tries again" };
+    format!("{then}: {}", one_line(&server.error))
 }
 
 /// Servers that are left behind by going on now, a line each.
@@ -162,7 +168,7 @@ fn server(out: &mut String, server: &Server) {
     if !server.follows {
         let _ = writeln!(out, "      if it stays so, {NOT_FOLLOWING}");
     } else if !server.error.is_empty() {
-        let _ = writeln!(out, "      failed and tries again: {}", one_line(&server.error));
+        let _ = writeln!(out, "      {}", failure(server));
     }
 }
 
@@ -241,7 +247,16 @@ pub(super) fn hint_refused(state: &RotationState, next: Goal) -> String {
 /// The last words of an order that came to its end.
 pub(super) fn done(state: &RotationState) -> String {
     let (id, kind) = (state.id, kind(state));
+    let carried_out = state.servers.iter().all(|server| there(state, server) && server.error.is_empty());
     match (state.goal(), state.revoke) {
+        (goal, _) if !carried_out => {
+            let (servers, left) = (of(&state.servers, |server| there(state, server)), left_behind(state).join("\n"));
+            let what = if goal == Goal::TakeBack { "was taken back" } else { "is done" };
+            let failed = failures(state).join("\n");
+            let lines = [left, failed].into_iter().filter(|lines| !lines.is_empty()).map(|lines| lines + "\n");
+            let trusted = "`spire-server bundle show` shows what is trusted";
+            format!("Order {id} {what} at {servers} servers; {trusted}.\n{}", lines.collect::<String>())
+        }
         (Goal::TakeBack, _) => {
             format!("Order {id} was taken back: every server signs with the {kind} authority that it had before.\n")
         }

@@ -449,13 +449,13 @@ fn an_order_is_taken_back() {
         (
             0,
             "\
-Order 7 is taken back: every server signs again with the X.509 authority that it had before.
+Order 7 is being taken back: every server is to sign again with the X.509 authority that it had before.
 hint: `finial authority status -x509` shows how far it is
 "
         )
     );
     let (code, _, stderr) = run(&fake(vec![]), &["take-back"]);
-    assert_eq!((code, stderr.as_str()), (1, "Error: there is no open order to take back\n"));
+    assert_eq!((code, stderr.as_str()), (1, "Error: there is no order to take back\n"));
     // Who waits meanwhile is told, and does not succeed.
     let back = RotationState { done: true, next: 0, ..state(TakeBack, [TakeBack; 2], 0, 0) };
     let waiting = fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), back]]);
@@ -464,6 +464,34 @@ hint: `finial authority status -x509` shows how far it is
     assert!(
         stdout.ends_with("Order 7 was taken back: every server signs with the X.509 authority that it had before.\n")
     );
+}
+
+#[test]
+fn an_order_that_did_not_reach_every_server_does_not_say_so() {
+    let revoked = |goal, reached| RotationState { done: true, next: 0, ..state(goal, reached, 2, 2) };
+    let orders = fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), revoked(Revoke, [Revoke, Taint])]]);
+    let (code, stdout, _) = run(&orders, &["rotate", "-wait", "-revoke"]);
+    assert_eq!(code, 0);
+    assert!(
+        stdout.contains("Order 7 is done at 1 of 2 servers; `spire-server bundle show` shows what is trusted."),
+        "{stdout}"
+    );
+    assert!(stdout.contains("is not waited for") && !stdout.contains("nobody trusts"), "{stdout}");
+    let mut lost = revoked(TakeBack, [TakeBack; 2]);
+    lost.servers[0].error = "the authority from before is not there any more".into();
+    let (_, stdout, _) =
+        run(&fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), lost]]), &["rotate", "-wait", "-revoke"]);
+    assert!(stdout.contains("Order 7 was taken back at 2 of 2 servers"), "{stdout}");
+    assert!(stdout.contains(" could not: the authority from before is not there any more\n"), "{stdout}");
+}
+
+#[test]
+fn what_was_done_without_a_revocation_is_taken_back_if_nothing_is_open() {
+    let done = |goal, reached| RotationState { done: true, next: 0, ..state(goal, reached, 2, 2) };
+    let (code, stdout, _) = run(&fake(vec![vec![done(Activate, [Activate; 2])]]), &["take-back"]);
+    assert!(code == 0 && stdout.starts_with("Order 7 is being taken back"), "{stdout}");
+    let (code, _, stderr) = run(&fake(vec![vec![done(Revoke, [Revoke; 2])]]), &["take-back"]);
+    assert_eq!((code, stderr.as_str()), (1, "Error: there is no order to take back\n"));
 }
 
 #[test]

@@ -128,6 +128,12 @@ impl Told {
     pub(crate) async fn read(store: &Store, order: &Rotation) -> Result<Self, StoreError> {
         Ok(Self { journals: store.list_ca_journals().await?, notes: store.rotation_notes(order.id).await? })
     }
+
+    /// The highest number of the own bundle that a server told of. Who has a lower one may be behind.
+    pub(crate) fn sequence_number(&self) -> u64 {
+        let notes = self.notes.iter().filter_map(|note| ServerNote::decode(note.data.as_slice()).ok());
+        notes.map(|note| note.sequence_number).max().unwrap_or_default()
+    }
 }
 
 /// The goal at which an order ends.
@@ -262,7 +268,7 @@ pub(crate) fn state(
     let goal = goal_of(order);
     let servers = servers(kind, order, told, now);
     let there = servers.iter().filter(|seen| seen.server.reached() >= goal);
-    // A datastore that was restored may have lower numbers again.
+    // The own bundle was read after what was told; a datastore that was restored may have lower numbers again.
     let needed = there.map(|seen| seen.note.sequence_number).max().unwrap_or(own).min(own);
     let next = if order.done || goal == last(order) { Goal::Unspecified } else { after(goal) };
     let agents = agents(kind, next, (&servers, &domain.agents), nodes, (needed, now));

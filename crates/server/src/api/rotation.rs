@@ -67,7 +67,12 @@ impl Api {
         let told = Told::read(&self.store, order).await.map_err(|error| failed(call, &error))?;
         let now = self.clock.now();
         self.domain.agents.keep(&self.nodes, now);
-        let own = self.bundles.own().map_or(0, |own| own.bundle.sequence_number);
+        let own_number = || self.bundles.own().map_or(0, |own| own.bundle.sequence_number);
+        if own_number() < told.sequence_number() {
+            // By a bundle that is behind, agents that are behind would count as having confirmed.
+            self.bundles.refresh(&self.trust_domain).await.map_err(|error| failed(call, &error))?;
+        }
+        let own = own_number();
         let mut state = state(order, &told, (&self.domain, &self.nodes), (own, now));
         if is_over(order, &state) {
             self.store.close_rotation(order).await.map_err(|error| failed(call, &error))?;

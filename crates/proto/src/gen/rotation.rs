@@ -155,6 +155,9 @@ pub struct ServerNote {
     pub agents: ::prost::bytes::Bytes,
     #[prost(message, repeated, tag = "6")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
+    /// Of `before`: those that are tainted for this order, noted before they are. What others tainted is theirs.
+    #[prost(string, repeated, tag = "7")]
+    pub tainted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -37,6 +37,8 @@ pub(super) struct View<'a> {
     pub(super) slots: &'a SlotStates,
     /// The authorities that were there when the order was first seen.
     pub(super) before: &'a [String],
+    /// Those of them that were tainted for the order, and by nobody else.
+    pub(super) tainted: &'a [String],
     /// `None` where authorities hang from an upstream one and are not in the bundle themselves.
     pub(super) marks: Option<&'a Marks>,
     pub(super) now: UnixSeconds,
@@ -53,7 +55,7 @@ pub(super) enum Due {
     Taint(String),
     /// Take this one out of the bundle.
     Revoke(String),
-    /// Take the marks away again.
+    /// Take the order's marks away again.
     Untaint,
 }
 
@@ -61,15 +63,15 @@ pub(super) enum Due {
 pub(super) fn due(goal: Goal, view: &View<'_>) -> Option<Due> {
     let (current, next) = (view.slots.current.as_ref()?, view.slots.next.as_ref());
     let is_before = |id: &String| view.before.contains(id);
-    let marked = |wanted: bool| {
+    let marked = |among: &[String], wanted: bool| {
         let marks = view.marks?;
-        view.before.iter().find(|id| marks.get(*id) == Some(&wanted)).cloned()
+        among.iter().find(|id| marks.get(*id) == Some(&wanted)).cloned()
     };
     if goal == Goal::TakeBack {
-        let may_sign = |id: &String| view.marks.is_none_or(|marks| marks.contains_key(id));
+        let may_sign = |id: &String| view.marks.is_none_or(|marks| marks.get(id) == Some(&false));
         let former = next.filter(|next| next.status == Status::Old && next.expires_at > view.now);
         let back = former.filter(|f| is_before(&f.authority_id) && may_sign(&f.authority_id));
-        return match marked(true) {
+        return match marked(view.tainted, true) {
             Some(_) => Some(Due::Untaint),
             None => back.filter(|_| !is_before(&current.authority_id)).map(|_| Due::Swap),
         };
@@ -87,8 +89,8 @@ pub(super) fn due(goal: Goal, view: &View<'_>) -> Option<Due> {
     if goal < Goal::Taint {
         return None;
     }
-    let revoke = || marked(true).filter(|_| goal == Goal::Revoke).map(Due::Revoke);
-    marked(false).map(Due::Taint).or_else(revoke)
+    let revoke = || marked(view.before, true).filter(|_| goal == Goal::Revoke).map(Due::Revoke);
+    marked(view.before, false).map(Due::Taint).or_else(revoke)
 }
 
 /// The goal after this one.
@@ -208,28 +210,36 @@ impl AuthorityManager {
         Ok(false)
     }
 
+    /// What is due for a goal, as far as is known here.
+    fn due_for(&self, kind: AuthorityKind, goal: Goal, note: &ServerNote, own: &Bundle) -> Option<Due> {
+        let hangs = kind == AuthorityKind::X509 && self.parts.upstream.is_some();
+        let known = (!hangs).then(|| marks(kind, own));
+        let (slots, now) = (self.slots(kind), self.parts.clock.now());
+        due(goal, &View { slots: &slots, before: &note.before, tainted: &note.tainted, marks: known.as_ref(), now })
+    }
+
     /// Comes to one goal, whatever is due for it, and notes that.
     async fn reach(&mut self, kind: AuthorityKind, order: &Rotation, goal: Goal) -> Result<(), String> {
         for _ in 0..STEPS_MAX {
-            let Some(following) = self.following.get(&order.kind) else { return Ok(()) };
-            let before = following.note.before.clone();
+            let Some(note) = self.following.get(&order.kind).map(|following| following.note.clone()) else {
+                return Ok(());
+            };
             // After a failure the feed may be behind, and who reads it would move off what is tainted no more.
             let reading = self.parts.feed.refresh(&self.settings.trust_domain);
             within("the datastore", reading, AuthorityError::Bundle).await.map_err(|e| e.to_string())?;
             let own = self.parts.feed.own().ok_or("there is no bundle")?;
-            let hangs = kind == AuthorityKind::X509 && self.parts.upstream.is_some();
-            let known = (!hangs).then(|| marks(kind, own.stored()));
-            let (slots, now) = (self.slots(kind), self.parts.clock.now());
-            let view = View { slots: &slots, before: &before, marks: known.as_ref(), now };
-            let Some(step) = due(goal, &view) else {
+            let Some(step) = self.due_for(kind, goal, &note, own.stored()) else {
                 // A restart must find what is told.
                 self.flush_journal().await.map_err(|e| e.to_string())?;
-                let is_old = slots.current.is_some_and(|current| before.contains(&current.authority_id));
+                let is_old =
+                    self.slots(kind).current.is_some_and(|current| note.before.contains(&current.authority_id));
                 let Some(following) = self.following.get_mut(&order.kind) else { return Ok(()) };
                 following.note.set_reached(goal);
                 following.note.sequence_number = own.bundle.sequence_number;
                 following.note.error = match goal {
-                    Goal::TakeBack if !is_old => "the authority from before is not there any more".into(),
+                    Goal::TakeBack if !is_old => {
+                        "the authority from before is not there any more, or is tainted".into()
+                    }
                     _ => String::new(),
                 };
                 following.not_before = Instant::now() + if goal == goal_of(order) { Duration::ZERO } else { APART };
@@ -241,12 +251,29 @@ impl AuthorityManager {
                 );
                 return Ok(());
             };
-            self.carry_out(kind, step, &before).await?;
+            if matches!(&step, Due::Taint(id) if !note.tainted.contains(id)) {
+                let known = marks(kind, own.stored());
+                self.claim(order, note.clone(), &known).await.map_err(|e| e.to_string())?;
+            }
+            self.carry_out(kind, step, &note.tainted).await?;
         }
         Err(AuthorityError::Restless.to_string())
     }
 
-    async fn carry_out(&mut self, kind: AuthorityKind, step: Due, before: &[String]) -> Result<(), String> {
+    /// Notes what is tainted for the order, before it is: what others tainted stays tainted if it is taken back.
+    async fn claim(&mut self, order: &Rotation, mut note: ServerNote, known: &Marks) -> Result<(), AuthorityError> {
+        note.tainted.extend(note.before.iter().filter(|id| known.get(*id) == Some(&false)).cloned());
+        note.tainted.sort_unstable();
+        note.tainted.dedup();
+        self.write(order.id, &note).await?;
+        if let Some(following) = self.following.get_mut(&order.kind) {
+            following.note = note;
+            following.told = None;
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, kind: AuthorityKind, step: Due, tainted: &[String]) -> Result<(), String> {
         match step {
             Due::Prepare => self.prepare(kind).await.map_err(|e| e.to_string()),
             Due::Swap => {
@@ -261,7 +288,7 @@ impl AuthorityManager {
             }
             Due::Untaint => {
                 let trust_domain = &self.settings.trust_domain;
-                let untainting = self.parts.store.untaint_authorities(trust_domain, before);
+                let untainting = self.parts.store.untaint_authorities(trust_domain, tainted);
                 within("the datastore", untainting, AuthorityError::Bundle).await.map_err(|e| e.to_string())
             }
         }

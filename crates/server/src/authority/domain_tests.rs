@@ -12,6 +12,7 @@ const GOALS: [Goal; 5] = [Goal::Prepare, Goal::Activate, Goal::Taint, Goal::Revo
 struct Model {
     slots: SlotStates,
     before: Vec<String>,
+    tainted: Vec<String>,
     marks: Marks,
     made: u32,
 }
@@ -23,7 +24,8 @@ fn state(id: &str, status: Status) -> Option<AuthorityState> {
 
 impl Model {
     fn next_step(&self, goal: Goal) -> Option<Due> {
-        let view = View { slots: &self.slots, before: &self.before, marks: Some(&self.marks), now: START };
+        let (before, tainted) = (&*self.before, &*self.tainted);
+        let view = View { slots: &self.slots, before, tainted, marks: Some(&self.marks), now: START };
         due(goal, &view)
     }
 
@@ -54,13 +56,14 @@ impl Model {
             Due::Taint(id) => {
                 assert_ne!(id, self.current(), "{place}: it signs");
                 assert!(self.before.contains(&id), "{place}: not meant");
-                assert_eq!(self.marks.insert(id, true), Some(false), "{place}");
+                assert_eq!(self.marks.insert(id.clone(), true), Some(false), "{place}");
+                self.tainted.push(id);
             }
             Due::Revoke(id) => {
                 assert!(self.before.contains(&id) && id != self.current(), "{place}: not meant");
                 assert_eq!(self.marks.remove(&id), Some(true), "{place}: not tainted before");
             }
-            Due::Untaint => self.before.iter().for_each(|id| {
+            Due::Untaint => self.tainted.iter().for_each(|id| {
                 self.marks.entry(id.clone()).and_modify(|mark| *mark = false);
             }),
         }
@@ -76,18 +79,18 @@ impl Model {
     }
 }
 
-/// All that can be there when an order comes.
+/// All that can be there when an order comes; `leaked` is tainted already.
 fn beginnings() -> Vec<Model> {
     let active = state("active", Status::Active);
     let others = [None, state("other", Status::Prepared), state("other", Status::Old)];
     others
         .into_iter()
         .map(|next| {
-            let known = ["active", "older"].into_iter().chain(next.is_some().then_some("other"));
+            let known = ["active", "older", "leaked"].into_iter().chain(next.is_some().then_some("other"));
             let before: Vec<String> = known.map(String::from).collect();
             // One of them is not in the bundle any more.
-            let marks = before.iter().filter(|id| *id != "older").map(|id| (id.clone(), false)).collect();
-            Model { slots: SlotStates { current: active.clone(), next }, before, marks, made: 0 }
+            let marks = before.iter().filter(|id| *id != "older").map(|id| (id.clone(), id == "leaked")).collect();
+            Model { slots: SlotStates { current: active.clone(), next }, before, tainted: Vec::new(), marks, made: 0 }
         })
         .collect()
 }
@@ -122,7 +125,10 @@ fn every_order_comes_to_its_goal_whatever_happens_between_two_steps() {
                     Goal::Activate => assert!(signs_new, "{place}"),
                     Goal::Taint => assert!(signs_new && !left(false), "{place}"),
                     Goal::Revoke => assert!(signs_new && !left(false) && !left(true), "{place}"),
-                    Goal::TakeBack => assert!(!left(true), "{place}"),
+                    Goal::TakeBack => {
+                        let left = model.before.iter().filter(|id| model.marks.get(*id) == Some(&true));
+                        assert_eq!(left.collect::<Vec<_>>(), ["leaked"], "{place}: what others tainted stays so");
+                    }
                     _ => {}
                 }
                 if last == Goal::TakeBack && rotations == 0 {
@@ -136,8 +142,9 @@ fn every_order_comes_to_its_goal_whatever_happens_between_two_steps() {
 #[test]
 fn below_an_upstream_authority_nothing_is_marked() {
     let mut model = beginnings().remove(0);
-    let step =
-        |model: &Model, goal| due(goal, &View { slots: &model.slots, before: &model.before, marks: None, now: START });
+    let step = |model: &Model, goal| {
+        due(goal, &View { slots: &model.slots, before: &model.before, tainted: &[], marks: None, now: START })
+    };
     assert_eq!(step(&model, Goal::Revoke), Some(Due::Prepare));
     model.prepare();
     assert_eq!(step(&model, Goal::Prepare), None);
@@ -336,4 +343,41 @@ async fn an_outage_is_waited_out_and_what_fails_is_told() {
     tokio::time::advance(APART).await;
     assert_eq!(process.manager.heed_orders().await, IDLE, "closed, and done here");
     assert_ne!(Some(signs(&process, X509)), note(&world, 1).unwrap().before.first().cloned());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_taken_back_leaves_tainted_what_others_tainted() {
+    for kind in [X509, Jwt, Wit] {
+        // Before the order, or while it stands, and what signed before it, which then signs no more.
+        for (goals, by_hand_first) in [
+            (&[Goal::Prepare][..], true),
+            (&[Goal::Prepare, Goal::Activate, Goal::Taint], true),
+            (&[Goal::Prepare, Goal::Activate], false),
+            (&[], true),
+        ] {
+            let world = world();
+            let mut process = world.start().await;
+            let leaked = signs(&process, kind);
+            if by_hand_first {
+                let next = process.manager.obey(Order::Prepare(kind)).await.unwrap().authority_id;
+                process.manager.obey(Order::Activate(kind, next)).await.unwrap();
+                process.manager.obey(Order::Taint(kind, leaked.clone())).await.unwrap();
+            }
+            let first = signs(&process, kind);
+            for goal in goals {
+                order(&world, kind, *goal);
+                process.manager.heed_orders().await;
+            }
+            if !by_hand_first {
+                process.manager.obey(Order::Taint(kind, leaked.clone())).await.unwrap();
+            }
+            order(&world, kind, Goal::TakeBack);
+            process = world.load().await.unwrap();
+            process.manager.heed_orders().await;
+            let known = in_bundle(&world, kind);
+            assert_eq!(known.get(&leaked), Some(&true), "{kind} {goals:?}: its taint was lifted");
+            assert_eq!(known.values().filter(|tainted| **tainted).count(), 1, "{kind} {goals:?}");
+            assert_eq!(signs(&process, kind) == first, by_hand_first, "{kind} {goals:?}: what is tainted signs");
+        }
+    }
 }

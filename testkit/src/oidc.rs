@@ -81,10 +81,16 @@ fn parsed(text: &str) -> Answer {
 
 /// A certificate for `localhost` and its key, PEM, in `dir`; gives both files. It is its own root.
 pub fn web_certificate(dir: &Path, name: &str) -> [PathBuf; 2] {
+    web_certificate_for(dir, name, "localhost")
+}
+
+/// The same for another host.
+pub fn web_certificate_for(dir: &Path, name: &str, host: &str) -> [PathBuf; 2] {
     let [certificate, key] = ["crt", "key"].map(|ending| dir.join(format!("{name}.{ending}")));
     let mut command = Command::new("openssl");
     command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
-    command.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout"]).arg(&key);
+    command.args(["-subj", "/CN=localhost", "-addext"]);
+    command.arg(format!("subjectAltName=DNS:{host}")).arg("-keyout").arg(&key);
     Output::of(command.arg("-out").arg(&certificate)).ok();
     [certificate, key]
 }

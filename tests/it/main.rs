@@ -33,6 +33,7 @@ mod metrics;
 mod nested;
 mod nested_guide;
 mod oidc;
+mod oidc_guide;
 mod outage;
 mod outage_renewal;
 mod outage_sqlite;

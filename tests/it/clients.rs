@@ -1,6 +1,7 @@
 //! SPIFFE libraries that nobody here wrote, on Finial's Workload API.
 
-use testkit::{Agent, AgentOptions, Client, Flavor, Server, ServerOptions};
+use std::process::Command;
+use testkit::{Agent, AgentOptions, Client, Flavor, Output, Server, ServerOptions};
 
 fn trust_domain(entry: &[&str]) -> (Server, String, Agent) {
     let server = Server::start(Flavor::Finial, &ServerOptions::default());
@@ -49,5 +50,33 @@ fn every_client_sees_rotations() {
     for (client, events) in seen {
         assert_eq!(events.len(), 3, "{client:?}");
         assert!(events.iter().all(|e| e["id"] == id.as_str()), "{client:?}: {events:?}");
+    }
+}
+
+/// X.509, JWT and the workload's own keys of every type that can be configured.
+#[test]
+fn every_client_verifies_keys_of_every_type() {
+    for (kind, shown, workload) in [
+        ("rsa-2048", "(2048 bit)", "rsa-2048"),
+        ("rsa-4096", "(4096 bit)", "rsa-2048"),
+        ("ec-p256", "(256 bit)", "ec-p256"),
+        ("ec-p384", "(384 bit)", "ec-p256"),
+    ] {
+        let keys = format!("ca_key_type = \"{kind}\" jwt_key_type = \"{kind}\"");
+        let server = Server::start(Flavor::Finial, &ServerOptions { server: keys, ..ServerOptions::default() });
+        let id = server.entry("/workload", &[]);
+        let keys = format!("workload_x509_svid_key_type = \"{workload}\"");
+        let agent = Agent::serving(Flavor::Finial, &server, &AgentOptions { agent: keys, ..AgentOptions::default() });
+        let mut openssl = Command::new("openssl");
+        openssl.args(["x509", "-noout", "-text", "-in"]).arg(server.bundle_file());
+        let root = Output::of(&mut openssl).ok().stdout;
+        assert!(root.contains(&format!("Public-Key: {shown}")), "{kind}: {root}");
+        for client in Client::ALL {
+            let events = client.events(&agent, &["check", "some-audience"]);
+            assert!(
+                events.len() == 2 && events.iter().all(|e| e["id"] == id.as_str()),
+                "{kind} {client:?}: {events:?}"
+            );
+        }
     }
 }

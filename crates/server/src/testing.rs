@@ -45,7 +45,7 @@ impl Faults {
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Data {
     pub(crate) bundles: BTreeMap<String, Bundle>,
     pub(crate) journals: BTreeMap<i64, CaJournal>,

@@ -89,6 +89,9 @@ impl Store {
             );
             let query = query.bind(now).bind(now).bind(order.kind).bind(order.goal).bind(order.revoke);
             let id = tx.insert(query.bind(order.forced).bind(order.kind).bind(&order.asked_by)).await?;
+            // A database that was restored gives IDs again, and a server that did not know it yet may have told of that one.
+            let stale = Query::new("DELETE FROM finial_rotation_servers WHERE rotation_id = ?");
+            tx.execute(stale.bind(id)).await?;
             for text in [
                 "DELETE FROM finial_rotations WHERE id <= ? AND open_kind IS NULL",
                 "DELETE FROM finial_rotation_servers WHERE rotation_id <= ? AND rotation_id NOT IN \

@@ -106,7 +106,10 @@ pub(crate) fn after(goal: Goal) -> Goal {
 
 /// An order that this server follows.
 pub(super) struct Following {
-    order: i64,
+    /// Its ID and when it began: a datastore that was restored gives IDs again.
+    order: (i64, UnixSeconds),
+    /// The datastore's history that the note is of.
+    history: u64,
     note: ServerNote,
     /// The order had ended before this server, with authorities of its own time, came.
     unconcerned: bool,
@@ -191,20 +194,22 @@ impl AuthorityManager {
         if self.journal.row() == 0 {
             return Ok(false); // nothing to be known by yet
         }
-        if self.following.get(&order.kind).is_none_or(|following| following.order != order.id) {
-            let seen = self.first_sight(kind, order).await.map_err(|e| e.to_string())?;
+        let (id, history) = ((order.id, order.created_at), self.parts.feed.history());
+        let known = self.following.get(&order.kind);
+        if known.is_none_or(|following| (following.order, following.history) != (id, history)) {
+            let seen = self.first_sight(kind, order, history).await.map_err(|e| e.to_string())?;
             self.following.insert(order.kind, seen);
         }
         let goal = goal_of(order);
         while let Some(following) = self.following.get(&order.kind) {
             let reached = following.note.reached();
-            if following.unconcerned || reached == goal || reached > goal {
+            if following.unconcerned || reached > goal || (reached == goal && !self.is_undone(kind, goal, following)) {
                 return Ok(true);
             }
             if goal != Goal::TakeBack && following.not_before > Instant::now() {
                 return Ok(false);
             }
-            let step = if goal == Goal::TakeBack { goal } else { after(reached) };
+            let step = if goal == Goal::TakeBack || reached == goal { goal } else { after(reached) };
             self.reach(kind, order, step).await?;
         }
         Ok(false)
@@ -216,6 +221,13 @@ impl AuthorityManager {
         let known = (!hangs).then(|| marks(kind, own));
         let (slots, now) = (self.slots(kind), self.parts.clock.now());
         due(goal, &View { slots: &slots, before: &note.before, tainted: &note.tainted, marks: known.as_ref(), now })
+    }
+
+    /// Whether something is due again for a goal that was reached: the datastore lost it. What was taken back is left as it is: what
+    /// comes after that is others' to order.
+    fn is_undone(&self, kind: AuthorityKind, goal: Goal, following: &Following) -> bool {
+        let Some(own) = self.parts.feed.own().filter(|_| goal != Goal::TakeBack) else { return false };
+        self.due_for(kind, goal, &following.note, own.stored()).is_some()
     }
 
     /// Comes to one goal, whatever is due for it, and notes that.
@@ -295,7 +307,15 @@ impl AuthorityManager {
     }
 
     /// What there is before anything is done for the order, kept in the datastore before it is.
-    async fn first_sight(&self, kind: AuthorityKind, order: &Rotation) -> Result<Following, AuthorityError> {
+    async fn first_sight(
+        &self,
+        kind: AuthorityKind,
+        order: &Rotation,
+        history: u64,
+    ) -> Result<Following, AuthorityError> {
+        let id = (order.id, order.created_at);
+        // In another history of the datastore our note may be lost, but not what we know to be old.
+        let followed = self.following.get(&order.kind).filter(|followed| followed.order == id);
         let reading = self.parts.store.rotation_notes(order.id);
         let notes = within("the datastore", reading, AuthorityError::Order).await?;
         let known = notes.iter().find(|note| note.journal_id == self.journal.row());
@@ -303,9 +323,14 @@ impl AuthorityManager {
         let entries = self.journal.issued(kind);
         let active = self.slots(kind).current.map(|current| current.authority_id).unwrap_or_default();
         let made_at = entries.iter().find(|(id, _)| *id == active).map_or(UnixSeconds::MIN, |(_, at)| *at);
+        let unconcerned = match followed {
+            Some(followed) => followed.unconcerned,
+            None => order.done && made_at >= order.created_at,
+        };
         let mut following = Following {
-            order: order.id,
-            unconcerned: known.is_none() && order.done && made_at >= order.created_at,
+            order: id,
+            history,
+            unconcerned: known.is_none() && unconcerned,
             not_before: Instant::now(),
             told: None,
             note: known.clone().unwrap_or_default(),
@@ -313,6 +338,10 @@ impl AuthorityManager {
         if known.is_none() && !following.unconcerned {
             let others = entries.into_iter().map(|(id, _)| id).filter(|id| *id != active);
             following.note.before = std::iter::once(active.clone()).chain(others).collect();
+            if let Some(followed) = followed {
+                following.note.before.clone_from(&followed.note.before);
+                following.note.tainted.clone_from(&followed.note.tainted);
+            }
             let note = following.note.clone();
             self.write(order.id, &note).await?;
             following.told = Some((note, Instant::now()));

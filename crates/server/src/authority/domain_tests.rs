@@ -381,3 +381,113 @@ async fn what_is_taken_back_leaves_tainted_what_others_tainted() {
         }
     }
 }
+
+/// The datastore fails over to this state.
+async fn fails_over_to(world: &World, process: &Process, data: crate::testing::Data) {
+    {
+        let mut now = world.memory.data.lock().unwrap();
+        let keys = std::mem::take(&mut now.keys);
+        *now = crate::testing::Data { keys, ..data };
+    }
+    process.feed.start_anew();
+    process.feed.reload().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failover_undid_is_done_again() {
+    let goals = [Goal::Prepare, Goal::Activate, Goal::Taint, Goal::Revoke];
+    for kind in [X509, Jwt, Wit] {
+        // What is lost with it: all since a goal; the bundle alone, as where a note was written late; our note, and with it
+        // which ones were there before.
+        for kept in goals {
+            for (loses_note, open) in [(false, true), (true, true), (false, false)] {
+                let place = format!("{kind} {kept:?} {loses_note} {open}");
+                let world = world();
+                let mut process = world.start().await;
+                let first = signs(&process, kind);
+                let mut standby = None;
+                for goal in goals {
+                    order(&world, kind, goal);
+                    process.manager.heed_orders().await;
+                    if goal == kept {
+                        standby = Some(world.memory.data.lock().unwrap().clone());
+                    }
+                }
+                let signed = signs(&process, kind);
+                assert!(!in_bundle(&world, kind).contains_key(&first), "{place}");
+                if !open {
+                    close(&world);
+                }
+                let mut standby = standby.unwrap();
+                standby.rotations = world.memory.data.lock().unwrap().rotations.clone();
+                if loses_note {
+                    standby.notes.clear();
+                }
+                fails_over_to(&world, &process, standby).await;
+                for _ in 0..8 {
+                    process.manager.check().await.unwrap();
+                    process.manager.heed_orders().await;
+                    tokio::time::advance(APART).await;
+                }
+                let known = in_bundle(&world, kind);
+                assert!(!known.contains_key(&first), "{place}: it is trusted again");
+                assert_eq!((signs(&process, kind), known.get(&signed)), (signed, Some(&false)), "{place}");
+                let told = note(&world, 1).unwrap();
+                assert!(told.before.contains(&first), "{place}");
+                assert!(!open || told.reached() == Goal::Revoke, "{place}: {told:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_lost_of_the_bundle_alone_is_done_again_too_but_what_is_taken_back_is_over() {
+    let world = world();
+    let mut process = world.start().await;
+    let first = signs(&process, Jwt);
+    for goal in [Goal::Prepare, Goal::Activate] {
+        order(&world, Jwt, goal);
+        process.manager.heed_orders().await;
+    }
+    let bundle = world.bundle().unwrap();
+    order(&world, Jwt, Goal::Taint);
+    process.manager.heed_orders().await;
+    assert_eq!(in_bundle(&world, Jwt).get(&first), Some(&true));
+    let calls = world.calls();
+    process.manager.heed_orders().await;
+    assert_eq!(world.calls(), calls + 1, "a look at what is reached costs nothing");
+    let mut lost = world.memory.data.lock().unwrap().clone();
+    lost.bundles.insert("example.org".into(), bundle);
+    fails_over_to(&world, &process, lost).await;
+    process.manager.heed_orders().await;
+    assert_eq!(in_bundle(&world, Jwt).get(&first), Some(&true), "its taint is lost");
+    order(&world, Jwt, Goal::TakeBack);
+    process.manager.heed_orders().await;
+    assert_eq!(signs(&process, Jwt), first);
+    let next = process.manager.obey(Order::Prepare(Jwt)).await.unwrap().authority_id;
+    process.manager.obey(Order::Activate(Jwt, next)).await.unwrap();
+    process.manager.obey(Order::Taint(Jwt, first.clone())).await.unwrap();
+    process.manager.heed_orders().await;
+    assert_eq!(in_bundle(&world, Jwt).get(&first), Some(&true), "what came after is not the order's");
+    assert_ne!(signs(&process, Jwt), first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_order_with_the_id_of_one_that_was_lost_is_another() {
+    let world = world();
+    let mut process = world.start().await;
+    let before = world.memory.data.lock().unwrap().clone();
+    for goal in [Goal::Prepare, Goal::Activate] {
+        order(&world, X509, goal);
+        process.manager.heed_orders().await;
+    }
+    let second = signs(&process, X509);
+    // The order is lost; by and by the ID is given again, and here nobody noticed another history.
+    world.memory.data.lock().unwrap().notes = before.notes;
+    world.memory.data.lock().unwrap().rotations[0].created_at += 5;
+    process.manager.heed_orders().await;
+    tokio::time::advance(APART).await;
+    process.manager.heed_orders().await;
+    assert_ne!(signs(&process, X509), second);
+    assert_eq!(note(&world, 1).unwrap().before[0], second);
+}

@@ -170,11 +170,18 @@ async fn a_renewed_svid_of_an_agent_that_was_banned_elsewhere_is_refused_at_once
 async fn the_renewal_of_an_agent_that_was_evicted_elsewhere_finds_none() {
     let Some(database) = testkit::postgres() else { return };
     let server = Server::with(|s| s.plugins = vec![datastore(&testkit::datastore(&database, database.port()))]).await;
-    let agent = server.agent().await;
-    database.sql("DELETE FROM attested_node_entries");
-    let params = AgentX509svidParams { csr: any_csr().await };
-    let renewed = agent.agents().renew_agent(RenewAgentRequest { params: Some(params) }).await;
-    assert_eq!(refused(renewed, Code::NotFound), "agent not found");
+    for _ in 0..20 {
+        let agent = server.agent().await;
+        database.sql("DELETE FROM attested_node_entries");
+        let params = AgentX509svidParams { csr: any_csr().await };
+        let renewed = agent.agents().renew_agent(RenewAgentRequest { params: Some(params) }).await;
+        // The server may look at its datastore just then, and know already.
+        if renewed.as_ref().is_err_and(|status| status.code() != Code::PermissionDenied) {
+            assert_eq!(refused(renewed, Code::NotFound), "agent not found");
+            return;
+        }
+    }
+    panic!("the server always knew already");
 }
 
 async fn renewal_has_its_rules(lab: Lab) {

@@ -11,6 +11,7 @@ use finial_proto::rotation::{Agents, Goal, Peer, RotationState, Server, ServerNo
 use finial_store::{CaJournal, Rotation, RotationNote, Store, StoreError};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -65,6 +66,16 @@ impl AgentsSeen {
         });
     }
 
+    /// The datastore has another history now, in which this is the number of the own bundle: who has one of a higher number has
+    /// it from the one before, and gets another.
+    pub(crate) fn start_anew(&self, own: u64) {
+        for had in self.lock().values_mut() {
+            for number in [&mut had.sequence, &mut had.answered] {
+                *number = if *number > own { 0 } else { *number };
+            }
+        }
+    }
+
     /// As [`ServerNote::agents`] has it.
     pub(crate) fn told(&self) -> Vec<u8> {
         let mut all: Vec<_> = self.lock().iter().map(|(key, had)| [*key, had.sequence, had.issuer]).collect();
@@ -87,13 +98,23 @@ impl AgentsSeen {
 pub struct Domain {
     pub(crate) agents: AgentsSeen,
     peers: Option<Arc<Peers>>,
+    nodes: Option<Arc<Nodes>>,
     wake: Notify,
+    /// The bundles of another history of the datastore are to be read.
+    pub(crate) anew: AtomicBool,
 }
 
 impl Domain {
-    /// With those who fetch our bundle.
-    pub(crate) fn new(peers: Arc<Peers>) -> Arc<Self> {
-        Arc::new(Self { peers: Some(peers), ..Self::default() })
+    /// With those who fetch our bundle, and the agents that there are.
+    pub(crate) fn new(peers: Arc<Peers>, nodes: Arc<Nodes>) -> Arc<Self> {
+        Arc::new(Self { peers: Some(peers), nodes: Some(nodes), ..Self::default() })
+    }
+
+    /// Forgets agents that are not there any more.
+    pub(crate) fn forget_agents(&self, now: UnixSeconds) {
+        if let Some(nodes) = &self.nodes {
+            self.agents.keep(nodes, now);
+        }
     }
 
     /// There are new orders.
@@ -221,7 +242,9 @@ fn agents(
     nodes.each_living(now, |id| {
         let (confirmed, moved) = known.get(&of_bytes(id.path().as_bytes())).copied().unwrap_or_default();
         // What is tainted must be known as well: who confirms that has new SVIDs for its workloads, too.
-        let moved = confirmed && (moved || kind != AuthorityKind::X509);
+        // At the end there is nothing more to know: who has moved stays so.
+        let knows = confirmed || next == Goal::Unspecified;
+        let moved = knows && (moved || kind != AuthorityKind::X509);
         agents.count += 1;
         agents.confirmed += u64::from(confirmed);
         agents.moved += u64::from(moved);
@@ -302,4 +325,4 @@ pub(crate) fn is_over(order: &Rotation, state: &RotationState) -> bool {
 
 #[cfg(test)]
 #[path = "rotation_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::entries::{Entries, Turn};
+use crate::follow::{Known, Memory};
 use finial_core::{AgentRecord, ManualClock, SelectorSet, TrustDomain};
 use finial_proto::journal as pb;
 use finial_runtime::Supervisor;
@@ -8,7 +9,7 @@ use finial_store::StoreSettings;
 const BEGAN: i64 = 1000;
 
 /// Agents `a`, `b`, ... whose SVIDs end one after the other, ten seconds apart from `BEGAN + 100` on.
-async fn nodes(count: u8) -> (Arc<Nodes>, Supervisor) {
+pub(crate) async fn nodes(count: u8) -> (Arc<Nodes>, Supervisor) {
     let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(BEGAN))).await.unwrap();
     let supervisor = Supervisor::default();
     let turn = Turn::new(supervisor.spawner());
@@ -32,7 +33,7 @@ async fn nodes(count: u8) -> (Arc<Nodes>, Supervisor) {
     (nodes, supervisor)
 }
 
-fn agent(n: u8) -> SpiffeId {
+pub(crate) fn agent(n: u8) -> SpiffeId {
     TrustDomain::parse("example.org").unwrap().agent_id(&format!("test/{}", char::from(b'a' + n))).unwrap()
 }
 
@@ -130,4 +131,35 @@ async fn agents_that_are_gone_are_forgotten() {
     assert_eq!(seen.told().len(), 3 * 24);
     seen.keep(&nodes, BEGAN + 105);
     assert_eq!(seen.told().len(), 24);
+}
+
+#[tokio::test]
+async fn in_another_history_of_the_datastore_only_those_who_had_less_are_known_to_have_it() {
+    let (nodes, supervisor) = nodes(4).await;
+    let store = Store::open(StoreSettings::memory(), Arc::new(ManualClock::at(BEGAN))).await.unwrap();
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let own =
+        |sequence_number| finial_core::Bundle { sequence_number, ..finial_core::Bundle::empty(trust_domain.clone()) };
+    store.create_bundle(&own(10)).await.unwrap();
+    let entries = Entries::load(store.clone(), Turn::new(supervisor.spawner()), trust_domain.clone()).await.unwrap();
+    let bundles = crate::publish::BundleFeed::open(Arc::new(store), trust_domain.clone()).await.unwrap();
+    bundles.publish(own(12));
+    let domain = Domain::new(Arc::default(), nodes.clone());
+    let known = Known { entries, nodes, bundles, domain: domain.clone() };
+    domain.agents.has(&agent(0), 1, 12);
+    domain.agents.has(&agent(1), 1, 9);
+    domain.agents.answered(&agent(2), 1, 12);
+    let sequence = |n| domain.agents.lock()[&of_bytes(agent(n).path().as_bytes())].sequence;
+    Memory::bundles_changed(&known).await.unwrap();
+    assert_eq!((sequence(0), sequence(1)), (12, 9), "the same history");
+    Memory::compare_all(&known).await.unwrap();
+    assert_eq!(sequence(0), 12, "not read yet");
+    Memory::bundles_changed(&known).await.unwrap();
+    assert_eq!((sequence(0), sequence(1)), (0, 9));
+    domain.agents.answered(&agent(2), 1, 11);
+    assert_eq!(sequence(2), 0, "it was answered that of another history");
+    domain.agents.answered(&agent(2), 1, 11);
+    domain.agents.has(&agent(0), 1, 11);
+    Memory::bundles_changed(&known).await.unwrap();
+    assert_eq!((sequence(0), sequence(2)), (11, 11), "what is said since then holds");
 }

@@ -182,7 +182,7 @@ impl Known {
         store.read_from_primary();
         let bundles = BundleFeed::open(Arc::new(store.clone()), trust_domain).await?;
         let peers: Arc<Peers> = Arc::default();
-        let domain = Domain::new(peers.clone());
+        let domain = Domain::new(peers.clone(), nodes.clone());
         let follower = standing.map(|(feed, state)| {
             let (entries, nodes, bundles) = (entries.clone(), nodes.clone(), bundles.clone());
             let memory = follow::Known { entries, nodes, bundles, domain: domain.clone() };

@@ -89,9 +89,12 @@ impl Store {
             );
             let query = query.bind(now).bind(now).bind(order.kind).bind(order.goal).bind(order.revoke);
             let id = tx.insert(query.bind(order.forced).bind(order.kind).bind(&order.asked_by)).await?;
-            // A database that was restored gives IDs again, and a server that did not know it yet may have told of that one.
-            let stale = Query::new("DELETE FROM finial_rotation_servers WHERE rotation_id = ?");
-            tx.execute(stale.bind(id)).await?;
+            // Nobody asks any more what was told of older ones, and it is long. Of this one nothing can have been told, unless by
+            // a server that did not know yet that the database was restored, and gives IDs again.
+            let stale = Query::new(
+                "DELETE FROM finial_rotation_servers WHERE rotation_id IN (SELECT id FROM finial_rotations WHERE kind = ?)",
+            );
+            tx.execute(stale.bind(order.kind)).await?;
             for text in [
                 "DELETE FROM finial_rotations WHERE id <= ? AND open_kind IS NULL",
                 "DELETE FROM finial_rotation_servers WHERE rotation_id <= ? AND rotation_id NOT IN \

@@ -41,8 +41,13 @@ async fn one_order_of_a_kind_is_open(lab: Lab) {
     assert!(opened.advance_rotation(&first, 5, false).await.unwrap(), "what came to its end can still be taken back");
     assert!(!opened.newest_rotations().await.unwrap()[0].done);
     opened.close_rotation(&Rotation { goal: 5, ..first.clone() }).await.unwrap();
+    let note = |of: &Rotation| RotationNote { rotation_id: of.id, journal_id: 7, data: b"long".into(), seen_at: NOW };
+    opened.set_rotation_note(&note(&first)).await.unwrap();
+    opened.set_rotation_note(&note(&other)).await.unwrap();
     let next = opened.begin_rotation(&order(1)).await.unwrap();
     assert!(next.id > first.id);
+    assert_eq!(opened.rotation_notes(first.id).await.unwrap(), [], "nobody asks for it any more");
+    assert_eq!(opened.rotation_notes(other.id).await.unwrap(), [note(&other)]);
     assert_eq!(opened.newest_rotations().await.unwrap(), [next, other]);
 }
 

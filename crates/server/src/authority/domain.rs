@@ -117,6 +117,8 @@ pub(super) struct Following {
     not_before: Instant,
     /// What was told last, and when.
     told: Option<(ServerNote, Instant)>,
+    /// The last try to tell it failed.
+    mute: bool,
 }
 
 fn marks(kind: AuthorityKind, bundle: &Bundle) -> Marks {
@@ -333,6 +335,7 @@ impl AuthorityManager {
             unconcerned: known.is_none() && unconcerned,
             not_before: Instant::now(),
             told: None,
+            mute: false,
             note: known.clone().unwrap_or_default(),
         };
         if known.is_none() && !following.unconcerned {
@@ -361,6 +364,9 @@ impl AuthorityManager {
             return;
         };
         let domain: &Domain = &self.parts.domain;
+        if following.told.as_ref().is_none_or(|(_, at)| at.elapsed() >= TELL) {
+            domain.forget_agents(self.parts.clock.now());
+        }
         let mut note = following.note.clone();
         note.agents = domain.agents.told().into();
         note.peers = domain.peers(self.parts.clock.now());
@@ -368,15 +374,19 @@ impl AuthorityManager {
         if following.told.as_ref().is_some_and(|told| !is_new(told)) {
             return;
         }
-        match self.write(order.id, &note).await {
-            Ok(()) => {
-                if let Some(following) = self.following.get_mut(&order.kind) {
-                    following.told = Some((note, Instant::now()));
-                }
-            }
-            Err(error) => {
-                tracing::debug!(subsystem_name = SUBSYSTEM, %error, "How far an order is cannot be told; trying again");
-            }
+        let written = self.write(order.id, &note).await;
+        let Some(following) = self.following.get_mut(&order.kind) else { return };
+        let was_mute = std::mem::replace(&mut following.mute, written.is_err());
+        match written {
+            Ok(()) => following.told = Some((note, Instant::now())),
+            // The others take us for one that is gone.
+            Err(error) if !was_mute => tracing::warn!(
+                subsystem_name = SUBSYSTEM,
+                %error,
+                bytes = note.encoded_len(),
+                "Other servers cannot be told how far the order to rotate authorities is here, and will not wait; trying again"
+            ),
+            Err(_) => {}
         }
     }
 }

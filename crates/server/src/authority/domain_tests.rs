@@ -4,6 +4,7 @@ use super::*;
 use crate::testing::{HOUR, Lost, Process, START, World};
 use AuthorityKind::{Jwt, Wit, X509};
 use finial_core::KeyType;
+use std::sync::Arc;
 
 const GOALS: [Goal; 5] = [Goal::Prepare, Goal::Activate, Goal::Taint, Goal::Revoke, Goal::TakeBack];
 
@@ -490,4 +491,39 @@ async fn another_order_with_the_id_of_one_that_was_lost_is_another() {
     process.manager.heed_orders().await;
     assert_ne!(signs(&process, X509), second);
     assert_eq!(note(&world, 1).unwrap().before[0], second);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_tells_tells_of_agents_that_are_there() {
+    let world = world();
+    let mut process = world.start().await;
+    let (nodes, _supervisor) = crate::rotation::tests::nodes(1).await;
+    let domain = Domain::new(Arc::default(), nodes);
+    process.manager.parts.domain = domain.clone();
+    // Its SVID ended long ago.
+    domain.agents.has(&crate::rotation::tests::agent(0), 1, 1);
+    order(&world, Jwt, Goal::Prepare);
+    for _ in 0..2 {
+        process.manager.heed_orders().await;
+        tokio::time::advance(TELL).await;
+    }
+    assert_eq!(note(&world, 1).unwrap().agents.len(), 0);
+    assert_eq!(domain.agents.told().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_told_is_known_and_told_later() {
+    let world = world();
+    let mut process = world.start().await;
+    order(&world, Jwt, Goal::Prepare);
+    process.manager.heed_orders().await;
+    world.memory.data.lock().unwrap().notes.clear();
+    // The orders are read, and the note cannot be written.
+    world.fail(Some((1, Lost::Request)));
+    for is_mute in [true, false] {
+        tokio::time::advance(TELL).await;
+        process.manager.heed_orders().await;
+        assert_eq!(process.manager.following[&Jwt.number()].mute, is_mute);
+        assert_eq!(note(&world, 1).is_none(), is_mute);
+    }
 }

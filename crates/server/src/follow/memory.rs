@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use finial_core::{EntryId, SpiffeId};
 use finial_store::StoreError;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Everything that the server knows of the datastore.
 pub struct Known {
@@ -33,7 +34,11 @@ impl Memory for Known {
     }
 
     async fn bundles_changed(&self) -> Result<(), StoreError> {
-        self.bundles.reload().await
+        self.bundles.reload().await?;
+        if self.domain.anew.swap(false, Ordering::Relaxed) {
+            self.domain.agents.start_anew(self.bundles.own().map_or(0, |own| own.bundle.sequence_number));
+        }
+        Ok(())
     }
 
     fn orders_changed(&self) {
@@ -42,6 +47,7 @@ impl Memory for Known {
 
     async fn compare_all(&self) -> Result<(), StoreError> {
         self.bundles.start_anew();
+        self.domain.anew.store(true, Ordering::Relaxed);
         // Agents first: a ban must not wait for the entries.
         self.nodes.compare_all().await?;
         self.entries.compare_all().await

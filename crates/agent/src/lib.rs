@@ -73,6 +73,8 @@ pub struct Agent {
     pub spawner: Spawner,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
+    /// Takes what is measured; where it is sent and served stands in the settings.
+    pub metrics: Metrics,
     /// The process's log, for the Logger API on the admin socket; none = no such API.
     pub log: Option<LogHandle>,
     /// The version that it tells the server.
@@ -114,11 +116,10 @@ impl Context {
 
     fn new(
         agent: Agent,
-        metrics: Metrics,
         shutdown: Shutdown,
         inherited: Inherited,
     ) -> Result<(Arc<Self>, Option<LogHandle>), AgentError> {
-        let Agent { settings, mut plugins, spawner, clock, log, version } = agent;
+        let Agent { settings, mut plugins, spawner, clock, metrics, log, version } = agent;
         plugins.key_manager = finial_plugin::metered_for_agent(plugins.key_manager, metrics.clone());
         let _ = plugins.host.metrics.set(metrics.clone());
         let failed = |e: std::io::Error| {
@@ -152,26 +153,6 @@ impl Context {
     }
 }
 
-fn metrics(settings: &AgentSettings) -> Metrics {
-    let telemetry = &settings.telemetry;
-    let has_sink = telemetry.prometheus.is_some() || telemetry.in_mem;
-    if !has_sink && telemetry.statsd.is_empty() && telemetry.dogstatsd.is_empty() {
-        return Metrics::disabled();
-    }
-    let host = telemetry.hostname_label.unwrap_or(true);
-    Metrics::new(telemetry::Settings {
-        prefix: telemetry.metric_prefix.clone().unwrap_or_else(|| "spire_agent".to_owned()),
-        host: host.then(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
-        trust_domain: telemetry.trust_domain_label.then(|| settings.trust_domain.as_str().to_owned()),
-        filter: telemetry::Filter::new(
-            &telemetry.allowed_prefixes,
-            &telemetry.blocked_prefixes,
-            &telemetry.allowed_labels,
-            &telemetry.blocked_labels,
-        ),
-    })
-}
-
 /// Runs an agent until its spawner's shutdown triggers, which is no failure.
 ///
 /// # Errors
@@ -187,10 +168,9 @@ pub async fn run(agent: Agent) -> Result<(), AgentError> {
 async fn run_until(agent: Agent, shutdown: Shutdown) -> Result<(), AgentError> {
     let started = Instant::now();
     tracing::info!(data_dir = %agent.settings.data_dir.display(), version = %agent.version, "Starting agent");
-    let metrics = metrics(&agent.settings);
     // Before anything is read that the agent that runs may still write.
     let inherited = handover::ask(&agent.settings).await;
-    let (context, log) = Context::new(agent, metrics, shutdown, inherited)?;
+    let (context, log) = Context::new(agent, shutdown, inherited)?;
     let settings = &context.settings;
     let status = Arc::new(AgentStatus::default());
     // Before attestation, which may take long: so that its failures can be seen.

@@ -13,7 +13,8 @@ use finial_plugin::{
 };
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
-use finial_runtime::{Shutdown, Supervisor};
+use finial_runtime::telemetry::Settings;
+use finial_runtime::{Metrics, Shutdown, Supervisor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -194,6 +195,7 @@ impl World {
             },
             spawner: supervisor.spawner(),
             clock: self.clock.clone(),
+            metrics: Metrics::new(Settings { prefix: "spire_agent".into(), ..Settings::default() }),
             log: None,
             version: "test".to_owned(),
         };

@@ -174,7 +174,6 @@ async fn metrics_have_spires_names() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let prometheus = finial_config::PrometheusSettings { host: "127.0.0.1".into(), port, tls: None };
     world.settings.telemetry.prometheus = Some(prometheus);
-    world.settings.telemetry.hostname_label = Some(false);
     let agent = world.started().await;
     agent.x509_once().await.unwrap();
     let admin = finial_net::client::uds_channel(world.settings.admin_socket_path.clone().unwrap());

@@ -169,7 +169,8 @@ async fn serve(settings: AgentSettings, spawner: Spawner, log: LogHandle) -> Res
     let Some(plugins) = launch::unless_shutdown(spawner.shutdown(), plugins).await else { return Ok(()) };
     let plugins = plugins?;
     let shutdown = spawner.shutdown();
-    let agent = Agent { settings, plugins, spawner, clock, log: Some(log), version: crate::version() };
+    let metrics = launch::metrics(&settings.telemetry, "spire_agent", &settings.trust_domain);
+    let agent = Agent { settings, plugins, spawner, clock, metrics, log: Some(log), version: crate::version() };
     finial_agent::run(agent).await?;
     // It was asked to end, or another agent took over.
     shutdown.trigger();

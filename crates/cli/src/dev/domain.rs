@@ -164,6 +164,7 @@ impl<'a> Domain<'a> {
             plugins,
             spawner: self.spawner.clone(),
             clock: self.clock.clone(),
+            metrics: Metrics::disabled(),
             log: None,
             version: crate::version(),
         };

@@ -19,7 +19,7 @@ use crate::publish::BundleFeed;
 use crate::rotation::Domain;
 use finial_core::{Bundle, Clock, KeyType, TrustDomain, X509Authority};
 use finial_crypto::{DistinguishedName, NameParts, Signer};
-use finial_plugin::{KeyManager, UpstreamAuthority};
+use finial_plugin::{KeyManager, UpstreamAuthorities, UpstreamAuthority};
 use finial_proto::journal as pb;
 use finial_runtime::{Metrics, Shutdown};
 use std::collections::BTreeMap;
@@ -223,10 +223,20 @@ impl AuthorityManager {
     }
 
     /// Looks at the plan every 10 s, or sooner when something is due, and carries out orders, until shutdown.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    pub async fn run(self, shutdown: Shutdown) {
+        let upstream = self.parts.upstream.clone();
+        let (tell, told) = mpsc::channel(1);
+        // Beside the work, which would begin the question anew with all else that it wakes for.
+        let listen = async { while tell.send(upstream::next_authorities(upstream.as_deref()).await).await.is_ok() {} };
+        tokio::select! {
+            () = self.work(told, shutdown) => {}
+            () = listen => {}
+        }
+    }
+
+    async fn work(mut self, mut told: mpsc::Receiver<UpstreamAuthorities>, shutdown: Shutdown) {
         let mut next_check = Instant::now() + self.wait();
         let mut bundles = self.parts.feed.changes();
-        let upstream = self.parts.upstream.clone();
         let domain = self.parts.domain.clone();
         let mut look_at_orders = Instant::now();
         loop {
@@ -236,7 +246,7 @@ impl AuthorityManager {
                     self.answer(order).await;
                     next_check = next_check.min(Instant::now() + self.wait());
                 }
-                authorities = upstream::next_authorities(upstream.as_deref()) => {
+                Some(authorities) = told.recv() => {
                     self.news.told = Some(authorities);
                     let _ = self.heed_upstream().await;
                 }

@@ -7,6 +7,7 @@ use finial_core::{KeyType, X509Authority};
 use finial_plugin::{MintedX509Ca, PluginError, UpstreamAuthorities, UpstreamAuthority};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const KINDS: [AuthorityKind; 3] = [X509, Jwt, Wit];
 
@@ -291,6 +292,8 @@ struct Switch {
     /// JWT keys that are known above; none where it knows nothing of them.
     jwt: Mutex<Option<Vec<JwtAuthority>>>,
     told: tokio::sync::watch::Sender<UpstreamAuthorities>,
+    /// How long an answer takes.
+    thinks: Mutex<Duration>,
 }
 
 #[async_trait::async_trait]
@@ -314,6 +317,8 @@ impl UpstreamAuthority for Switch {
     }
 
     async fn next_authorities(&self) -> Result<UpstreamAuthorities, PluginError> {
+        let thinks = *self.thinks.lock().unwrap();
+        tokio::time::sleep(thinks).await;
         let mut told = self.told.subscribe();
         told.wait_for(|told| *told != UpstreamAuthorities::default()).await.unwrap();
         Ok(self.told.send_replace(UpstreamAuthorities::default()))
@@ -333,6 +338,7 @@ async fn below_upstream() -> (World, Arc<Switch>, String) {
         minted: AtomicUsize::new(0),
         jwt: Mutex::default(),
         told: Default::default(),
+        thinks: Mutex::default(),
     });
     world.upstream = Some(switch.clone());
     (world, switch, id)
@@ -440,6 +446,30 @@ async fn the_upstream_authority_tells_of_its_roots_itself() {
         switch.told.send_replace(roots(vec![root(&second, false)]));
         let gone = |bundle: &Bundle| bundle.x509_authorities.iter().all(|a| a.der != *first.ca.certificate());
         until("the old one is gone", &gone).await;
+        shutdown.trigger();
+    };
+    tokio::join!(process.manager.run(shutdown.clone()), act);
+}
+
+/// While an order is open the manager wakes each second.
+#[tokio::test(start_paused = true)]
+async fn an_upstream_authority_that_takes_its_time_is_heard_whatever_else_there_is_to_do() {
+    let (world, switch, _) = below_upstream().await;
+    *switch.thinks.lock().unwrap() = Duration::from_secs(5);
+    let process = world.start().await;
+    let (feed, domain) = (process.feed.clone(), process.manager.parts.domain.clone());
+    let first = switch.now.lock().unwrap().ca.certificate().clone();
+    let second = Upstream::new().await.ca.certificate().clone();
+    let root = |der| X509Authority { der, tainted: false };
+    switch.told.send_replace(roots(vec![root(first), root(second.clone())]));
+    let shutdown = finial_runtime::Shutdown::new();
+    let act = async {
+        let is_known = || feed.own().is_some_and(|own| own.bundle.x509_authorities.iter().any(|a| a.der == second));
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            domain.wake();
+        }
+        assert!(is_known());
         shutdown.trigger();
     };
     tokio::join!(process.manager.run(shutdown.clone()), act);

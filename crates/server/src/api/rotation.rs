@@ -66,7 +66,6 @@ impl Api {
     async fn state_of(&self, call: &Call, order: &Rotation) -> Result<RotationState, Status> {
         let told = Told::read(&self.store, order).await.map_err(|error| failed(call, &error))?;
         let now = self.clock.now();
-        self.domain.agents.keep(&self.nodes, now);
         let own_number = || self.bundles.own().map_or(0, |own| own.bundle.sequence_number);
         if own_number() < told.sequence_number() {
             // By a bundle that is behind, agents that are behind would count as having confirmed.

@@ -1,7 +1,8 @@
 //! Orders that reach every server of the trust domain: what is due for this one, step by step, and what it tells of itself.
 //!
 //! The order is a row of its own table, the journals are the progress; see `docs/adr/0016-an-order-for-a-whole-domain.md`.
-//! [`due`] looks at what there is and never at what was done, so that whoever is killed between any two steps goes on.
+//! [`due`] looks at the slots, at the bundle and at this server's note (what was there before, and what it tainted), which is written
+//! before the step that it is about, so that whoever is killed between any two steps goes on.
 
 use super::journal::hex;
 use super::manager::{STEPS_MAX, within};

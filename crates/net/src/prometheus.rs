@@ -1,16 +1,17 @@
 //! Metrics for Prometheus over TLS.
 
 use crate::https_server::{Listen, serve_with};
+use crate::rest::trust;
 use crate::serving_cert::{self, CertFiles};
 use finial_core::{Clock, SpiffeId};
+use finial_crypto::pem;
 use finial_crypto::tls::{
     BundleSource, ClientAuth, KeyExchange, PeerPolicy, TlsIdentity, server_config_for_web_clients, server_config_with,
 };
+use finial_runtime::files::read_limited;
 use finial_runtime::{Metrics, Spawner, listen_text, telemetry};
 use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -84,12 +85,7 @@ impl MetricsTls {
     }
 }
 
-fn roots(file: &PathBuf) -> Result<RootCertStore, String> {
-    let bad = |cause: String| format!("client_ca_file {}: {cause}", file.display());
-    let text = std::fs::read(file).map_err(|e| bad(e.to_string()))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&text) {
-        roots.add(certificate.map_err(|e| bad(e.to_string()))?).map_err(|e| bad(e.to_string()))?;
-    }
-    if roots.is_empty() { Err(bad("no certificate in it".into())) } else { Ok(roots) }
+fn roots(file: &Path) -> Result<RootCertStore, String> {
+    let read = read_limited(file, pem::PEM_BYTES_MAX).map_err(|e| e.to_string());
+    read.and_then(|text| trust::roots(&text)).map_err(|cause| format!("client_ca_file {}: {cause}", file.display()))
 }

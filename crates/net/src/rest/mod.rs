@@ -4,7 +4,7 @@
 //! A connection is kept for the next request. Nobody looks at it meanwhile (plugins spawn nothing), so one that has died is
 //! only noticed, and replaced, by the request after.
 
-mod trust;
+pub(crate) mod trust;
 
 pub use crate::http1::{Answer, ExchangeError};
 pub use trust::{Identity, Trust, client_config};

@@ -79,7 +79,8 @@ pub fn client_config(trust: &Trust, identity: Option<&Identity>, server: &str) -
     builder.with_client_auth_cert(chain, key).map_err(|e| bad(&e))
 }
 
-fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+/// The certificates in this PEM text.
+pub(crate) fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         roots.add(certificate.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;

@@ -10,6 +10,7 @@ pub mod database;
 pub mod docker;
 pub mod envoy;
 pub mod fake;
+pub mod guide;
 pub mod gvisor;
 pub mod kube;
 pub mod oidc;

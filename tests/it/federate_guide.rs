@@ -4,36 +4,12 @@
 use crate::answers_trust::web_certificate;
 use std::path::Path;
 use std::process::Command;
+use testkit::guide::{Step, steps};
 use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdir, eventually, free_port};
 
 const GUIDE: &str = include_str!("../../docs/guides/federate.md");
 /// Where the federation block goes.
 const PLACE: &str = "# federation";
-
-/// A fenced block, and what the text says that its output is.
-struct Step {
-    info: Vec<&'static str>,
-    text: &'static str,
-    says: &'static str,
-}
-
-impl Step {
-    fn is(&self, word: &str) -> bool {
-        self.info.contains(&word)
-    }
-}
-
-fn steps() -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    for fence in GUIDE.split("\n```").skip(1).step_by(2) {
-        let (info, text) = fence.split_once('\n').expect("a fence has a first line");
-        match info {
-            "text" => steps.last_mut().expect("a block before").says = text,
-            _ => steps.push(Step { info: info.split(' ').collect(), text, says: "" }),
-        }
-    }
-    steps
-}
 
 /// One side of the border.
 struct Side {
@@ -115,7 +91,7 @@ impl Lab {
     }
 
     fn follow(&mut self, step: &Step) {
-        let on = step.info.iter().find_map(|word| word.strip_prefix("on=")).expect("a side");
+        let on = step.value("on=");
         for at in
             [0, 1].into_iter().filter(|at| on.split(',').any(|name| name == self.sides[*at].name)).collect::<Vec<_>>()
         {
@@ -178,7 +154,7 @@ fn tail(server: &Server) -> String {
 #[test]
 fn the_guide_to_a_federation_holds_word_by_word() {
     let mut lab = Lab::new();
-    let steps = steps();
+    let steps = steps(GUIDE);
     assert!(steps.len() > 25, "the guide's form has changed");
     steps.iter().for_each(|step| lab.follow(step));
 }

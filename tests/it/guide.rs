@@ -106,29 +106,6 @@ impl Drop for Host {
     }
 }
 
-/// One fenced block of the guide that is to be run, and what it says that its output is.
-struct Step {
-    hosts: Vec<&'static str>,
-    text: String,
-    says: Vec<String>,
-}
-
-/// The guide's blocks: ```` ```bash on=HOST,… ````, perhaps followed by ```` ```text ````.
-fn steps() -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    for fence in GUIDE.split("\n```").skip(1).step_by(2) {
-        let (info, text) = fence.split_once('\n').expect("a fence has a first line");
-        match info.strip_prefix("bash on=") {
-            Some(hosts) => steps.push(Step { hosts: hosts.split(',').collect(), text: text.into(), says: Vec::new() }),
-            None => {
-                assert_eq!(info, "text", "every block is run on a host, or is the output of the one before");
-                steps.last_mut().expect("a block before").says = text.lines().map(str::to_owned).collect();
-            }
-        }
-    }
-    steps
-}
-
 fn server_config(root: &Path, port: u16, datastore: &str) -> String {
     let root = root.display();
     format!(
@@ -217,20 +194,21 @@ fn the_guide_from_spire_and_back_holds_word_by_word() {
         workloads.push(Client("go").live(&host.socket(), "audience", &expected, host.dir.path().join("workload.log")));
     }
 
-    for step in steps() {
-        let on = |host: &&Host| {
-            step.hosts.iter().any(|w| *w == host.name || *w == format!("{}s", &host.unit["spire-".len()..]))
-        };
+    for step in testkit::guide::steps(GUIDE) {
+        assert!(step.is("bash"), "every block is run on a host, or is the output of the one before");
+        let named: Vec<&str> = step.value("on=").split(',').collect();
+        let on =
+            |host: &&Host| named.iter().any(|w| *w == host.name || *w == format!("{}s", &host.unit["spire-".len()..]));
         let on: Vec<&Host> = hosts.iter().filter(on).collect();
-        assert!(!on.is_empty(), "no host is called {:?}", step.hosts);
+        assert!(!on.is_empty(), "no host is called {named:?}");
         for host in on {
-            let out = host.run(&step.text);
+            let out = host.run(step.text);
             assert_eq!(
                 out.code, 0,
                 "on {}:\n{}\nstdout:\n{}\nstderr:\n{}",
                 host.name, step.text, out.stdout, out.stderr
             );
-            for line in &step.says {
+            for line in step.says.lines() {
                 let said = line.split('…').next().unwrap_or_default();
                 assert!(out.stdout.contains(said), "on {}:\n{}\nsaid:\n{}", host.name, step.text, out.stdout);
             }

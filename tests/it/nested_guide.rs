@@ -4,41 +4,10 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testkit::guide::{Step, steps};
 use testkit::{Agent, AgentOptions, Flavor, Output, Process, Server, ServerOptions, Workdir, eventually, free_port};
 
 const GUIDE: &str = include_str!("../../docs/guides/nested.md");
-
-/// A fenced block, and what the text says that its output is.
-struct Step {
-    info: Vec<&'static str>,
-    text: &'static str,
-    says: &'static str,
-}
-
-fn steps() -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    for fence in GUIDE.split("\n```").skip(1).step_by(2) {
-        let (info, text) = fence.split_once('\n').expect("a fence has a first line");
-        match info {
-            "text" => steps.last_mut().expect("a block before").says = text,
-            _ => steps.push(Step { info: info.split(' ').collect(), text, says: "" }),
-        }
-    }
-    steps
-}
-
-impl Step {
-    fn is(&self, word: &str) -> bool {
-        self.info.contains(&word)
-    }
-
-    fn value(&self, name: &str) -> &'static str {
-        self.info
-            .iter()
-            .find_map(|word| word.strip_prefix(name))
-            .unwrap_or_else(|| panic!("no {name} in {:?}", self.info))
-    }
-}
 
 struct Lab {
     root: Server,
@@ -162,7 +131,7 @@ impl Lab {
 #[test]
 fn the_guide_to_a_server_below_a_server_holds_word_by_word() {
     let mut lab = Lab::new();
-    let steps = steps();
+    let steps = steps(GUIDE);
     assert!(steps.len() > 10, "the guide's form has changed");
     steps.iter().for_each(|step| lab.follow(step));
 }

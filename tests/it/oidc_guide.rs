@@ -2,16 +2,11 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use testkit::guide::{Step, steps};
 use testkit::oidc::{Provider, web_certificate_for};
 use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdir, eventually, free_port};
 
 const GUIDE: &str = include_str!("../../docs/guides/oidc.md");
-
-/// The fenced blocks of this kind.
-fn blocks(kind: &str) -> Vec<&'static str> {
-    let fences = GUIDE.split("\n```").skip(1).step_by(2).filter_map(|fence| fence.split_once('\n'));
-    fences.filter(|(info, _)| *info == kind).map(|(_, text)| text).collect()
-}
 
 /// What stands in `server { }`.
 fn within_server(block: &str) -> &str {
@@ -52,9 +47,10 @@ impl World {
         let called = format!("{} agent \"$@\" -socketPath {}", testkit::finial().display(), agent.socket().display());
         self.command("spire-agent", &called);
         let path = format!("{}:{}", self.dir.sub("bin").display(), std::env::var("PATH").unwrap_or_default());
-        let (commands, outputs) = (blocks("bash"), blocks("text"));
-        assert_eq!((commands.len(), outputs.len()), (3, 3), "the guide's form has changed");
-        for (text, says) in commands.into_iter().zip(outputs) {
+        let commands: Vec<_> = steps(GUIDE).into_iter().filter(|step| step.is("bash")).collect();
+        assert_eq!(commands.len(), 3, "the guide's form has changed");
+        for Step { text, says, .. } in commands {
+            assert!(!says.is_empty(), "what does it print? {text}");
             eventually(text, || {
                 let out = Output::of(Command::new("bash").args(["-c", text]).env("PATH", &path));
                 match says.lines().find(|line| !out.stdout.contains(line.trim())) {
@@ -68,7 +64,7 @@ impl World {
 
 #[test]
 fn the_guide_to_oidc_holds_word_by_word() {
-    let config = blocks("hcl");
+    let config: Vec<_> = steps(GUIDE).into_iter().filter(|step| step.is("hcl")).map(|step| step.text).collect();
     let [issuer, inside, beside, acme] = config[..] else { panic!("the guide's form has changed") };
     let world = World::new();
     let server = |server: String| Server::start(Flavor::Finial, &ServerOptions { server, ..Default::default() });

@@ -3,38 +3,23 @@
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use testkit::guide::{Step, steps};
 use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdir, eventually};
 
 const GUIDE: &str = include_str!("../../docs/guides/rotate.md");
 
-/// A command, and what the text says that it prints.
-struct Step {
-    /// `on=server1` and, where it takes a while, `until`.
-    info: Vec<&'static str>,
-    text: &'static str,
-    says: &'static str,
-}
-
-/// Blocks without a machine are for reading.
-fn steps() -> Vec<Step> {
-    let mut steps: Vec<Step> = Vec::new();
-    for fence in GUIDE.split("\n```").skip(1).step_by(2) {
-        let (info, text) = fence.split_once('\n').expect("a fence has a first line");
-        match info {
-            "text" => steps.last_mut().expect("a block before").says = text,
-            info if info.starts_with("bash on=") => {
-                steps.push(Step { info: info.split(' ').collect(), text, says: "" });
-            }
-            info => assert_eq!(info, "hcl"),
-        }
-    }
+/// What is run on a machine; configuration is for reading.
+fn commands() -> Vec<Step> {
+    let mut steps = steps(GUIDE);
+    steps.retain(|step| !step.is("hcl"));
+    assert!(steps.iter().all(|step| step.is("bash")), "the guide's form has changed");
     steps
 }
 
 fn follow(step: &Step, servers: &[Server; 2], bin: &Workdir) {
-    let number = match step.info.get(1) {
-        Some(&"on=server1") => 0,
-        Some(&"on=server2") => 1,
+    let number = match step.value("on=") {
+        "server1" => 0,
+        "server2" => 1,
         on => panic!("{on:?} is no machine"),
     };
     let path = format!("{}:{}", bin.path().display(), std::env::var("PATH").unwrap_or_default());
@@ -49,7 +34,7 @@ fn follow(step: &Step, servers: &[Server; 2], bin: &Workdir) {
         }
     };
     let what = format!("on server{}:\n{}", number + 1, step.text);
-    if step.info.contains(&"until") {
+    if step.is("until") {
         eventually(&what, run);
     } else {
         run().unwrap_or_else(|why| panic!("{what}\n{why}\n{}", servers.each_ref().map(|s| s.process.log()).concat()));
@@ -68,7 +53,7 @@ fn the_guide_to_replacing_authorities_holds_word_by_word() {
     for name in ["finial", "spire-server"] {
         symlink(testkit::finial(), bin.path().join(name)).expect("a link");
     }
-    let steps = steps();
+    let steps = commands();
     assert!(steps.len() > 8, "the guide's form has changed");
     steps.iter().for_each(|step| follow(step, &servers, &bin));
     agent.command(&["api", "fetch", "x509"]).ok();

@@ -17,6 +17,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::{Notify, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -51,6 +52,10 @@ pub(crate) struct ServerLink {
     channel: ArcSwap<Channel>,
     /// How often it was made anew.
     generation: AtomicU64,
+    /// Tells of each new SVID of the agent's.
+    own_svid: watch::Sender<()>,
+    /// The server knows this agent's SVID no more.
+    denied: Notify,
     connect: Box<dyn Fn() -> Channel + Send + Sync>,
 }
 
@@ -74,13 +79,35 @@ impl ServerLink {
     /// `connect` gives a channel that connects when it is first used.
     pub(crate) fn new(connect: impl Fn() -> Channel + Send + Sync + 'static) -> Self {
         let channel = ArcSwap::from_pointee(connect());
-        Self { channel, generation: AtomicU64::new(0), connect: Box::new(connect) }
+        let (own_svid, denied) = (watch::Sender::new(()), Notify::new());
+        Self { channel, generation: AtomicU64::new(0), own_svid, denied, connect: Box::new(connect) }
     }
 
     /// Calls from now on use a new connection.
     pub(crate) fn release(&self) {
         self.channel.store(Arc::new((self.connect)()));
         self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The agent has another SVID: calls from now on are made by it.
+    pub(crate) fn renewed(&self) {
+        self.release();
+        self.own_svid.send_replace(());
+    }
+
+    /// Changes with each [`ServerLink::renewed`] from now on.
+    pub(crate) fn own_svid(&self) -> watch::Receiver<()> {
+        self.own_svid.subscribe()
+    }
+
+    /// Has the agent attest anew soon, as the server refused a workload's call because of the agent's own SVID.
+    pub(crate) fn denied(&self) {
+        self.denied.notify_one();
+    }
+
+    /// Returns after [`ServerLink::denied`]. For one waiter.
+    pub(crate) async fn was_denied(&self) {
+        self.denied.notified().await;
     }
 
     /// Grows with each [`ServerLink::release`].

@@ -3,16 +3,17 @@
 
 use crate::cache::{Cache, CachedJwt, FlightResult, JwtKey};
 use crate::entry::WorkloadEntry;
-use crate::error::ServerError;
+use crate::error::{ServerError, Verdict};
 use crate::rotation::{Jitter, RotationStrategy};
-use crate::sync::client::{RPC_TIMEOUT, ServerLink};
+use crate::sync::client::{IssuedJwt, RPC_TIMEOUT, ServerLink};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use finial_core::Clock;
+use finial_core::{Clock, EntryId};
 use finial_runtime::Shutdown;
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// As log lines say it.
 const SUBSYSTEM: &str = "manager";
@@ -23,6 +24,11 @@ const RENEWED: (usize, usize) = (128, 8);
 const ROUND: Duration = Duration::from_secs(1);
 /// A renewal that failed is tried again after a tenth of the time that is left, within these bounds. Milliseconds.
 const RETRY_MS: (i64, i64) = (2_000, 60_000);
+
+/// Before it is asked again each time that no server answered.
+const LOST: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(250)];
+/// A caller waits so long for the agent to attest anew; what it then may do is up to an operator.
+const REATTESTED: Duration = Duration::from_secs(10);
 
 /// Fetches JWT-SVIDs for workloads.
 pub(crate) struct JwtFetcher {
@@ -154,6 +160,36 @@ impl JwtFetcher {
         }
     }
 
+    /// Asks, and asks again where another try may well do better and the caller would not have made it.
+    async fn ask(&self, id: &EntryId, audience: &[String], timeout: Duration) -> Result<IssuedJwt, ServerError> {
+        let deadline = Instant::now() + timeout;
+        let mut waits = LOST.iter();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut svid = self.link.own_svid();
+            let error = match self.link.new_jwt_svid(id, audience.to_vec(), left).await {
+                Ok(issued) => return Ok(issued),
+                Err(error) => error,
+            };
+            if error.was_lost()
+                && let Some(wait) = waits.next()
+            {
+                // The server that was asked ended meanwhile, or the connection did: another one, or the same, may be there at
+                // once, or when a balancer knows that one is gone.
+                tokio::time::sleep(*wait).await;
+            } else if error.verdict() == Verdict::Reattest {
+                // The agent's own SVID ended while no server was there, and now there is one.
+                self.link.denied();
+                let renewed = timeout_at(deadline.min(Instant::now() + REATTESTED), svid.changed()).await;
+                if !matches!(renewed, Ok(Ok(()))) {
+                    return Err(error);
+                }
+            } else {
+                return Err(error);
+            }
+        }
+    }
+
     /// Asks the server. The key goes by the ID that the server gave: entries may have changed meanwhile.
     async fn issue(
         &self,
@@ -161,12 +197,7 @@ impl JwtFetcher {
         audience: &[String],
         timeout: Duration,
     ) -> Result<(Arc<CachedJwt>, JwtKey), Arc<str>> {
-        let mut issued = self.link.new_jwt_svid(&entry.id, audience.to_vec(), timeout).await;
-        if issued.as_ref().is_err_and(ServerError::was_lost) {
-            // The server that was asked ended meanwhile, or the connection did: another one, or the same, may be there at once.
-            issued = self.link.new_jwt_svid(&entry.id, audience.to_vec(), timeout).await;
-        }
-        let issued = issued.map_err(|error| {
+        let issued = self.ask(&entry.id, audience, timeout).await.map_err(|error| {
             tracing::error!(subsystem_name = SUBSYSTEM, %error, spiffe_id = %entry.spiffe_id, "Failed to fetch JWT SVID");
             Arc::from(error.to_string())
         })?;

@@ -517,7 +517,7 @@ impl Syncer {
         self.svid = svid;
         self.ended = None;
         self.store_svid().await;
-        self.link.release();
+        self.link.renewed();
         Ok(())
     }
 

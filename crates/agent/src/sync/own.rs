@@ -58,6 +58,19 @@ impl Syncer {
         self.own_has_ended() && self.ended.as_ref().is_none_or(|ended| Instant::now() >= ended.next)
     }
 
+    /// A server is there: when to attest anew, which is soon unless it refused that; `None` if the own SVID has not ended.
+    pub(super) fn hasten_own(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        if !self.own_has_ended() {
+            return None;
+        }
+        let Some(ended) = &mut self.ended else { return Some(now) };
+        if ended.refused.is_none() {
+            ended.next = ended.next.min(now + BACKOFF.0);
+        }
+        Some(ended.next)
+    }
+
     /// Attests anew when it is time to. Ends the agent when there is nothing left to serve, or the server says that it must.
     pub(super) async fn outlive(&mut self) -> Result<(), AgentError> {
         let serves = self.cache().holds_valid(self.context.clock.now());

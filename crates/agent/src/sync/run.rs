@@ -6,6 +6,7 @@ use super::watch::{Event, Watch};
 use super::{SUBSYSTEM, Syncer};
 use crate::cache::Cache;
 use crate::error::{AgentError, ServerError, Verdict};
+use crate::sync::client::ServerLink;
 use finial_runtime::Backoff;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ enum Due {
     Tick,
     /// A workload waits for an SVID.
     Wanted,
+    /// A workload's call was refused because of the agent's own SVID.
+    Denied,
     /// Something of the stream.
     Told(Event),
 }
@@ -60,7 +63,7 @@ impl SvidPace {
 
 impl Agenda {
     /// Nothing is lost when this is dropped before.
-    async fn next(&mut self, cache: &Cache) -> Due {
+    async fn next(&mut self, cache: &Cache, link: &ServerLink) -> Due {
         let not_before = self.svids.not_before;
         let wanted = async move {
             // A timer takes a millisecond even for what is over.
@@ -73,6 +76,7 @@ impl Agenda {
             () = tokio::time::sleep_until(self.next_sync) => Due::Sync,
             () = tokio::time::sleep_until(self.next_tick) => Due::Tick,
             () = wanted => Due::Wanted,
+            () = link.was_denied() => Due::Denied,
             event = self.watch.next() => Due::Told(event),
         }
     }
@@ -101,15 +105,22 @@ impl Syncer {
             next_tick: now,
             watch: Watch::new(self.link.generation()),
         };
-        let cache = self.cache().clone();
+        let (cache, link) = (self.cache().clone(), self.link.clone());
         let confirm = super::seen::confirm(self.link.clone(), self.seen.subscribe(), self.context.shutdown.clone());
         self.context.spawner.spawn("bundle-seen", confirm);
         loop {
             agenda.watch.follow(self.link.generation());
-            let result = match agenda.next(&cache).await {
+            let result = match agenda.next(&cache, &link).await {
                 Due::Sync => self.sync(&mut agenda).await,
                 Due::Tick => self.tick(&mut agenda).await?,
                 Due::Wanted => self.update_svids().await,
+                Due::Denied => {
+                    match self.hasten_own() {
+                        Some(at) => agenda.next_tick = agenda.next_tick.min(at),
+                        None => agenda.sync_soon(),
+                    }
+                    continue;
+                }
                 Due::Told(event) => match self.told(event, &mut agenda).await {
                     Some(result) => result,
                     None => continue,
@@ -262,6 +273,7 @@ mod tests {
         let bundle = crate::cache::testing::bundle("td", &[]);
         let clock = Arc::new(finial_core::ManualClock::at(0));
         let (cache, _writer) = Cache::new(bundle, 1, clock);
+        let link = ServerLink::new(|| tonic::transport::Channel::from_static("http://nobody").connect_lazy());
         for (due, look) in [(3_000, 5_000), (700, 200), (200, 5_000), (9_000, 5_000)] {
             let now = Instant::now();
             let after = |ms| now + Duration::from_millis(ms);
@@ -270,7 +282,7 @@ mod tests {
             let mut agenda = Agenda { pace, svids, next_sync: after(60_000), next_tick: after(look), watch };
             agenda.tick_by(Some(after(due + 50)));
             agenda.tick_by(Some(after(due)));
-            assert!(matches!(agenda.next(&cache).await, Due::Tick));
+            assert!(matches!(agenda.next(&cache, &link).await, Due::Tick));
             assert_eq!(Instant::now(), after(due.min(look)));
         }
     }

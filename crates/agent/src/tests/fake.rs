@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) entries: BTreeMap<String, types::Entry>,
     pub(super) bundle: types::Bundle,
     pub(super) federated: HashMap<String, types::Bundle>,
+    /// Serial numbers of agents' SVIDs that have expired, as this server sees it.
+    pub(super) expired: Vec<String>,
     pub(super) reattestable: bool,
     /// Lifetime of workloads' and agents' SVIDs, seconds.
     pub(super) svid_ttl: i64,
@@ -165,6 +167,7 @@ impl FakeServer {
             entries: BTreeMap::new(),
             bundle: wire_bundle("td", &ca.root, Some(&jwt)),
             federated: HashMap::new(),
+            expired: Vec::new(),
             reattestable: false,
             svid_ttl: 3600,
             agent_ttl: 3600,
@@ -279,7 +282,8 @@ impl FakeServer {
         if state.serials.last() != Some(&serial) {
             state.serials.push(serial);
         }
-        match state.refuse {
+        let expired = state.expired.contains(state.serials.last().unwrap()).then_some(Reason::AgentExpired);
+        match state.refuse.or(expired) {
             Some(reason) => Err(permission_denied("agent is refused", reason)),
             None => Ok(()),
         }

@@ -325,6 +325,29 @@ async fn an_agent_whose_own_svid_ends_in_an_outage_serves_on_and_attests_anew() 
     agent.stop().await;
 }
 
+/// The server is back, and a workload wants a token before the agent has attested anew.
+#[tokio::test]
+async fn a_token_waits_for_the_agent_to_attest_anew() {
+    let (world, clock) = short_lived().await;
+    let agent = world.started().await;
+    agent.x509_once().await.unwrap();
+    world.server.state().away = true;
+    clock.advance(1900);
+    says(&world, "own SVID expired at ").await;
+    let attested = world.server.calls("AttestAgent");
+    // It waits ever longer before it tries again.
+    until("it tries", || world.server.calls("AttestAgent") > attested + 2).await;
+    {
+        let mut state = world.server.state();
+        state.expired = state.serials.clone();
+        (state.agent_ttl, state.away) = (7200, false);
+    }
+    let attested = world.server.calls("AttestAgent");
+    token(&agent).await.unwrap();
+    assert_eq!(world.server.calls("AttestAgent"), attested + 1);
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn an_agent_restarted_after_its_own_svid_ended_serves_what_has_not() {
     let (world, clock) = short_lived().await;

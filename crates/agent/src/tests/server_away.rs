@@ -9,7 +9,7 @@ use finial_proto::workload::JwtsvidRequest;
 use finial_runtime::Spawner;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -139,8 +139,8 @@ async fn entries_that_came_without_a_usable_bundle_reach_workloads_with_the_next
     agent.stop().await;
 }
 
-/// Passes connections on to `server`; the next data of an agent after `cut` is set ends its connection instead.
-async fn relay(spawner: Spawner, server: SocketAddr, cut: Arc<AtomicBool>) -> SocketAddr {
+/// Passes connections on to `server`; as often as `cut` says, the next data of an agent ends its connection instead.
+async fn relay(spawner: Spawner, server: SocketAddr, cut: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     spawner.clone().spawn("relay", async move {
@@ -152,12 +152,12 @@ async fn relay(spawner: Spawner, server: SocketAddr, cut: Arc<AtomicBool>) -> So
     address
 }
 
-async fn pass(mut agent: TcpStream, mut server: TcpStream, cut: Arc<AtomicBool>) {
+async fn pass(mut agent: TcpStream, mut server: TcpStream, cut: Arc<AtomicUsize>) {
     let (mut from_agent, mut from_server) = ([0; 4096], [0; 4096]);
     loop {
         let passed = tokio::select! {
             read = agent.read(&mut from_agent) => match read {
-                Ok(1..) if cut.swap(false, Ordering::SeqCst) => return,
+                Ok(1..) if cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() => return,
                 Ok(count @ 1..) => server.write_all(&from_agent[..count]).await,
                 _ => return,
             },
@@ -172,21 +172,21 @@ async fn pass(mut agent: TcpStream, mut server: TcpStream, cut: Arc<AtomicBool>)
     }
 }
 
-/// A server of several ended, and a workload asks for a token before the agent knows.
+/// A server of several ended, and a workload asks for a token before the agent, or the balancer, knows.
 #[tokio::test]
 async fn a_token_is_asked_for_again_when_the_connection_ends() {
     let mut world = World::new().await;
-    let cut = Arc::new(AtomicBool::new(false));
+    let cut = Arc::new(AtomicUsize::new(0));
     world.settings.server_port = relay(world.supervisor.spawner(), world.server.address(), cut.clone()).await.port();
     world.settings.sync_interval = std::time::Duration::from_secs(3600);
     world.entry("e1", "/web", &["test:any"]);
     let agent = world.started().await;
     agent.x509_once().await.unwrap();
-    for audience in ["a", "b", "c"] {
-        cut.store(true, Ordering::SeqCst);
+    for (audience, times) in [("a", 1), ("b", 2), ("c", 3)] {
+        cut.store(times, Ordering::SeqCst);
         let ask = JwtsvidRequest { audience: vec![audience.into()], spiffe_id: String::new() };
         agent.client().fetch_jwtsvid(secure(ask)).await.unwrap();
-        assert!(!cut.load(Ordering::SeqCst), "the connection ended");
+        assert_eq!(cut.load(Ordering::SeqCst), 0, "connections ended");
     }
     agent.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Trust domains, WIT-SVIDs and what downstream servers ask for: the same requests to the real SPIRE and to Finial, and the
 //! bundles that both fetch from the real SPIRE's endpoints.
 
-use crate::answers::{Answers, ask, both, csrs, ids, show, workload};
+use crate::answers::{Answers, ask, ask_list, both, csrs, ids, show, workload};
 use finial_core::KeyType;
 use finial_crypto::{Certificate, DistinguishedName, PrivateKey, create_ca_csr};
 use finial_net::client::uds_channel;
@@ -144,7 +144,7 @@ pub(crate) async fn odd_answers(server: &Server) -> Answers {
     for (token, page_size) in [("", 0), ("", 2), ("2", 2), ("x", 1), ("-1", 1), ("700", 1), ("", -1)] {
         let page_token = token.to_owned();
         let request = domains::ListFederationRelationshipsRequest { page_token, page_size, output_mask: None };
-        ask!(answers, client.list_federation_relationships, request);
+        ask_list!(answers, client.list_federation_relationships, federation_relationships, request);
     }
     let names = ["", "no td", "good.org", "good.org", "spiffe://named.org/x"].map(str::to_owned).to_vec();
     ask!(

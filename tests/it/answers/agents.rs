@@ -1,6 +1,6 @@
 //! The Agent and Logger services.
 
-use super::{Answers, ask, ids, of_servers, selector, show};
+use super::{Answers, ask, ask_list, ids, of_servers, selector, show};
 use finial_net::client::uds_channel;
 use finial_proto::server::agent::{self as agents, agent_client::AgentClient};
 use finial_proto::server::logger::{SetLogLevelRequest, logger_client::LoggerClient};
@@ -31,15 +31,17 @@ pub(super) async fn odd(server: &Server) -> Answers {
             let by_selector_match = Some(SelectorMatch { selectors, r#match });
             let filter = agents::list_agents_request::Filter { by_selector_match, ..Default::default() };
             let request = agents::ListAgentsRequest { filter: Some(filter), ..Default::default() };
-            ask!(answers, client.list_agents, request);
+            ask_list!(answers, client.list_agents, agents, request);
         }
     }
     let by_expires_before = "2000-01-01 15:04:05 -0700 -07".to_owned();
     let filter = agents::list_agents_request::Filter { by_expires_before, ..Default::default() };
-    ask!(answers, client.list_agents, agents::ListAgentsRequest { filter: Some(filter), ..Default::default() });
+    let request = agents::ListAgentsRequest { filter: Some(filter), ..Default::default() };
+    ask_list!(answers, client.list_agents, agents, request);
     for (token, page_size) in [("x", 1), ("-1", 1), ("7", 1), ("", -1)] {
         let page_token = token.to_owned();
-        ask!(answers, client.list_agents, agents::ListAgentsRequest { page_token, page_size, ..Default::default() });
+        let request = agents::ListAgentsRequest { page_token, page_size, ..Default::default() };
+        ask_list!(answers, client.list_agents, agents, request);
     }
     let params = Some(agents::AgentX509svidParams { csr: "x".into() });
     ask!(answers, client.renew_agent, agents::RenewAgentRequest { params });

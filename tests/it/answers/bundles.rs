@@ -1,6 +1,6 @@
 //! The Bundle service.
 
-use super::{Answers, ask, of_servers, show};
+use super::{Answers, ask, ask_list, of_servers, show};
 use finial_net::client::uds_channel;
 use finial_proto::server::bundle::{self as bundles, bundle_client::BundleClient};
 use finial_proto::types;
@@ -69,7 +69,7 @@ pub(super) async fn odd(server: &Server) -> Answers {
     for (token, page_size) in [("x", 1), ("-1", 1), ("7", 1), ("", -1)] {
         let page_token = token.to_owned();
         let request = bundles::ListFederatedBundlesRequest { page_token, page_size, output_mask: None };
-        ask!(answers, client.list_federated_bundles, request);
+        ask_list!(answers, client.list_federated_bundles, bundles, request);
     }
     ask!(answers, client.publish_jwt_authority, bundles::PublishJwtAuthorityRequest::default());
     ask!(answers, client.count_bundles, bundles::CountBundlesRequest::default());

@@ -1,6 +1,6 @@
 //! The Entry service.
 
-use super::{Answers, ask, id, ids, of_servers, selector, show};
+use super::{Answers, ask, ask_list, id, ids, of_servers, selector, show};
 use finial_net::client::uds_channel;
 use finial_proto::server::entry::{self as entries, entry_client::EntryClient};
 use finial_proto::types::{self, EntryMask, SelectorMatch};
@@ -176,7 +176,7 @@ async fn listed(client: &mut EntryClient<Channel>, answers: &mut Answers) {
             page_size,
             page_token: page_token.into(),
         };
-        ask!(answers, client.list_entries, list("", 0));
+        ask_list!(answers, client.list_entries, entries, list("", 0));
         ask!(answers, client.count_entries, counting(Some(filter.clone())));
     }
     for (page_token, page_size) in
@@ -189,7 +189,7 @@ async fn listed(client: &mut EntryClient<Channel>, answers: &mut Answers) {
             output_mask: Some(EntryMask::default()),
             filter: None,
         };
-        ask!(answers, client.list_entries, request);
+        ask_list!(answers, client.list_entries, entries, request);
     }
 }
 

@@ -57,7 +57,25 @@ macro_rules! ask {
     };
 }
 
-pub(crate) use ask;
+/// The same of a list, which has an order in pages only: PostgreSQL puts what was changed wherever there is room just then.
+macro_rules! ask_list {
+    ($answers:ident, $client:ident . $method:ident, $list:ident, $request:expr) => {{
+        let request = $request;
+        let (what, paged) = (format!("{} {request:?}", stringify!($method)), request.page_size > 0);
+        let mut answer = $client.$method(request).await;
+        if let (Ok(answer), false) = (&mut answer, paged) {
+            $crate::answers::in_order(&mut answer.get_mut().$list);
+        }
+        $answers.push((what, show(answer)));
+    }};
+}
+
+/// Sorts what came in no order, whatever IDs a server made for it.
+pub(crate) fn in_order<T: Debug>(all: &mut [T]) {
+    all.sort_by_cached_key(|one| without_uuids(&format!("{one:?}")));
+}
+
+pub(crate) use {ask, ask_list};
 
 /// Panics with every question that was answered differently.
 fn compare(theirs: Answers, ours: Answers) {

@@ -4,7 +4,7 @@
 
 use super::entries::counting;
 use super::joined::{Joined, KEY};
-use super::{Answers, ask, id, of_servers, refusal, selector, show};
+use super::{Answers, ask, id, in_order, of_servers, refusal, selector, show};
 use finial_net::client::uds_channel;
 use finial_proto::server::agent::{self as agents, agent_client::AgentClient};
 use finial_proto::server::bundle::{self as bundles, bundle_client::BundleClient};
@@ -88,8 +88,7 @@ async fn bundles(server: &Server, answers: &mut Answers) {
     }
     let answer = client.list_federated_bundles(bundles::ListFederatedBundlesRequest::default()).await;
     let mut all = answer.expect("bundles").into_inner().bundles;
-    // Without pages they have no order.
-    all.sort_by(|a, b| a.trust_domain.cmp(&b.trust_domain));
+    in_order(&mut all);
     answers.push(("all bundles".into(), format!("{all:?}")));
     ask!(answers, client.count_bundles, bundles::CountBundlesRequest {});
 }
@@ -314,7 +313,10 @@ async fn relationships(server: &Server, answers: &mut Answers) {
             let mut page_token = String::new();
             for n in 0..6 {
                 let request = domains::ListFederationRelationshipsRequest { output_mask, page_size, page_token };
-                let answer = client.list_federation_relationships(request).await.expect("a page").into_inner();
+                let mut answer = client.list_federation_relationships(request).await.expect("a page").into_inner();
+                if page_size == 0 {
+                    in_order(&mut answer.federation_relationships);
+                }
                 let what = format!("relationships, page {n} of {page_size} by {output_mask:?}");
                 answers.push((what, format!("{:?}", answer.federation_relationships)));
                 page_token = answer.next_page_token;
@@ -395,7 +397,7 @@ async fn agents(server: &Server, answers: &mut Answers) {
                 let answer = client.list_agents(request).await.expect("agents").into_inner();
                 let mut all = answer.agents;
                 if page_size == 0 {
-                    all.sort_by_key(|agent| format!("{:?}", agent.id));
+                    in_order(&mut all);
                 }
                 answers.push((format!("{what}: {n}"), format!("{all:?}")));
                 page_token = answer.next_page_token;

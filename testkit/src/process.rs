@@ -184,6 +184,11 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The lines of that which are JSON.
+    pub fn events(&self) -> Vec<serde_json::Value> {
+        self.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// The exit code, if it has ended.
     pub fn ended(&mut self) -> Option<i32> {
         self.child.try_wait().expect("wait").map(|s| s.code().unwrap_or(-1))

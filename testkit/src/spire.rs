@@ -240,6 +240,29 @@ plugins {{
         Output::of(process::command(binary).args(args).arg("-socketPath").arg(self.socket()))
     }
 
+    /// The ID of its authority of that kind (`x509`, `jwt`) and standing (`active`, `prepared`, `old`); empty where there is none.
+    pub fn authority(&self, kind: &str, standing: &str) -> String {
+        self.of_authority(kind, standing, "authority_id")
+    }
+
+    /// Another field of what its command shows of that authority.
+    pub fn of_authority(&self, kind: &str, standing: &str, field: &str) -> String {
+        let shown = self.command(&["localauthority", kind, "show", "-output", "json"]).ok().stdout;
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        shown[standing][field].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// A step of replacing its authority of that kind: `prepare`, `activate`, `taint`, `revoke`.
+    pub fn order(&self, kind: &str, step: &str) {
+        let id = match step {
+            "prepare" => None,
+            "activate" => Some(self.authority(kind, "prepared")),
+            _ => Some(self.authority(kind, "old")),
+        };
+        let about = id.iter().flat_map(|id| ["-authorityID", id]);
+        self.command(&["localauthority", kind, step].into_iter().chain(about).collect::<Vec<_>>()).ok();
+    }
+
     /// A join token for an agent that is also known as `spiffe://TD/node`.
     pub fn join_token(&self) -> String {
         let id = format!("spiffe://{}/node", self.trust_domain);
@@ -427,6 +450,12 @@ plugins {{
         let _ = std::fs::remove_file(self.dir.sub("bin").join("spire-agent"));
         self.binary = flavor.binary(&self.dir, "spire-agent");
         self.restart();
+    }
+
+    /// It proved its node no more than once, or what its log says.
+    pub fn assert_attested_once(&self) {
+        let log = self.process.log();
+        assert_eq!(log.matches("Node attestation was successful").count(), 1, "it attested again:\n{log}");
     }
 
     /// Waits until this user gets an X.509-SVID from it.

@@ -4,7 +4,7 @@
 //! does, so that one that is killed there (asked and not answered, answered and not begun to write) is as one that is killed at
 //! the step before, or the one after.
 
-use crate::forced_rotation::{order, serials};
+use crate::forced_rotation::serials;
 use crate::takeover_live::node_certificate;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -136,12 +136,12 @@ fn killed_at_each_step_of_the_renewal_of_its_svid_it_is_the_agent_that_it_was() 
             killer.start(&mut agent, file, &format!("renews-{file}-{step}"));
             agent.wait_serving();
             let before = serials(&server);
-            server.command(&["localauthority", "x509", "prepare"]).ok();
-            order(&server, "activate", "prepared");
+            server.order("x509", "prepare");
+            server.order("x509", "activate");
             wait_stored(&agent, &server);
             killer.arm(step);
             // Told so, it renews its own SVID at once.
-            order(&server, "taint", "old");
+            server.order("x509", "taint");
             let died = is_killed(&mut agent, |_| serials(&server) != before);
             agent.process.kill();
             agent.restart();
@@ -152,7 +152,7 @@ fn killed_at_each_step_of_the_renewal_of_its_svid_it_is_the_agent_that_it_was() 
             });
             let attested = agent.process.log().matches("Node attestation was successful").count();
             assert_eq!(attested, 1, "{file}, step {step}: {}", agent.process.log());
-            order(&server, "revoke", "old");
+            server.order("x509", "revoke");
             if !died {
                 break;
             }

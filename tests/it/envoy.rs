@@ -41,13 +41,6 @@ fn wait_for_status(proxy: &Envoy, expected: u16) {
     });
 }
 
-/// The ID of the server's X.509 authority of that standing.
-fn authority(server: &Server, standing: &str) -> String {
-    let shown = server.command(&["localauthority", "x509", "show", "-output", "json"]).ok().stdout;
-    let shown: Value = serde_json::from_str(&shown).expect("JSON");
-    shown[standing]["authority_id"].as_str().unwrap_or_default().to_owned()
-}
-
 /// What was seen of two proxies that talk to each other without a pause.
 #[derive(Debug, Default)]
 struct Seen {
@@ -96,11 +89,10 @@ fn proxies_talk_on_while_identities_and_authorities_change() {
     wait_for_status(&caller, 200);
 
     let mut seen = Seen::default();
-    server.command(&["localauthority", "x509", "prepare"]).ok();
+    server.order("x509", "prepare");
     seen.talk(&caller, &callee, &caller_id, |_, roots| roots == (2, 2));
     // Both trust the next authority: from now on it signs.
-    let id = authority(&server, "prepared");
-    server.command(&["localauthority", "x509", "activate", "-authorityID", &id]).ok();
+    server.order("x509", "activate");
     seen.talk(&caller, &callee, &caller_id, |seen, _| seen.callers.len() > ROTATIONS && seen.callees.len() > ROTATIONS);
     // Their streams break and begin again.
     agent.process.terminate();

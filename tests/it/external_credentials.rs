@@ -167,11 +167,11 @@ fn outside(flavor: Flavor, plugin: &Path) {
     for name in ["loaded", "published"] {
         expect(&folder, name, (1, 1));
     }
-    server.command(&["localauthority", "x509", "prepare"]).ok();
+    server.order("x509", "prepare");
     for name in ["updated", "published"] {
         expect(&folder, name, (2, 1));
     }
-    server.command(&["localauthority", "jwt", "prepare"]).ok();
+    server.order("jwt", "prepare");
     for name in ["updated", "published"] {
         expect(&folder, name, (2, 2));
     }

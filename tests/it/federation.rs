@@ -2,20 +2,16 @@
 //! configuration and by command. Workloads of all of them call each other with a new handshake and a JWT-SVID each time.
 
 use crate::answers_trust::web_certificate;
+use crate::traffic::Traffic;
 use serde_json::Value;
 use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
-use testkit::{
-    Agent, AgentOptions, Client, Flavor, Process, Server, ServerOptions, Workdir, eventually_within, free_port,
-};
+use testkit::{Agent, AgentOptions, Flavor, Process, Server, ServerOptions, Workdir, eventually_within, free_port};
 
 /// SPIRE looks for new relationships every ten seconds, and agents for new entries as often as they are told to.
 const FLOW: Duration = Duration::from_secs(90);
-/// Each workload is called so often by each other one.
-const CALLS: u64 = 20;
-
 /// How a domain's endpoint proves who it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Proof {
@@ -44,7 +40,6 @@ struct Domain {
     server: Server,
     agent: Agent,
     port: u16,
-    address: String,
 }
 
 /// Domains that all federate with each other.
@@ -52,7 +47,6 @@ struct Union {
     domains: Vec<Domain>,
     /// The certificate of those that prove themselves to the web, and who signed it.
     web: Workdir,
-    dir: Workdir,
 }
 
 fn id(name: &str) -> String {
@@ -105,7 +99,7 @@ impl Plan {
 
 impl Union {
     fn of(plans: &[Plan]) -> Self {
-        let (web, dir) = (Workdir::new(), Workdir::new());
+        let web = Workdir::new();
         let (_, _, root) = web_certificate(web.path());
         let all: Vec<(Plan, u16)> = plans.iter().map(|plan| (*plan, free_port())).collect();
         let mut domains = Vec::new();
@@ -119,10 +113,9 @@ impl Union {
             };
             let server = Server::start(plan.flavor, &options);
             let agent = Agent::start(plan.flavor, &server, &AgentOptions::default());
-            let address = format!("127.0.0.1:{}", free_port());
-            domains.push(Domain { plan: *plan, server, agent, port: *port, address });
+            domains.push(Domain { plan: *plan, server, agent, port: *port });
         }
-        let union = Self { domains, web, dir };
+        let union = Self { domains, web };
         union.introduce();
         union
     }
@@ -181,62 +174,19 @@ impl Union {
     }
 
     /// Has all workloads call each other while `meanwhile` happens, and some more; nothing may fail.
-    fn traffic(&self, meanwhile: impl FnOnce()) {
-        let stop = self.dir.path().join("stop");
-        let _ = std::fs::remove_file(&stop);
-        let workloads: Vec<(&Domain, Process)> = self.domains.iter().map(|d| (d, self.workload(d, &stop))).collect();
-        let all_call = |more: u64| {
-            for (domain, workload) in &workloads {
-                let before = count(workload, "least");
-                eventually_within(FLOW, &format!("{} has called all others", domain.plan.name), || {
-                    let least = count(workload, "least");
-                    if least >= before + more { Ok(()) } else { Err(domain.story(workload)) }
-                });
-            }
-        };
-        all_call(CALLS);
-        meanwhile();
-        all_call(CALLS);
-        std::fs::write(&stop, "").expect("a file");
-        for (domain, workload) in &workloads {
-            eventually_within(FLOW, "it stops calling", || {
-                if workload.log().contains("\"summary\"") { Ok(()) } else { Err(domain.story(workload)) }
+    fn traffic(&self, what: &str, meanwhile: impl FnOnce(&Traffic)) {
+        for domain in &self.domains {
+            eventually_within(FLOW, "the agent has an identity with all bundles", || {
+                let out = domain.agent.command(&["api", "fetch", "x509"]);
+                let has = |other: &Domain| out.stdout.contains(&format!("[{}]", id(other.plan.name)));
+                if self.others(domain).all(has) { Ok(()) } else { Err(format!("{}{}", out.stdout, out.stderr)) }
             });
         }
-        for (domain, mut workload) in workloads {
-            assert_eq!(workload.terminate(), 0, "{}", domain.story(&workload));
-            let bad: Vec<Value> =
-                events(&workload).into_iter().filter(|e| e["event"] == "failed" || e["event"] == "denied").collect();
-            assert!(bad.is_empty(), "{}: {bad:#?}\n{}", domain.plan.name, domain.story(&workload));
-            assert!(count(&workload, "tokens") > 0, "{}", domain.story(&workload));
-        }
+        let agents: Vec<_> = self.domains.iter().map(|domain| (domain.plan.name, &domain.agent)).collect();
+        let traffic = Traffic::between(&agents, FLOW);
+        meanwhile(&traffic);
+        traffic.end(what, true);
     }
-
-    fn workload(&self, domain: &Domain, stop: &std::path::Path) -> Process {
-        eventually_within(FLOW, "the agent has an identity with all bundles", || {
-            let out = domain.agent.command(&["api", "fetch", "x509"]);
-            let has = |other: &Domain| out.stdout.contains(&format!("[{}]", id(other.plan.name)));
-            if self.others(domain).all(has) { Ok(()) } else { Err(format!("{}{}", out.stdout, out.stderr)) }
-        });
-        let others: Vec<&Domain> = self.others(domain).collect();
-        let ids: Vec<String> = others.iter().map(|other| id(other.plan.name)).collect();
-        let peers: Vec<&str> =
-            others.iter().map(|other| other.address.as_str()).chain(ids.iter().map(String::as_str)).collect();
-        let log = self.dir.path().join(format!("{}.log", domain.plan.name));
-        let _ = std::fs::remove_file(&log);
-        Client("go").mesh(&domain.agent.socket(), &domain.address, stop, &peers, log)
-    }
-}
-
-fn events(workload: &Process) -> Vec<Value> {
-    workload.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
-/// The newest of a workload's counts.
-fn count(workload: &Process, field: &str) -> u64 {
-    let events = events(workload);
-    let told = events.iter().rfind(|e| e["event"] == "counts" || e["event"] == "summary");
-    told.and_then(|e| e[field].as_str()?.parse().ok()).unwrap_or(0)
 }
 
 impl Domain {
@@ -261,17 +211,6 @@ impl Domain {
         let out = self.server.command(&["federation", "refresh", "-id", &id(other.plan.name)]).ok();
         assert_eq!(out.stdout, "Bundle refreshed\n");
     }
-
-    fn authority(&self, kind: &str, standing: &str) -> String {
-        let shown = self.server.command(&["localauthority", kind, "show", "-output", "json"]).ok().stdout;
-        let shown: Value = serde_json::from_str(&shown).expect("JSON");
-        shown[standing]["authority_id"].as_str().unwrap_or_default().to_owned()
-    }
-
-    fn story(&self, workload: &Process) -> String {
-        let (server, agent) = (tail(&self.server.process), tail(&self.agent.process));
-        format!("{}:\n--- workload\n{}\n--- server\n{server}\n--- agent\n{agent}", self.plan.name, tail(workload))
-    }
 }
 
 fn tail(process: &Process) -> String {
@@ -287,19 +226,16 @@ const B: Plan = Plan { name: "b.test", flavor: Spire, proof: Proof::Spiffe, rela
 fn with_spire_by_spiffe_configured_here_and_commanded_there() {
     let union = Union::of(&[A, B]);
     let (ours, theirs) = (union.called("a.test"), union.called("b.test"));
-    union.traffic(|| {
+    union.traffic("federated by SPIFFE", |traffic| {
         // Each replaces its authorities; the other has fetched the new ones before they are used.
         for (domain, other) in [(ours, theirs), (theirs, ours)] {
             for kind in ["x509", "jwt"] {
-                domain.server.command(&["localauthority", kind, "prepare"]).ok();
-                let new = domain.authority(kind, "prepared");
+                domain.server.order(kind, "prepare");
                 other.refresh(domain);
-                let keys = |union: &Domain| {
-                    union.bundle_of(domain.plan.name).expect("a bundle")["keys"].as_array().map(Vec::len)
-                };
-                assert_eq!(keys(other), Some(if kind == "x509" { 3 } else { 4 }));
-                union.settled(other);
-                domain.server.command(&["localauthority", kind, "activate", "-authorityID", &new]).ok();
+                let keys = other.bundle_of(domain.plan.name).expect("a bundle")["keys"].as_array().map(Vec::len);
+                assert_eq!(keys, Some(if kind == "x509" { 3 } else { 4 }));
+                traffic.all_say("trusted", &[domain.server.authority(kind, "prepared")]);
+                domain.server.order(kind, "activate");
             }
         }
     });
@@ -310,7 +246,7 @@ fn with_spire_by_the_web_commanded_here_and_configured_there() {
     let web = |plan: Plan, relation| Plan { proof: Proof::Web, relation, ..plan };
     let union = Union::of(&[web(A, Relation::Commanded), web(B, Relation::Configured)]);
     let (ours, theirs) = (union.called("a.test"), union.called("b.test"));
-    union.traffic(|| {
+    union.traffic("federated by the web", |_| {
         // The certificate of both endpoints is replaced, by the same authority of the web: nobody has to do anything.
         let presented = || [ours, theirs].map(|domain| serial(domain.port));
         let before = presented();
@@ -328,7 +264,7 @@ fn with_spire_by_the_web_commanded_here_and_configured_there() {
 fn three_domains_of_every_kind() {
     let third = Plan { name: "c.test", flavor: Finial, proof: Proof::Web, relation: Relation::Commanded };
     let union = Union::of(&[A, B, third]);
-    union.traffic(|| {});
+    union.traffic("three federated domains", |_| ());
 }
 
 /// What an operator does to end it, and what remains after each step, is the same with both.
@@ -368,29 +304,6 @@ fn leaving_a_federation() {
     for (ours, theirs) in ours.iter().zip(&theirs) {
         let hintless = |text: &str| text.lines().filter(|l| !l.starts_with("hint: ")).collect::<Vec<_>>().join("\n");
         assert_eq!(hintless(ours), hintless(theirs));
-    }
-}
-
-impl Union {
-    /// Waits until a domain's workload has the newest bundles of the others that its server has.
-    fn settled(&self, domain: &Domain) {
-        let log = self.dir.path().join(format!("{}.log", domain.plan.name));
-        eventually_within(FLOW, "the workload has what the server has", || {
-            let told = std::fs::read_to_string(&log).unwrap_or_default();
-            let events: Vec<Value> = told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-            let trusted = |key: &str| events.iter().any(|e| e["event"] == "trusted" && e["authority"] == key);
-            for other in self.others(domain) {
-                for kind in ["x509", "jwt"] {
-                    for standing in ["active", "prepared"] {
-                        let authority = other.authority(kind, standing);
-                        if !authority.is_empty() && !trusted(&authority) {
-                            return Err(format!("{authority} of {}\n{told}", other.plan.name));
-                        }
-                    }
-                }
-            }
-            Ok(())
-        });
     }
 }
 
@@ -443,7 +356,7 @@ fn the_endpoint_serves_what_spires_serves_of_the_same_data() {
     let mut server = Server::start(Spire, &options);
     // Another of each kind, so that there is an order.
     for kind in ["x509", "jwt"] {
-        server.command(&["localauthority", kind, "prepare"]).ok();
+        server.order(kind, "prepare");
     }
     let requests: [(&[&str], &str); 9] = [
         (&[], "/"),

@@ -3,22 +3,9 @@
 use finial_core::{KeyType, TrustDomain};
 use finial_crypto::hex;
 use finial_crypto::{CaTemplate, Certificate, DistinguishedName, PrivateKey, SerialNumber, X509Ca, pem};
-use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use testkit::{Agent, AgentOptions, Flavor, Server, ServerOptions, Workdir, eventually};
-
-/// A field of the server's X.509 authority of that standing (`active`, `prepared`, `old`).
-fn authority(server: &Server, standing: &str, field: &str) -> String {
-    let shown = server.command(&["localauthority", "x509", "show", "-output", "json"]).ok().stdout;
-    let shown: Value = serde_json::from_str(&shown).expect("JSON");
-    shown[standing][field].as_str().unwrap_or_default().to_owned()
-}
-
-pub(crate) fn order(server: &Server, step: &str, standing: &str) {
-    let id = authority(server, standing, "authority_id");
-    server.command(&["localauthority", "x509", step, "-authorityID", &id]).ok();
-}
 
 pub(crate) fn serials(server: &Server) -> Vec<String> {
     let listed = server.command(&["agent", "list"]).ok().stdout;
@@ -82,15 +69,15 @@ fn by_hand(server: Flavor) {
     server.entry("/workload", &[]);
     let agents =
         [Flavor::Finial, Flavor::Spire].map(|flavor| Agent::serving(flavor, &server, &AgentOptions::default()));
-    let (first, before) = (authority(&server, "active", "authority_id"), serials(&server));
+    let (first, before) = (server.authority("x509", "active"), serials(&server));
     agents.iter().for_each(|agent| wait_signed_by(agent, &first));
-    server.command(&["localauthority", "x509", "prepare"]).ok();
-    let second = authority(&server, "prepared", "authority_id");
-    order(&server, "activate", "prepared");
-    order(&server, "taint", "old");
+    server.order("x509", "prepare");
+    let second = server.authority("x509", "prepared");
+    server.order("x509", "activate");
+    server.order("x509", "taint");
     agents.iter().for_each(|agent| wait_signed_by(agent, &second));
     wait_renewed(&server, &before);
-    order(&server, "revoke", "old");
+    server.order("x509", "revoke");
     let bundle = server.command(&["bundle", "show"]).ok().stdout;
     assert_eq!(bundle.matches("BEGIN CERTIFICATE").count(), 1, "{bundle}");
     wait_for_entry(&server, &agents, "/after");
@@ -145,11 +132,11 @@ fn an_upstream_authority_that_one_server_is_told_to_taint_is_left_by_the_other_t
     agents.iter().for_each(|agent| wait_signed_by(agent, &first));
     let before = serials(&other);
     let second = root(dir.path(), "SECOND");
-    told.command(&["localauthority", "x509", "prepare"]).ok();
-    order(&told, "activate", "prepared");
+    told.order("x509", "prepare");
+    told.order("x509", "activate");
     told.command(&["upstreamauthority", "taint", "-subjectKeyID", &first]).ok();
     eventually("the other server has another authority", || {
-        let upstream = authority(&other, "active", "upstream_authority_subject_key_id");
+        let upstream = other.of_authority("x509", "active", "upstream_authority_subject_key_id");
         if upstream == second { Ok(()) } else { Err(format!("{upstream}\n{}", other.process.log())) }
     });
     agents.iter().for_each(|agent| wait_signed_by(agent, &second));

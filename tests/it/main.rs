@@ -48,6 +48,7 @@ mod spire;
 mod steady;
 mod takeover;
 mod takeover_live;
+mod traffic;
 mod units;
 mod vault;
 mod wit;

@@ -2,36 +2,29 @@
 //! all the time, with a new handshake and a JWT-SVID each time, while the root's authorities are replaced. Counted, and to be
 //! zero: handshakes that failed, and tokens that were denied.
 
-use serde_json::Value;
+use crate::traffic::Traffic;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 use testkit::Flavor::{Finial, Spire};
 use testkit::{
-    Agent, AgentOptions, Client, Flavor, Process, Proxy, Server, ServerOptions, Weather, Workdir, eventually,
-    eventually_within, free_port,
+    Agent, AgentOptions, Client, Flavor, Proxy, Server, ServerOptions, Weather, eventually, eventually_within,
 };
 
-/// Top down.
+const DOMAIN: &str = "example.org";
 const LEVELS: [&str; 3] = ["root", "region", "leaf"];
 /// SPIRE asks above every 5 s, and its agents as often as they are told to.
 const FLOW: Duration = Duration::from_secs(90);
 
-/// A server with an agent for the server below it, an agent for workloads, and a workload.
+/// A server with an agent for the server below it, and an agent for a workload.
 struct Level {
-    name: &'static str,
     server: Server,
     agent: Agent,
     /// Gives the server below its identity.
     host: Option<Agent>,
-    workload: Process,
 }
 
-struct Nest {
-    levels: Vec<Level>,
-    stop: PathBuf,
-    _dir: Workdir,
-}
+/// Top down.
+struct Nest(Vec<Level>);
 
 /// The block by which a server hangs below another.
 fn below(port: &str, agent: &Agent) -> String {
@@ -44,24 +37,7 @@ fn below(port: &str, agent: &Agent) -> String {
 }
 
 fn upstream_id(server: &Server, standing: &str) -> String {
-    state(server, "x509")[standing]["upstream_authority_subject_key_id"].as_str().unwrap_or_default().to_owned()
-}
-
-fn state(server: &Server, kind: &str) -> Value {
-    let shown = server.command(&["localauthority", kind, "show", "-output", "json"]).ok().stdout;
-    serde_json::from_str(&shown).expect("JSON")
-}
-
-fn authority(server: &Server, kind: &str, standing: &str) -> String {
-    state(server, kind)[standing]["authority_id"].as_str().unwrap_or_default().to_owned()
-}
-
-fn order(server: &Server, kind: &str, step: &str, id: &str) {
-    server.command(&["localauthority", kind, step, "-authorityID", id]).ok();
-}
-
-fn events(workload: &Process) -> Vec<Value> {
-    workload.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    server.of_authority("x509", standing, "upstream_authority_subject_key_id")
 }
 
 /// What an agent tells a process by its program's path.
@@ -77,9 +53,6 @@ fn host_agent(flavor: Flavor, server: &Server, id: &str) -> Agent {
 
 impl Nest {
     fn start(flavors: [Flavor; 3], times: &str) -> Self {
-        let dir = Workdir::new();
-        let stop = dir.path().join("stop");
-        let addresses = LEVELS.map(|_| format!("127.0.0.1:{}", free_port()));
         let mut levels: Vec<Level> = Vec::new();
         for (at, (name, flavor)) in LEVELS.into_iter().zip(flavors).enumerate() {
             let plugins = match levels.last() {
@@ -96,153 +69,72 @@ impl Nest {
             let below = LEVELS.get(at + 1).map(|below| format!("/{below}/server"));
             let host = below.map(|id| host_agent(flavor, &server, &id));
             let agent = Agent::start(flavor, &server, &by_path());
-            let peers: Vec<&str> =
-                addresses.iter().enumerate().filter(|(peer, _)| *peer != at).map(|(_, a)| a.as_str()).collect();
-            let log = dir.path().join(format!("{name}.log"));
             eventually("the agent listens", || match agent.socket().exists() {
                 true => Ok(()),
                 false => Err(agent.process.log()),
             });
-            let workload = Client("go").mesh(&agent.socket(), &addresses[at], &stop, &peers, log);
-            levels.push(Level { name, server, agent, host, workload });
+            levels.push(Level { server, agent, host });
         }
-        let nest = Self { levels, stop, _dir: dir };
-        nest.everywhere(FLOW, "every workload has been called", |level| {
-            let count = level.workload.log().matches("\"trusted\"").count();
-            (count >= 2).then_some(()).ok_or_else(|| level.workload.log())
-        });
-        nest
+        Self(levels)
+    }
+
+    fn traffic(&self) -> Traffic {
+        let agents: Vec<_> = self.0.iter().map(|level| (DOMAIN, &level.agent)).collect();
+        Traffic::between(&agents, FLOW)
     }
 
     fn root(&self) -> &Server {
-        &self.levels[0].server
-    }
-
-    fn everywhere(&self, deadline: Duration, what: &str, probe: impl Fn(&Level) -> Result<(), String>) {
-        for level in &self.levels {
-            eventually_within(deadline, &format!("{}: {what}", level.name), || probe(level));
-        }
-    }
-
-    /// Every workload has said so of an authority, last.
-    fn all_say(&self, event: &str, authority: &str) {
-        self.everywhere(FLOW, &format!("{event} {authority}"), |level| {
-            let events = events(&level.workload);
-            let last = events.iter().rfind(|e| e["authority"] == authority).map(|e| e["event"] == event);
-            if last == Some(true) { Ok(()) } else { Err(level.story()) }
-        });
-    }
-
-    /// The newest of what every workload has of its own hangs from this, and not from that.
-    fn all_hang(&self, kind: &str, from: &str, not_from: &str) {
-        self.everywhere(FLOW, &format!("its {kind} hangs from {from}"), |level| {
-            let events = events(&level.workload);
-            let newest = events.iter().rfind(|e| e["event"] == kind);
-            let issuers = newest.and_then(|e| e["issuers"].as_str().or(e["issuer"].as_str())).unwrap_or_default();
-            let good = issuers.contains(from) && !issuers.contains(not_from);
-            if good { Ok(()) } else { Err(format!("{issuers}\n{}", level.story())) }
-        });
+        &self.0[0].server
     }
 
     /// The root's X.509 authority is replaced by order, because its key is no longer good.
-    fn replace_root(&self) {
-        let old = authority(self.root(), "x509", "active");
-        self.all_hang("x509", &old, "-");
-        self.root().command(&["localauthority", "x509", "prepare"]).ok();
-        let new = authority(self.root(), "x509", "prepared");
-        self.all_say("trusted", &new);
-        order(self.root(), "x509", "activate", &new);
-        order(self.root(), "x509", "taint", &old);
-        self.all_hang("x509", &new, &old);
-        for level in &self.levels[1..] {
+    fn replace_root(&self, traffic: &Traffic) {
+        let old = [self.root().authority("x509", "active")];
+        traffic.all_hang(DOMAIN, "x509", &old, &[]);
+        self.root().order("x509", "prepare");
+        let new = [self.root().authority("x509", "prepared")];
+        traffic.all_say("trusted", &new);
+        self.root().order("x509", "activate");
+        self.root().order("x509", "taint");
+        traffic.all_hang(DOMAIN, "x509", &new, &old);
+        for level in &self.0[1..] {
             eventually_within(FLOW, "the servers below hang from the new one", || {
                 let id = upstream_id(&level.server, "active");
-                if id == old { Err(level.story()) } else { Ok(()) }
+                if id == old[0] { Err(level.server.process.log()) } else { Ok(()) }
             });
         }
-        order(self.root(), "x509", "revoke", &old);
-        self.all_say("left", &old);
+        self.root().order("x509", "revoke");
+        traffic.all_say("left", &old);
     }
 
     /// The root's JWT key is replaced by order. SPIRE never takes away a JWT key that came from above, nor do those below it.
-    fn replace_jwt_key(&self, flavors: [Flavor; 3]) {
-        let old = authority(self.root(), "jwt", "active");
-        self.root().command(&["localauthority", "jwt", "prepare"]).ok();
-        let new = authority(self.root(), "jwt", "prepared");
-        self.all_say("trusted", &new);
-        order(self.root(), "jwt", "activate", &new);
-        order(self.root(), "jwt", "taint", &old);
-        self.says(0, "the root's workload has tokens of the new key", |events| {
+    fn replace_jwt_key(&self, traffic: &Traffic, flavors: [Flavor; 3]) {
+        let old = self.root().authority("jwt", "active");
+        self.root().order("jwt", "prepare");
+        let new = self.root().authority("jwt", "prepared");
+        traffic.all_say("trusted", std::slice::from_ref(&new));
+        self.root().order("jwt", "activate");
+        self.root().order("jwt", "taint");
+        traffic.workloads[0].says(FLOW, "the root's workload has tokens of the new key", |events| {
             // Those that are signed anew, and those that its agent had.
             let newest = ["jwt", "kept"].map(|event| events.iter().rfind(|e| e["event"] == event));
             newest.iter().all(|newest| newest.is_some_and(|e| e["issuer"] == new.as_str()))
         });
-        order(self.root(), "jwt", "revoke", &old);
+        self.root().order("jwt", "revoke");
         let leave = flavors[1..].iter().take_while(|flavor| **flavor == Finial).count();
         for at in 0..=leave {
-            self.says(at, "the old key is gone", |events| {
+            traffic.workloads[at].says(FLOW, "the old key is gone", |events| {
                 events.iter().rfind(|e| e["authority"] == old.as_str()).is_some_and(|e| e["event"] == "left")
             });
         }
     }
 
-    fn says(&self, at: usize, what: &str, enough: impl Fn(&[Value]) -> bool) {
-        let level = &self.levels[at];
-        eventually_within(FLOW, &format!("{}: {what}", level.name), || {
-            if enough(&events(&level.workload)) { Ok(()) } else { Err(level.story()) }
-        });
-    }
-
-    /// Nobody orders anything: authorities come to their end, level by level.
-    fn outlive_roots(&self, count: usize) {
-        self.everywhere(FLOW * 2, "it has hung from several roots", |level| {
-            let events = events(&level.workload);
-            let roots = events.iter().filter_map(|e| e["issuers"].as_str()?.split(' ').next_back());
-            let roots: BTreeSet<&str> = roots.collect();
-            if roots.len() > count { Ok(()) } else { Err(format!("{roots:?}\n{}", level.story())) }
-        });
-    }
-
     /// Ends the calls and counts.
-    fn finish(mut self) {
-        std::fs::write(&self.stop, "").expect("a file");
-        self.everywhere(FLOW, "it stops calling", |level| {
-            let stopped = events(&level.workload).iter().any(|e| e["event"] == "summary");
-            if stopped { Ok(()) } else { Err(level.story()) }
-        });
-        for level in &mut self.levels {
-            assert_eq!(level.workload.terminate(), 0, "{}", level.story());
-            let events = events(&level.workload);
-            let summary = events.iter().find(|e| e["event"] == "summary").expect("a summary");
-            println!("{}: {summary}", level.name);
-            let bad: Vec<&Value> = events.iter().filter(|e| e["event"] == "failed" || e["event"] == "denied").collect();
-            assert!(bad.is_empty(), "{}: {bad:#?}\n{}", level.name, level.story());
-            let number = |field: &str| summary[field].as_str().and_then(|n| n.parse().ok()).unwrap_or(0);
-            assert!(number("calls") > 10 && number("served") > 10, "{summary}");
+    fn finish(&self, traffic: Traffic, what: &str) {
+        traffic.end(what, true);
+        for level in &self.0 {
+            level.host.iter().chain([&level.agent]).for_each(Agent::assert_attested_once);
         }
-        for level in &self.levels {
-            for agent in level.host.iter().chain([&level.agent]) {
-                let attested = agent.process.log().matches("Node attestation was successful").count();
-                assert_eq!(attested, 1, "it attested again:\n{}", agent.process.log());
-            }
-        }
-    }
-}
-
-impl Level {
-    /// What is to be read when something goes wrong.
-    fn story(&self) -> String {
-        let tail = |text: String| {
-            let lines: Vec<&str> = text.lines().collect();
-            lines[lines.len().saturating_sub(40)..].join("\n")
-        };
-        format!(
-            "{}:\n--- workload\n{}\n--- server\n{}\n--- agent\n{}",
-            self.name,
-            tail(self.workload.log()),
-            tail(self.server.process.log()),
-            tail(self.agent.process.log())
-        )
     }
 }
 
@@ -288,15 +180,15 @@ fn a_region_goes_on_without_its_root_and_hears_afterwards_what_it_missed() {
     let why = format!("unable to request a new Downstream X509CA: upstream server 127.0.0.1:{}", road.port());
     assert!(log.contains(&why) && log.contains("no answer within 8 s"), "{log}");
     // Meanwhile the root is replaced for good, and the region hears of it when the road is open again.
-    root.command(&["localauthority", "x509", "prepare"]).ok();
-    let new = authority(&root, "x509", "prepared");
-    order(&root, "x509", "activate", &new);
-    order(&root, "x509", "taint", &old);
+    root.order("x509", "prepare");
+    let new = root.authority("x509", "prepared");
+    root.order("x509", "activate");
+    root.order("x509", "taint");
     eventually("the root's agent moves off", || match host.process.log() {
         log if log.contains("Successfully rotated agent SVID") => Ok(()),
         log => Err(log),
     });
-    order(&root, "x509", "revoke", &old);
+    root.order("x509", "revoke");
     road.weather(Weather::Fair);
     eventually("the region hangs from the new root", || match upstream_id(&region, "active") {
         id if id == new => Ok(()),
@@ -307,9 +199,10 @@ fn a_region_goes_on_without_its_root_and_hears_afterwards_what_it_missed() {
 
 fn by_order(flavors: [Flavor; 3]) {
     let nest = Nest::start(flavors, "");
-    nest.replace_root();
-    nest.replace_jwt_key(flavors);
-    nest.finish();
+    let traffic = nest.traffic();
+    nest.replace_root(&traffic);
+    nest.replace_jwt_key(&traffic, flavors);
+    nest.finish(traffic, &format!("three levels by order, {flavors:?}"));
 }
 
 /// Each level's authorities end with those above at the latest. Called where all wait that wait for time.
@@ -318,8 +211,17 @@ pub(crate) fn three_levels_live_through_the_end_of_roots() {
     default_x509_svid_ttl = "12s"
     default_jwt_svid_ttl = "12s""#;
     let nest = Nest::start([Finial; 3], times);
-    nest.outlive_roots(1);
-    nest.finish();
+    let traffic = nest.traffic();
+    // Nobody orders anything: authorities come to their end, level by level.
+    for workload in &traffic.workloads {
+        eventually_within(FLOW * 2, "it has hung from several roots", || {
+            let events = workload.events();
+            let roots = events.iter().filter_map(|e| e["issuers"].as_str()?.split(' ').next_back());
+            let roots: BTreeSet<&str> = roots.collect();
+            if roots.len() > 1 { Ok(()) } else { Err(format!("{roots:?}\n{}", workload.story())) }
+        });
+    }
+    nest.finish(traffic, "three levels by time");
 }
 
 #[test]

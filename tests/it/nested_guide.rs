@@ -35,14 +35,8 @@ impl Lab {
         dir.sub("data");
         let mut lab =
             Self { root, agent, region: None, region_port: free_port(), dir, old: String::new(), new: String::new() };
-        lab.old = lab.authority("active");
+        lab.old = lab.root.authority("x509", "active");
         lab
-    }
-
-    fn authority(&self, standing: &str) -> String {
-        let shown = self.root.command(&["localauthority", "x509", "show", "-output", "json"]).ok().stdout;
-        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-        shown[standing]["authority_id"].as_str().unwrap_or_default().to_owned()
     }
 
     fn region_socket(&self) -> PathBuf {
@@ -121,7 +115,7 @@ impl Lab {
         } else {
             let out = once(self, hosts[0]).unwrap_or_else(|why| panic!("{what}\n{why}"));
             if step.text.contains("x509 prepare") {
-                self.new = self.authority("prepared");
+                self.new = self.root.authority("x509", "prepared");
             }
             holds(self, &out).unwrap_or_else(|why| panic!("{what}\n{why}"));
         }

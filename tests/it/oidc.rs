@@ -86,7 +86,7 @@ fn a_workload_api_tells_its_keys_and_each_change() {
     assert_eq!(spire, ours);
     assert_eq!(spire.0, 200);
     // A second authority comes.
-    server.command(&["localauthority", "jwt", "prepare"]).ok();
+    server.order("jwt", "prepare");
     let ids = |body: &str| {
         let set: serde_json::Value = serde_json::from_str(body).expect("JSON");
         let mut ids: Vec<_> = set["keys"].as_array().expect("keys").iter().map(|k| k["kid"].to_string()).collect();
@@ -121,7 +121,7 @@ fn a_source_that_goes_away_leaves_the_last_keys_in_force() {
     });
     assert_eq!(keys().body, before.body);
     server.restart();
-    server.command(&["localauthority", "jwt", "prepare"]).ok();
+    server.order("jwt", "prepare");
     eventually("it hears of the new key", || {
         let now = keys();
         if now.body == before.body { Err(now.body) } else { Ok(()) }
@@ -212,7 +212,7 @@ fn a_server_can_be_its_own_provider() {
     };
     let [own, other] = both("/.well-known/openid-configuration");
     assert_eq!(own, other);
-    server.command(&["localauthority", "jwt", "prepare"]).ok();
+    server.order("jwt", "prepare");
     // The answer to the order comes after the key is served.
     let own = both("/keys")[0].clone();
     assert_eq!(own.2.matches("\"kid\"").count(), 2, "{own:?}");

@@ -48,13 +48,6 @@ impl Workload {
     }
 }
 
-fn order(server: &Server, step: &str, standing: &str) {
-    let shown = server.command(&["localauthority", "jwt", "show", "-output", "json"]).ok().stdout;
-    let shown: Value = serde_json::from_str(&shown).expect("JSON");
-    let id = shown[standing]["authority_id"].as_str().unwrap_or_else(|| panic!("no {standing} authority: {shown}"));
-    server.command(&["localauthority", "jwt", step, "-authorityID", id]).ok();
-}
-
 /// A realm that takes the workload's tokens, by an identity provider of that kind with that configuration. In one realm Keycloak
 /// finds clients by the token's subject alone.
 fn realm<'a>(keycloak: &'a Keycloak, kind: &str, config: impl FnOnce(&Realm<'_>) -> Value, id: &str) -> Realm<'a> {
@@ -149,15 +142,15 @@ fn across_a_rotation(workload: &Workload, realms: [&Realm<'_>; 2], logins: &[Log
         });
     };
     let before = logins.iter().map(|login| [0; 2].map(|_| workload.token(&login.0.audience()))).collect::<Vec<_>>();
-    server.command(&["localauthority", "jwt", "prepare"]).ok();
-    order(server, "activate", "prepared");
+    server.order("jwt", "prepare");
+    server.order("jwt", "activate");
     for (login, [old, _]) in logins.iter().zip(&before) {
         taken(login, "a token of the new key is taken");
         let answer = log_in(*login, old);
         assert!(is_in(&answer), "one of the key before, {}: {answer:?}", login.1);
     }
-    order(server, "taint", "old");
-    order(server, "revoke", "old");
+    server.order("jwt", "taint");
+    server.order("jwt", "revoke");
     // It remembers keys for a day, and is told to forget them.
     realms.iter().for_each(|realm| drop(realm.admin("/clear-keys-cache", &json!({}))));
     for (login, [_, old]) in logins.iter().zip(&before) {

@@ -136,10 +136,10 @@ impl Fleet {
     fn rotations(&self) {
         let count = |events: &[Value], id: &String| events.iter().filter(|e| e["id"] == id.as_str()).count();
         let before: Vec<Vec<usize>> =
-            self.workloads.iter().map(|w| self.identities().map(|id| count(&events(w), id)).collect()).collect();
+            self.workloads.iter().map(|w| self.identities().map(|id| count(&w.events(), id)).collect()).collect();
         eventually("every SVID is renewed", || {
             for (workload, before) in self.workloads.iter().zip(&before) {
-                let events = events(workload);
+                let events = workload.events();
                 for (id, before) in self.identities().zip(before) {
                     let now = count(&events, id);
                     if now <= *before {
@@ -182,7 +182,7 @@ impl Fleet {
         }
         eventually_within(AUTHORITY_LIFE, "every workload is served under the activated authorities", || {
             let used = |w: &Process, (kind, ids): &(&str, Vec<String>)| {
-                issuers(&events(w), kind).iter().any(|i| ids.contains(i))
+                issuers(&w.events(), kind).iter().any(|i| ids.contains(i))
             };
             let unserved = self.workloads.iter().find(|w| !prepared.iter().all(|kind| used(w, kind)));
             unserved.map_or(Ok(()), |w| Err(format!("{prepared:?}\n{}", w.log())))
@@ -192,7 +192,7 @@ impl Fleet {
     /// Waits until every workload is served under X.509 and JWT authorities that did not sign for it before: those before
     /// come to their end, and their successors take over.
     fn rotate_by_time(&self) {
-        let used = || self.workloads.iter().map(|w| ["x509", "jwt"].map(|kind| issuers(&events(w), kind)));
+        let used = || self.workloads.iter().map(|w| ["x509", "jwt"].map(|kind| issuers(&w.events(), kind)));
         let before: Vec<_> = used().collect();
         eventually_within(AUTHORITY_LIFE * 2, "authorities are rotated", || {
             let all_new = used().zip(&before).all(|(now, before)| {
@@ -208,7 +208,7 @@ impl Fleet {
 
     fn wait_events(&self, what: &str, enough: impl Fn(&[Value]) -> bool) {
         for workload in &self.workloads {
-            eventually(what, || if enough(&events(workload)) { Ok(()) } else { Err(workload.log()) });
+            eventually(what, || if enough(&workload.events()) { Ok(()) } else { Err(workload.log()) });
         }
     }
 
@@ -224,7 +224,7 @@ impl Fleet {
         self.check_state();
         self.workloads.iter_mut().for_each(all_was_well);
         for (place, workload) in self.workloads.iter().enumerate() {
-            for event in events(workload).iter().filter(|e| e["event"] == "interrupted") {
+            for event in workload.events().iter().filter(|e| e["event"] == "interrupted") {
                 let ms: i64 = event["ms"].as_str().and_then(|ms| ms.parse().ok()).expect("a moment");
                 let replaced = self.absences.iter().any(|(of, away)| *of == place && away.contains(&ms));
                 assert!(replaced, "refused though agent and a server were there: {event}\n{:?}", self.absences);
@@ -307,7 +307,7 @@ fn state(server: &Server) -> [String; 3] {
 /// Ends a workload and counts: no request failed, no moment was without a valid SVID.
 pub fn all_was_well(workload: &mut Process) {
     assert_eq!(workload.terminate(), 0, "{}", workload.log());
-    let events = events(workload);
+    let events = workload.events();
     let summary = events.last().expect("a summary");
     assert_eq!(summary["event"], "summary", "{}", workload.log());
     println!("{summary}");
@@ -318,10 +318,6 @@ pub fn all_was_well(workload: &mut Process) {
 /// Which authorities have signed for the workload: its X.509-SVIDs (`x509`) or JWT-SVIDs (`jwt`).
 fn issuers(events: &[Value], kind: &str) -> Vec<String> {
     events.iter().filter(|e| e["event"] == kind).map(|e| e["issuer"].as_str().unwrap_or_default().to_owned()).collect()
-}
-
-fn events(workload: &Process) -> Vec<Value> {
-    workload.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// A certificate authority and a node's certificate for x509pop.

@@ -112,7 +112,7 @@ fn replaced(domain: &mut Domain, traffic: &Traffic, kind: &'static str, when: Wh
             }
             "activate" => assert_eq!(domain.authorities(kind, Standing::Active), new),
             "taint" => {
-                traffic.all_hang(domain, kind, &new, &old);
+                traffic.all_hang(domain.name, kind, &new, &old);
                 if kind == "x509" {
                     domain.agents_moved(&agents);
                 }
@@ -158,7 +158,7 @@ fn interrupted_above(on: On, what: &str) {
                 "prepare" => traffic.all_say("trusted", &new),
                 "activate" => {}
                 "taint" => {
-                    traffic.all_hang(&domain, "x509", &new, &old);
+                    traffic.all_hang(domain.name, "x509", &new, &old);
                     domain.agents_moved(&agents);
                 }
                 _ => traffic.all_say("left", &old),

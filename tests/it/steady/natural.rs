@@ -49,7 +49,7 @@ fn outlive(domains: &[&Domain], traffic: &Traffic, mut each: impl FnMut(usize)) 
             let of = |server: &Server| actives(server, kind);
             let first: Vec<String> = domain.servers.iter().flat_map(|s| of(s)[..SUCCESSIONS].to_vec()).collect();
             let last: Vec<String> = domain.servers.iter().flat_map(|s| of(s)[SUCCESSIONS..].to_vec()).collect();
-            traffic.all_hang(domain, event, &last, &first);
+            traffic.all_hang(domain.name, event, &last, &first);
         }
     }
 }

@@ -28,7 +28,7 @@ fn has_moved(domain: &Domain, traffic: &Traffic, kind: &str, old: &[String], age
     assert!(new.iter().all(|id| !old.contains(id)), "{new:?} after {old:?}");
     traffic.all_say("trusted", &new);
     traffic.all_say("left", old);
-    traffic.all_hang(domain, kind, &new, old);
+    traffic.all_hang(domain.name, kind, &new, old);
     if kind == "x509" {
         domain.agents_moved(agents);
     }

@@ -1,6 +1,6 @@
 //! The root above is replaced: in the folder of the `disk` upstream authority, and by order about what it signed.
 
-use super::{Domain, How, On, Standing, Traffic};
+use super::{Domain, How, On, Traffic};
 use crate::forced_rotation::{root, serials};
 use testkit::Workdir;
 
@@ -18,18 +18,17 @@ fn replaced(on: On, what: &str) {
     let first = vec![root(folder.path(), "FIRST")];
     let Some(domain) = Domain::start(on, &How { plugins: below(&folder), ..How::default() }) else { return };
     let traffic = Traffic::among(&[&domain]);
-    traffic.all_hang(&domain, "x509", &first, &[]);
+    traffic.all_hang(domain.name, "x509", &first, &[]);
     let agents = serials(&domain.servers[0]);
     let second = vec![root(folder.path(), "SECOND")];
     let told = &domain.servers[0];
-    told.command(&["localauthority", "x509", "prepare"]).ok();
+    told.order("x509", "prepare");
     traffic.all_say("trusted", &second);
     traffic.goes_on();
-    let id = &domain.authorities("x509", Standing::Prepared)[0];
-    told.command(&["localauthority", "x509", "activate", "-authorityID", id]).ok();
+    told.order("x509", "activate");
     traffic.goes_on();
     told.command(&["upstreamauthority", "taint", "-subjectKeyID", &first[0]]).ok();
-    traffic.all_hang(&domain, "x509", &second, &first);
+    traffic.all_hang(domain.name, "x509", &second, &first);
     domain.agents_moved(&agents);
     traffic.goes_on();
     told.command(&["upstreamauthority", "revoke", "-subjectKeyID", &first[0]]).ok();

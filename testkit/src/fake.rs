@@ -4,7 +4,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -67,8 +67,8 @@ trait Stream: Read + Write + Send + 'static {
 }
 
 impl Stream for std::os::unix::net::UnixStream {}
-impl Stream for std::net::TcpStream {}
-impl Stream for StreamOwned<ServerConnection, std::net::TcpStream> {
+impl Stream for TcpStream {}
+impl Stream for StreamOwned<ServerConnection, TcpStream> {
     fn client(&self) -> Option<Vec<u8>> {
         self.conn.peer_certificates()?.first().map(|certificate| certificate.to_vec())
     }
@@ -137,6 +137,62 @@ pub fn tcp(tls: Option<Arc<ServerConfig>>, script: impl Fn(&Asked) -> Act + Send
         }
     });
     port
+}
+
+/// A proxy that is asked to CONNECT: every host is this machine.
+pub struct ConnectProxy {
+    /// Where it listens, of loopback.
+    pub port: u16,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl ConnectProxy {
+    /// What it was asked so far.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
+
+/// Starts one. `instead` may say something of a request in place of letting it through, and hang up.
+pub fn connect_proxy(instead: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> ConnectProxy {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let proxy = ConnectProxy { port: listener.local_addr().unwrap().port(), heads: Arc::default() };
+    let (heads, instead) = (proxy.heads.clone(), Arc::new(instead));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (heads, instead) = (heads.clone(), instead.clone());
+            std::thread::spawn(move || let_through(stream, &heads, &*instead));
+        }
+    });
+    proxy
+}
+
+fn let_through(
+    mut client: TcpStream,
+    heads: &Mutex<Vec<String>>,
+    instead: &dyn Fn(&str) -> Option<String>,
+) -> Option<()> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        client.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).ok()?;
+    heads.lock().unwrap().push(head.clone());
+    if let Some(said) = instead(&head) {
+        return client.write_all(said.as_bytes()).ok();
+    }
+    let target = head.strip_prefix("CONNECT ")?.split(' ').next()?;
+    let port = target.rsplit_once(':')?.1.parse::<u16>().ok()?;
+    let mut server = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    client.write_all(b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n").ok()?;
+    let (mut back, mut to) = (server.try_clone().ok()?, client.try_clone().ok()?);
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut back, &mut to);
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    });
+    let _ = std::io::copy(&mut client, &mut server);
+    server.shutdown(std::net::Shutdown::Write).ok()
 }
 
 /// A CA in a folder, made by openssl: `ca.crt`, and certificates signed by it.

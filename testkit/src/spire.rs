@@ -320,6 +320,10 @@ pub struct AgentOptions {
     pub join: bool,
     /// The port that it connects to, where it is not the server's own: a balancer's.
     pub server_port: Option<u16>,
+    /// The host that it connects to.
+    pub server_address: &'static str,
+    /// More variables of its environment.
+    pub environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Default for AgentOptions {
@@ -335,6 +339,8 @@ impl Default for AgentOptions {
             unix: String::new(),
             join: true,
             server_port: None,
+            server_address: "127.0.0.1",
+            environment: Vec::new(),
         }
     }
 }
@@ -365,7 +371,7 @@ impl Agent {
                 r#"agent {{
     data_dir = "{data}"
     log_level = "DEBUG"
-    server_address = "127.0.0.1"
+    server_address = "{address}"
     server_port = "{port}"
     socket_path = "{socket}"
     {bootstrap}
@@ -383,6 +389,7 @@ plugins {{
 }}
 "#,
                 data = data.display(),
+                address = options.server_address,
                 port = options.server_port.unwrap_or(server.port),
                 socket = dir.path().join("public/api.sock").display(),
                 bootstrap = options
@@ -400,7 +407,8 @@ plugins {{
         );
         let binary = flavor.binary(&dir, "spire-agent");
         let token = options.join.then(|| server.join_token());
-        let environment = options.web_roots.as_deref().map(web_roots).unwrap_or_default();
+        let mut environment = options.environment.clone();
+        environment.extend(options.web_roots.as_deref().map(web_roots).unwrap_or_default());
         let process = Self::launch(&binary, &config, &dir, &environment, token.as_deref());
         Self { process, dir, binary, config, environment }
     }

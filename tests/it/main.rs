@@ -16,6 +16,7 @@ mod clouds;
 mod delegated;
 mod docker;
 mod documents;
+mod egress;
 mod envoy;
 mod envoy_answers;
 mod explain;

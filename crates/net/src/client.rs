@@ -1,5 +1,6 @@
 //! Channels to servers: lazily connected, with deadlines, reconnecting by themselves.
 
+use crate::egress::Proxies;
 use crate::elsewhere::Handshakes;
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
@@ -29,7 +30,7 @@ pub fn uds_channel(path: impl Into<PathBuf>) -> Channel {
 }
 
 /// A channel over TLS to `address` (`host:port`). The name is resolved anew at each attempt, and its addresses are taken
-/// in turn. The configuration decides whom to trust; the host name is only sent as SNI.
+/// in turn; where the environment names a proxy for it, that one looks it up. The configuration decides whom to trust; the host name is only sent as SNI.
 pub fn tls_channel(address: &str, tls: impl Into<Handshakes<rustls::ClientConfig>>) -> Channel {
     let connector = Connector { address: address.into(), tls: tls.into(), turn: Arc::default() };
     endpoint(&format!("https://{address}"))
@@ -116,8 +117,14 @@ impl<T> Service<T> for Connector {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
             let name = server_name(&address)?;
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&*address).await?.collect();
-            let tcp = connect_any(&addresses, turn).await?;
+            let proxies = Proxies::of_environment();
+            let tcp = match proxies.of(&name.to_str(), port(&address)).map_err(io::Error::other)? {
+                Some(proxy) => proxy.open(&name.to_str(), port(&address)).await.map_err(io::Error::other)?,
+                None => {
+                    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&*address).await?.collect();
+                    connect_any(&addresses, turn).await?
+                }
+            };
             tcp.set_nodelay(true)?;
             let handshake = TlsConnector::from(tls.config.clone()).connect(name, tcp);
             Ok(TokioIo::new(tls.finish(handshake).await?))
@@ -130,6 +137,10 @@ fn server_name(address: &str) -> io::Result<ServerName<'static>> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     ServerName::try_from(host).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {e}")))
+}
+
+fn port(address: &str) -> u16 {
+    address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(443)
 }
 
 /// As Go says it.

@@ -11,6 +11,8 @@ use std::future::Future;
 use std::pin::Pin;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+/// What `User-Agent` says.
+pub(crate) const AGENT: &str = concat!("finial/", env!("CARGO_PKG_VERSION"));
 /// Most bytes of headers that are read.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 

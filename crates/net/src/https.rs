@@ -1,6 +1,8 @@
 //! Fetching one small document over HTTPS, with a limit on everything: time, size, redirects.
 
-use crate::http1::{Answer, Connection, ExchangeError};
+use crate::dial::{self, DialError};
+use crate::egress::Proxies;
+use crate::http1::{self, Answer, Connection, ExchangeError};
 use bytes::Bytes;
 use finial_runtime::errno_text;
 use http::header::{HOST, HeaderValue, LOCATION, USER_AGENT};
@@ -11,19 +13,14 @@ use http_body_util::Full;
 use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::net::UnixStream;
 
 /// So many redirects are followed, as Go's client does.
 const REDIRECTS_MAX: usize = 10;
-/// How long one address of a name may take to answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a fetch may cost.
 #[derive(Clone, Copy, Debug)]
@@ -50,25 +47,9 @@ pub enum FetchError {
     /// The URL is not one of HTTPS with a host, or names a user.
     #[error("{0:?} is not an https URL with a host and without a user")]
     Url(String),
-    /// The name has no address.
-    #[error("dial tcp: lookup {host}: {reason}")]
-    Lookup {
-        /// The name.
-        host: String,
-        /// What the resolver said.
-        reason: String,
-    },
-    /// None of its addresses answers.
-    #[error("dial tcp {address}: {reason}")]
-    Connect {
-        /// The address that was tried last.
-        address: SocketAddr,
-        /// Why it failed.
-        reason: String,
-    },
-    /// The TLS handshake failed.
-    #[error("{0}")]
-    Tls(#[source] Arc<rustls::Error>),
+    /// There is no connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The connection broke, or what came is not HTTP.
     #[error("{0}")]
     Http(String),
@@ -103,9 +84,10 @@ pub fn system_roots() -> RootCertStore {
     roots
 }
 
-/// Fetches `url` by HTTP/1.1. Redirects are followed to https URLs only, under the same rules for the server's
+/// Fetches `url` by HTTP/1.1, through the proxy that the environment names. Redirects are followed to https URLs only, under the same rules for the server's
 /// certificate (SPIFFE Federation sections 5.2.1.4 and 5.2.2.4).
 pub async fn get(url: &str, tls: Arc<rustls::ClientConfig>, limits: FetchLimits) -> Result<Fetched, FetchError> {
+    let proxies = Proxies::of_environment();
     let fetch = async {
         let mut target = parse(url)?;
         for hops in 0..=REDIRECTS_MAX {
@@ -113,7 +95,7 @@ pub async fn get(url: &str, tls: Arc<rustls::ClientConfig>, limits: FetchLimits)
                 0 => cause,
                 _ => FetchError::Redirected { to: target.to_string(), cause: Box::new(cause) },
             };
-            match get_once(&target, tls.clone(), limits.body).await.map_err(there)? {
+            match get_once(&proxies, &target, tls.clone(), limits.body).await.map_err(there)? {
                 Step::Done(fetched) => return Ok(fetched),
                 Step::Redirected(location) => target = resolve(&target, &location)?,
             }
@@ -121,26 +103,6 @@ pub async fn get(url: &str, tls: Arc<rustls::ClientConfig>, limits: FetchLimits)
         Err(FetchError::Redirects)
     };
     tokio::time::timeout(limits.time, fetch).await.unwrap_or(Err(FetchError::Timeout(limits.time.as_secs())))
-}
-
-/// Sends one request, over a connection of its own. Redirects are not followed: they are answers.
-pub async fn send(
-    request: Request<Bytes>,
-    tls: Arc<rustls::ClientConfig>,
-    limits: FetchLimits,
-) -> Result<Answer, FetchError> {
-    let send = async {
-        let (mut head, body) = request.into_parts();
-        let uri = parse(&head.uri.to_string())?;
-        let bad = || FetchError::Url(uri.to_string());
-        let authority = uri.authority().ok_or_else(bad)?.as_str();
-        head.headers.insert(HOST, HeaderValue::from_str(authority).map_err(|_| bad())?);
-        head.uri = uri.path_and_query().map_or("/", PathAndQuery::as_str).parse().map_err(|_| bad())?;
-        let mut connection = Connection::open(dial(&uri, tls).await?).await?;
-        let request = Request::from_parts(head, Full::new(body));
-        Ok(connection.ask(request, |_| Some(limits.body)).await?)
-    };
-    tokio::time::timeout(limits.time, send).await.unwrap_or(Err(FetchError::Timeout(limits.time.as_secs())))
 }
 
 /// Fetches `url` (`http://…`) by HTTP through a unix socket. Redirects are not followed: who serves there is next door.
@@ -177,29 +139,55 @@ fn parse(url: &str) -> Result<Uri, FetchError> {
     if good { Ok(uri) } else { Err(bad()) }
 }
 
-/// Where a `Location` header leads.
+/// Where a `Location` header leads (RFC 3986 section 5.2).
 fn resolve(from: &Uri, location: &str) -> Result<Uri, FetchError> {
-    if !location.starts_with('/') || location.starts_with("//") {
-        let absolute = if location.starts_with("//") { format!("https:{location}") } else { location.to_owned() };
-        return parse(&absolute);
+    let location = location.split('#').next().unwrap_or_default();
+    let (path, query) = location.split_once('?').map_or((location, None), |(path, query)| (path, Some(query)));
+    if path.split('/').next().is_some_and(|first| first.contains(':')) {
+        return parse(location);
     }
+    if path.starts_with("//") {
+        return parse(&format!("https:{location}"));
+    }
+    let folder = from.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let path = match path {
+        "" => from.path().to_owned(),
+        absolute if absolute.starts_with('/') => without_dots(absolute),
+        relative => without_dots(&format!("{folder}/{relative}")),
+    };
+    let query = query.or_else(|| from.query().filter(|_| location.is_empty()));
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let authority = from.authority().map_or("", |authority| authority.as_str());
-    parse(&format!("https://{authority}{location}"))
+    parse(&format!("https://{authority}{path}{query}"))
 }
 
-async fn get_once(uri: &Uri, tls: Arc<rustls::ClientConfig>, body_max: usize) -> Result<Step, FetchError> {
-    let stream = dial(uri, tls).await?;
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    exchange(stream, request(uri, authority)?, body_max).await
+/// A path from the root, with `.` and `..` followed.
+fn without_dots(path: &str) -> String {
+    let mut kept = Vec::new();
+    for part in path.split('/').skip(1) {
+        match part {
+            "." => {}
+            ".." => drop(kept.pop()),
+            part => kept.push(part),
+        }
+    }
+    let is_folder = path.ends_with("/.") || path.ends_with("/..");
+    format!("/{}{}", kept.join("/"), if is_folder && !kept.is_empty() { "/" } else { "" })
 }
 
-async fn dial(uri: &Uri, tls: Arc<rustls::ClientConfig>) -> Result<TlsStream<TcpStream>, FetchError> {
+async fn get_once(
+    proxies: &Proxies,
+    uri: &Uri,
+    tls: Arc<rustls::ClientConfig>,
+    body_max: usize,
+) -> Result<Step, FetchError> {
     let bad = || FetchError::Url(uri.to_string());
     let authority = uri.authority().ok_or_else(bad)?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = ServerName::try_from(host.clone()).map_err(|_| bad())?;
-    let tcp = connect(&host, authority.port_u16().unwrap_or(443)).await?;
-    TlsConnector::from(tls).connect(name, tcp).await.map_err(tls_error)
+    let stream = dial::open(proxies, &host, authority.port_u16().unwrap_or(443)).await?;
+    let stream = dial::secure(stream, name, tls).await?;
+    exchange(stream, request(uri, authority.as_str())?, body_max).await
 }
 
 fn request(uri: &Uri, host: &str) -> Result<Request<Full<Bytes>>, FetchError> {
@@ -209,7 +197,7 @@ fn request(uri: &Uri, host: &str) -> Result<Request<Full<Bytes>>, FetchError> {
         .method(Method::GET)
         .uri(path)
         .header(HOST, HeaderValue::from_str(host).map_err(bad)?)
-        .header(USER_AGENT, concat!("finial/", env!("CARGO_PKG_VERSION")))
+        .header(USER_AGENT, http1::AGENT)
         .body(Full::default())
         .map_err(|e| FetchError::Http(e.to_string()))
 }
@@ -244,34 +232,6 @@ impl From<ExchangeError> for FetchError {
     }
 }
 
-fn tls_error(error: io::Error) -> FetchError {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(cause) => FetchError::Tls(Arc::new(cause.clone())),
-        None => FetchError::Http(errno_text(&error)),
-    }
-}
-
-/// Connects to the first address of the name that answers.
-async fn connect(host: &str, port: u16) -> Result<TcpStream, FetchError> {
-    let lookup = |reason: String| FetchError::Lookup { host: host.to_owned(), reason };
-    let addresses = tokio::net::lookup_host((host, port)).await.map_err(|_| lookup("no such host".into()))?;
-    let mut last = lookup("no such host".into());
-    for address in addresses {
-        let failed = |reason: String| FetchError::Connect { address, reason };
-        last = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                // One small request: nothing to gather.
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Ok(Err(error)) => failed(format!("connect: {}", errno_text(&error))),
-            Err(_) => failed("i/o timeout".into()),
-        };
-    }
-    Err(last)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,6 +255,21 @@ mod tests {
         assert_eq!(to("/y?z").as_deref(), Some("https://a.test:1/y?z"));
         assert_eq!(to("//b.test/y").as_deref(), Some("https://b.test/y"));
         assert_eq!(to("https://b.test/y").as_deref(), Some("https://b.test/y"));
+        for (location, want) in [
+            ("bundle.json", "https://a.test:1/p/bundle.json"),
+            ("b/./c", "https://a.test:1/p/b/c"),
+            ("./b?c=d#e", "https://a.test:1/p/b?c=d"),
+            ("../b", "https://a.test:1/b"),
+            ("../../../b/..", "https://a.test:1/"),
+            ("b/c/..", "https://a.test:1/p/b/"),
+            ("/a/../b/.", "https://a.test:1/b/"),
+            ("?v=2:3", "https://a.test:1/p/x?v=2:3"),
+            ("#e", "https://a.test:1/p/x?q"),
+            ("x/y:z", "https://a.test:1/p/x/y:z"),
+        ] {
+            let from = parse("https://a.test:1/p/x?q").unwrap();
+            assert_eq!(resolve(&from, location).unwrap().to_string(), want, "{location}");
+        }
         assert_eq!(to("http://b.test/y"), None);
         assert_eq!(to("https://u@b.test/y"), None);
     }

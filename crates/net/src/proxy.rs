@@ -32,30 +32,23 @@ pub struct InvalidNetwork(pub String);
 #[error("malformed PROXY protocol header: {0}")]
 pub struct MalformedHeader(&'static str);
 
-/// The networks whose PROXY headers are believed. None by default.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrustedProxies(Vec<(IpAddr, u32)>);
+/// The addresses that begin with these bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Network(IpAddr, u32);
 
-impl TrustedProxies {
-    /// Parses networks such as `10.0.0.0/8` and `2001:db8::/32`.
-    ///
-    /// # Errors
-    /// The first that is none.
-    pub fn parse<T: AsRef<str>>(networks: &[T]) -> Result<Self, InvalidNetwork> {
-        let parse = |text: &T| {
-            let text = text.as_ref();
-            let network = text.split_once('/').and_then(|(address, bits)| {
-                let (address, bits) = (address.parse::<IpAddr>().ok()?, bits.parse::<u32>().ok()?);
-                (bits <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, bits))
-            });
-            network.ok_or_else(|| InvalidNetwork(text.into()))
-        };
-        networks.iter().map(parse).collect::<Result<_, _>>().map(Self)
+impl Network {
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidNetwork> {
+        let network = text.split_once('/').and_then(|(address, bits)| {
+            let (address, bits) = (address.parse::<IpAddr>().ok()?, bits.parse::<u32>().ok()?);
+            (bits <= if address.is_ipv4() { 32 } else { 128 }).then_some(Self(address, bits))
+        });
+        network.ok_or_else(|| InvalidNetwork(text.into()))
     }
 
-    /// Whether headers from this address are believed. An IPv4 address that came over an IPv6 socket is the IPv4 address.
-    pub fn includes(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|(network, bits)| match (network, address.to_canonical()) {
+    /// An IPv4 address that came over an IPv6 socket is the IPv4 address.
+    pub(crate) fn includes(&self, address: IpAddr) -> bool {
+        let Self(network, bits) = self;
+        match (network, address.to_canonical()) {
             (IpAddr::V4(network), IpAddr::V4(address)) => {
                 (network.to_bits() ^ address.to_bits()).checked_shr(32 - bits).unwrap_or_default() == 0
             }
@@ -63,7 +56,26 @@ impl TrustedProxies {
                 (network.to_bits() ^ address.to_bits()).checked_shr(128 - bits).unwrap_or_default() == 0
             }
             _ => false,
-        })
+        }
+    }
+}
+
+/// The networks whose PROXY headers are believed. None by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<Network>);
+
+impl TrustedProxies {
+    /// Parses networks such as `10.0.0.0/8` and `2001:db8::/32`.
+    ///
+    /// # Errors
+    /// The first that is none.
+    pub fn parse<T: AsRef<str>>(networks: &[T]) -> Result<Self, InvalidNetwork> {
+        networks.iter().map(|text| Network::parse(text.as_ref())).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether headers from this address are believed.
+    pub fn includes(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.includes(address))
     }
 }
 

@@ -9,10 +9,12 @@ pub(crate) mod trust;
 pub use crate::http1::{Answer, ExchangeError};
 pub use trust::{Identity, Trust, client_config};
 
-use crate::http1::Connection;
+use crate::dial::{self, DialError};
+use crate::egress::Proxies;
+use crate::http1::{self, Connection};
 use bytes::Bytes;
 use finial_runtime::errno_text;
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::Full;
 use rustls_pki_types::ServerName;
@@ -22,17 +24,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
 
 /// A body larger than this is parsed on a thread of its own.
 const LARGE: usize = 64 << 10;
 
 /// A connection that nobody needed for so long is not used: what lies between may have forgotten it without a word.
 const IDLE_MAX: Duration = Duration::from_secs(30);
-/// How long one address of a name may take to answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the daemon listens.
 #[derive(Clone)]
@@ -90,9 +89,12 @@ pub async fn json<T: DeserializeOwned + Send + 'static>(answer: &Answer) -> Resu
 /// Why there is no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum HttpError {
-    /// Nobody listens there, or the handshake failed.
+    /// Nobody listens at the unix socket, or another user.
     #[error("{0}")]
     Connect(String),
+    /// There is no connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The connection broke, what came is not HTTP, or too long.
     #[error("{0}")]
     Exchange(#[from] ExchangeError),
@@ -108,18 +110,20 @@ pub struct Client {
     base: String,
     /// Who must listen on the unix socket, if that matters.
     owner: Option<u32>,
+    /// Between us and who is asked by TLS.
+    proxies: Arc<Proxies>,
     /// The last connection, and since when nobody needs it.
     idle: Mutex<Option<(Connection, Instant)>>,
 }
 
 impl Client {
-    /// Connects when it is asked.
+    /// Connects when it is asked, through no proxy: to what belongs to this node.
     pub fn new(target: Target) -> Self {
-        Self { target, base: String::new(), owner: None, idle: Mutex::default() }
+        Self { target, base: String::new(), owner: None, proxies: Arc::default(), idle: Mutex::default() }
     }
 
     /// Of who listens at this URL (`https://host[:port][/path]`, or `http://…`). A path stands before that of each request;
-    /// `tls` is for `https`.
+    /// `tls` is for `https`, which goes through the proxy that the environment names.
     ///
     /// # Errors
     /// What is wrong with the URL.
@@ -144,7 +148,13 @@ impl Client {
             }
             _ => return Err(bad("its scheme is another")),
         };
-        Ok(Self { base: uri.path().trim_end_matches('/').to_owned(), ..Self::new(target) })
+        let (base, proxies) = (uri.path().trim_end_matches('/').to_owned(), Proxies::of_environment());
+        Ok(Self { base, proxies, ..Self::new(target) })
+    }
+
+    /// The same with other proxies.
+    pub fn through(self, proxies: Arc<Proxies>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Of a daemon that only that user may be, where the target is a unix socket: the path may lead to another's.
@@ -178,6 +188,7 @@ impl Client {
             path.parse().map_err(|e: http::uri::InvalidUri| ExchangeError::Broken(format!("{path:?}: {e}")))?;
         request.headers_mut().clone_from(headers);
         request.headers_mut().insert(HOST, self.host());
+        request.headers_mut().entry(USER_AGENT).or_insert(HeaderValue::from_static(http1::AGENT));
         let late = Err(HttpError::Timeout(limits.time));
         tokio::time::timeout(limits.time, self.send_now(request, limits.body)).await.unwrap_or(late)
     }
@@ -218,11 +229,14 @@ impl Client {
                 }
                 Ok(Connection::open(stream).await?)
             }
-            Target::Tcp(address) => Ok(Connection::open(tcp(address).await.map_err(failed)?).await?),
+            Target::Tcp(address) => {
+                let (host, port) = parts(address)?;
+                Ok(Connection::open(dial::tcp(host, port).await?).await?)
+            }
             Target::Tls(address, name, config) => {
-                let tcp = tcp(address).await.map_err(failed)?;
-                let tls = TlsConnector::from(config.clone()).connect(name.clone(), tcp).await;
-                Ok(Connection::open(tls.map_err(failed)?).await?)
+                let (host, port) = parts(address)?;
+                let stream = dial::open(&self.proxies, host, port).await?;
+                Ok(Connection::open(dial::secure(stream, name.clone(), config.clone()).await?).await?)
             }
         }
     }
@@ -243,25 +257,11 @@ impl Client {
     }
 }
 
-/// Connects to the first address of the name that answers: one that swallows everything must not cost all the time.
-async fn tcp(address: &str) -> io::Result<TcpStream> {
-    // Names below `localhost` are this machine (RFC 6761), also where the resolver does not know that.
-    let here = address.rsplit_once(':').filter(|(host, _)| host.ends_with(".localhost"));
-    let here = here.map(|(_, port)| format!("localhost:{port}"));
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "no such host");
-    for address in tokio::net::lookup_host(here.as_deref().unwrap_or(address)).await? {
-        last = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                // A request is one small write: gathering more would only cost the 40 ms until the peer acknowledges the
-                // one before.
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::new(io::ErrorKind::TimedOut, format!("dial tcp {address}: i/o timeout")),
-        };
-    }
-    Err(last)
+/// Of `host:port`.
+fn parts(address: &str) -> Result<(&str, u16), HttpError> {
+    let found = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+    let (host, port) = found.ok_or_else(|| HttpError::Connect(format!("{address:?} is not host:port")))?;
+    Ok((host.trim_start_matches('[').trim_end_matches(']'), port))
 }
 
 #[cfg(test)]

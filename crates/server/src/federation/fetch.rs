@@ -6,6 +6,7 @@ use finial_core::{Bundle, Clock, EndpointProfile, ErrorKind, TrustDomain};
 use finial_crypto::bundle::{BUNDLE_BYTES_MAX, BundleError, bundle_from_json};
 use finial_crypto::tls::{KeyExchange, PeerPolicy, ServerAuth, client_config_with, explain};
 use finial_crypto::web::{NotWebButSpiffe, web_client_config};
+use finial_net::DialError;
 use finial_net::https::{self, FetchLimits};
 use finial_runtime::Spawner;
 use finial_store::StoreError;
@@ -176,7 +177,7 @@ impl Fetcher {
 fn failed_at(url: String, error: https::FetchError, profile: &EndpointProfile) -> FederationError {
     match error {
         https::FetchError::Redirected { to, cause } => failed_at(to, *cause, profile),
-        https::FetchError::Tls(cause) => match NotWebButSpiffe::of(&cause) {
+        https::FetchError::Dial(DialError::Tls(cause)) => match NotWebButSpiffe::of(&cause) {
             Some(told) => FederationError::NotWeb { claimed: told.claimed.to_string(), url, cause: told.to_string() },
             None => FederationError::Fetch { url, cause: tls_text(&cause, profile) },
         },

@@ -171,11 +171,11 @@ impl Engine {
         answer.map_err(|error| {
             let target = self.target();
             match error {
-                HttpError::Connect(cause) => PluginError::new(
+                HttpError::Connect(_) | HttpError::Dial(_) => PluginError::new(
                     ErrorKind::Unavailable,
                     format!(
                         "failed to connect to the docker API at {target}; check if the path is correct and if the daemon \
-                         is running: {cause}"
+                         is running: {error}"
                     ),
                 ),
                 HttpError::Exchange(ExchangeError::Broken(cause)) => PluginError::new(ErrorKind::Unavailable, format!("{target}: {cause}")),

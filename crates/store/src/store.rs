@@ -32,7 +32,7 @@ struct Inner {
     /// Whether our own tables are there.
     rotations: AtomicBool,
     // held, never read: the lock lasts as long as the handle
-    _lock: Option<File>,
+    _lock: Option<Lock>,
 }
 
 impl std::fmt::Debug for Store {
@@ -242,8 +242,20 @@ async fn connect(settings: &StoreSettings) -> Result<Connections, StoreError> {
     Ok(Connections::File { writer, readers })
 }
 
+/// Lets go of the lock at once: a process that another thread is just starting shares it until it runs its program.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "lock not released before its end");
+        }
+    }
+}
+
 /// Makes sure that no second server works on the same file: the kernel drops the lock when the process ends.
-fn lock(database: &Path) -> Result<File, StoreError> {
+fn lock(database: &Path) -> Result<Lock, StoreError> {
     // through links, too: the lock stands beside the file itself
     let mut name = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_path_buf()).into_os_string();
     name.push(".lock");
@@ -273,5 +285,22 @@ fn lock(database: &Path) -> Result<File, StoreError> {
     if let Err(e) = noted {
         tracing::debug!(error = %e, "lock file not written");
     }
-    Ok(file)
+    Ok(Lock(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_is_free_though_a_process_that_was_just_started_still_shares_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("db");
+        let held = lock(&database).unwrap();
+        let shared = held.0.try_clone().unwrap();
+        assert!(matches!(lock(&database), Err(StoreError::Locked { .. })));
+        drop(held);
+        lock(&database).unwrap();
+        drop(shared);
+    }
 }

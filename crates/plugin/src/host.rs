@@ -25,6 +25,11 @@ pub trait ServerHost: Send + Sync {
 
     /// The server's own identity.
     async fn identity(&self) -> Result<ServerIdentity, PluginError>;
+
+    /// The bundle of its trust domain alone.
+    async fn bundle(&self) -> Result<Bundle, PluginError> {
+        Ok(self.identity().await?.bundle)
+    }
 }
 
 /// What is there by now.
@@ -34,4 +39,14 @@ pub struct HostServices {
     pub metrics: OnceLock<Metrics>,
     /// Of a server.
     pub server: OnceLock<Arc<dyn ServerHost>>,
+}
+
+impl HostServices {
+    /// The server's bundle as it is now; what was told, while it has none to show.
+    pub async fn newest_bundle(&self, told: &Bundle) -> Bundle {
+        match self.server.get() {
+            Some(server) => server.bundle().await.unwrap_or_else(|_| told.clone()),
+            None => told.clone(),
+        }
+    }
 }

@@ -48,4 +48,9 @@ impl ServerHost for PluginHost {
             bundle: bundle.unwrap_or_else(|| Bundle::empty(self.bundles.trust_domain().clone())),
         })
     }
+
+    async fn bundle(&self) -> Result<Bundle, PluginError> {
+        let absent = || PluginError::new(ErrorKind::Unavailable, "the server has no bundle yet");
+        self.bundles.own().map(|own| own.stored().clone()).ok_or_else(absent)
+    }
 }

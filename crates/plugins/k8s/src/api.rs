@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use finial_core::ErrorKind;
 use finial_net::rest::{Client, Limits};
 use finial_plugin::PluginError;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
@@ -61,12 +61,14 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn open(place: &Place) -> Result<Self, ApiError> {
+    /// Reads the files, on a thread where that delays nobody.
+    pub(crate) async fn open(place: &Place) -> Result<Self, ApiError> {
         let failed = |text| ApiError { status: None, text };
-        let (client, token) = place.connect().map_err(failed)?;
+        let place = place.clone();
+        let read = tokio::task::spawn_blocking(move || place.connect()).await;
+        let (client, token) = read.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(JSON));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("finial/", env!("CARGO_PKG_VERSION"))));
         if let Some(token) = token {
             let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
             let mut value = value.map_err(|_| failed("the token is not one line of text".into()))?;

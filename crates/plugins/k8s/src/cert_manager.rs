@@ -184,7 +184,7 @@ impl UpstreamAuthority for CertManager {
 
     async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError> {
         check_ca_csr(csr, &self.trust_domain)?;
-        let api = Api::open(&self.place).map_err(|e| e.during("failed to create cert-manager client"))?;
+        let api = Api::open(&self.place).await.map_err(|e| e.during("failed to create cert-manager client"))?;
         let request = self.request(csr, ttl_seconds);
         let created = api.call(Method::POST, &self.path(), JSON, Some(&request)).await;
         let created = created.map_err(|e| e.during("failed to create object"))?;

@@ -98,7 +98,7 @@ impl Cluster {
                 "metadata": {"name": self.name, "namespace": self.namespace},
                 "data": {&self.key: text}
             });
-            let done = match Api::open(&self.place) {
+            let done = match Api::open(&self.place).await {
                 Ok(api) => api.call(Method::PATCH, &path, APPLY, Some(&applied)).await,
                 Err(error) => Err(error),
             };

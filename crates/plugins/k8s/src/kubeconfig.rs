@@ -2,6 +2,7 @@
 
 use finial_core::Secret;
 use finial_hcl::{from_value, yaml};
+use finial_net::Proxies;
 use finial_net::rest::{Client, Identity, Trust, client_config};
 use finial_plugin::secret;
 use finial_runtime::{errno_text, files};
@@ -169,10 +170,8 @@ fn from_file(path: &Path) -> Result<(Client, Option<Secret<String>>), String> {
             ));
         }
     }
-    for (key, value) in [("proxy-url", &cluster.proxy_url), ("tls-server-name", &cluster.tls_server_name)] {
-        if !value.is_empty() {
-            return Err(format!("cluster {:?}: {key} is not supported", context.context.cluster));
-        }
+    if !cluster.tls_server_name.is_empty() {
+        return Err(format!("cluster {:?}: tls-server-name is not supported", context.context.cluster));
     }
     let trust = match material(&cluster.certificate_authority_data, &cluster.certificate_authority, folder)? {
         _ if cluster.insecure_skip_tls_verify => Trust::Anyone,
@@ -180,7 +179,10 @@ fn from_file(path: &Path) -> Result<(Client, Option<Secret<String>>), String> {
         None => Trust::System,
     };
     let tls = client_config(&trust, identity(user, folder)?.as_ref(), "API server")?;
-    let client = Client::to(&cluster.server, Arc::new(tls))?;
+    let mut client = Client::to(&cluster.server, Arc::new(tls))?;
+    if !cluster.proxy_url.is_empty() {
+        client = client.through(Arc::new(Proxies::always(&cluster.proxy_url, "proxy-url")));
+    }
     let token = match user.token_file.as_str() {
         "" => Some(user.token.clone()).filter(|token| !token.expose().is_empty()),
         file => Some(text(&folder.join(file))?),

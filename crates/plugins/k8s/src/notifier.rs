@@ -12,11 +12,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 /// So often is a write tried that others get ahead of.
 const ATTEMPTS: usize = 5;
 /// How often labelled objects are looked for that have appeared, or that somebody changed.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long a token is used before its file is read again, and a connection beside it; as long as by Kubernetes' own client.
+const FILES: Duration = Duration::from_secs(60);
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -43,6 +47,8 @@ struct Keys {
 
 struct Cluster {
     place: Place,
+    /// Since when.
+    api: Mutex<Option<(Api, Instant)>>,
     map: Target,
     labelled: Vec<Target>,
 }
@@ -104,15 +110,14 @@ impl K8sBundle {
 
     /// The newest bundle that is known here, or else this one.
     async fn newest(&self, bundle: &Bundle) -> Bundle {
-        let server = self.host.get().and_then(|host| host.server.get());
-        match server {
-            Some(server) => server.identity().await.map_or_else(|_| bundle.clone(), |identity| identity.bundle),
+        match self.host.get() {
+            Some(host) => host.newest_bundle(bundle).await,
             None => bundle.clone(),
         }
     }
 
     async fn tell(&self, bundle: &Bundle) -> Result<(), PluginError> {
-        let told = join_all(self.clusters.iter().map(|cluster| cluster.tell(self, bundle))).await;
+        let told = join_all(self.clusters.iter().map(|cluster| cluster.tell(self, bundle, true))).await;
         let failed: Vec<String> = told.into_iter().flatten().collect();
         if failed.is_empty() {
             return Ok(());
@@ -138,34 +143,26 @@ impl Cluster {
             name: or(keys.config_map, "spire-bundle"),
             key: or(keys.config_map_key, "bundle.crt"),
         };
-        Self { place: Place::of(&keys.kube_config_file_path), map, labelled }
+        Self { place: Place::of(&keys.kube_config_file_path), api: Mutex::default(), map, labelled }
     }
 
-    /// What failed. One object keeps no other from being written.
-    async fn tell(&self, notifier: &K8sBundle, bundle: &Bundle) -> Vec<String> {
-        let api = match Api::open(&self.place) {
-            Ok(api) => api,
-            Err(error) => return vec![error.text],
+    /// What failed. One object keeps no other from being written. The ConfigMap is only written when there is news of the bundle.
+    async fn tell(&self, notifier: &K8sBundle, bundle: &Bundle, is_news: bool) -> Vec<String> {
+        let mut kept = self.api.lock().await;
+        let api = match kept.take().filter(|(_, since)| since.elapsed() < FILES) {
+            Some(open) => open,
+            None => match Api::open(&self.place).await {
+                Ok(api) => (api, Instant::now()),
+                Err(error) => return vec![error.text],
+            },
         };
         let mut failed = Vec::new();
-        for target in std::iter::once(&self.map).chain(&self.labelled) {
-            failed.extend(target.tell(&api, notifier, bundle).await);
+        for target in is_news.then_some(&self.map).into_iter().chain(&self.labelled) {
+            failed.extend(target.tell(&api.0, notifier, bundle).await);
         }
+        // What failed may be due to files that are others by now.
+        *kept = Some(api).filter(|_| failed.is_empty());
         failed
-    }
-
-    /// Sees to labelled objects that have appeared.
-    async fn look(&self, notifier: &K8sBundle, bundle: &Bundle) {
-        let failed = match Api::open(&self.place) {
-            Ok(api) => {
-                let told = self.labelled.iter().map(|target| target.tell(&api, notifier, bundle));
-                join_all(told).await.into_iter().flatten().collect()
-            }
-            Err(error) => vec![error.text],
-        };
-        if !failed.is_empty() {
-            tracing::error!(error = failed.join(", "), "Unable to set bundle for objects");
-        }
     }
 }
 
@@ -186,17 +183,22 @@ impl Target {
 
     async fn tell(&self, api: &Api, notifier: &K8sBundle, bundle: &Bundle) -> Vec<String> {
         let list = self.list();
+        let folder = list.split('?').next().unwrap_or_default();
+        let path = |name: &str| format!("{folder}/{}", segment(name));
         let found = match self {
-            Self::ConfigMap { name, .. } => vec![name.clone()],
+            Self::ConfigMap { namespace, name, .. } => match api.get(&path(name)).await {
+                Ok(map) => vec![map],
+                Err(error) => return vec![format!("{namespace}/{name}: {}", error.text)],
+            },
             _ => match api.get(&list).await {
-                Ok(found) => items(&found).map(|object| text(object, "/metadata/name").to_owned()).collect(),
+                Ok(found) => items(&found).cloned().collect(),
                 Err(error) => return vec![format!("unable to get list: {}", error.text)],
             },
         };
-        let folder = list.split('?').next().unwrap_or_default();
         let mut failed = Vec::new();
-        for name in found {
-            if let Err(error) = self.write(api, notifier, &format!("{folder}/{}", segment(&name)), bundle).await {
+        for object in found {
+            let name = text(&object, "/metadata/name").to_owned();
+            if let Err(error) = self.write(api, notifier, &path(&name), object, bundle).await {
                 failed.push(match self {
                     Self::ConfigMap { namespace, .. } => format!("{namespace}/{name}: {}", error.text),
                     _ => format!("{name}: {}", error.text),
@@ -206,19 +208,26 @@ impl Target {
         failed
     }
 
-    /// Reads, changes and writes; again when others wrote meanwhile.
-    async fn write(&self, api: &Api, notifier: &K8sBundle, path: &str, bundle: &Bundle) -> Result<(), ApiError> {
+    /// Changes an object as it was read, and writes; again when others wrote meanwhile.
+    async fn write(
+        &self,
+        api: &Api,
+        notifier: &K8sBundle,
+        path: &str,
+        mut object: Value,
+        bundle: &Bundle,
+    ) -> Result<(), ApiError> {
         let mut attempt = 1;
         loop {
-            let object = api.get(path).await?;
             // Asked for after the object: who wrote it last then had no newer one than we.
             let newest = notifier.newest(bundle).await;
-            let pem = BundleFormat::Pem.write(&newest).map_err(|e| ApiError { status: None, text: e.message })?;
+            let pem = BundleFormat::Pem.write(&newest);
             let Some(patch) = self.patch(&object, &pem) else { return Ok(()) };
             match api.call(Method::PATCH, path, STRATEGIC, Some(&patch)).await {
                 Err(error) if error.status == Some(StatusCode::CONFLICT) && attempt < ATTEMPTS => attempt += 1,
                 done => return done.map(drop),
             }
+            object = api.get(path).await?;
         }
     }
 
@@ -284,12 +293,15 @@ impl Notifier for K8sBundle {
         let watched: Vec<_> = self.clusters.iter().filter(|cluster| !cluster.labelled.is_empty()).collect();
         loop {
             tokio::time::sleep(LOOK).await;
-            let Some(server) = self.host.get().and_then(|host| host.server.get()) else { continue };
             if watched.is_empty() {
                 std::future::pending::<()>().await;
             }
-            if let Ok(identity) = server.identity().await {
-                join_all(watched.iter().map(|cluster| cluster.look(self, &identity.bundle))).await;
+            let Some(server) = self.host.get().and_then(|host| host.server.get()) else { continue };
+            let Ok(bundle) = server.bundle().await else { continue };
+            let told = join_all(watched.iter().map(|cluster| cluster.tell(self, &bundle, false))).await;
+            let failed: Vec<String> = told.into_iter().flatten().collect();
+            if !failed.is_empty() {
+                tracing::error!(error = failed.join(", "), "Unable to set bundle for objects");
             }
         }
     }
@@ -298,6 +310,7 @@ impl Notifier for K8sBundle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use testkit::fake::{Act, Pki, connect_proxy, tcp};
 
     fn of(data: &str) -> Result<K8sBundle, String> {
         K8sBundle::new(&finial_hcl::parse(data).unwrap()).map_err(|e| e.to_string())
@@ -333,5 +346,37 @@ mod tests {
         assert_eq!(patch["webhooks"][0]["clientConfig"], json!({"caBundle": to_base64(b"pem")}));
         assert_eq!(hooks.patch(&patch, "pem"), None);
         assert_eq!(hooks.patch(&json!({"webhooks": []}), "pem"), None);
+    }
+
+    /// Objects that are as they should be cost one request for each kind, over one connection.
+    #[tokio::test]
+    async fn looking_costs_a_list_of_each_kind_over_a_connection_that_is_kept() {
+        let pki = Pki::new();
+        pki.issue("server", "subjectAltName=IP:127.0.0.1");
+        let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = calls.clone();
+        let objects: Vec<_> = ["a", "b", "c"].map(|name| json!({"metadata": {"name": name}, "webhooks": []})).into();
+        let list = json!({"items": objects}).to_string();
+        let port = tcp(Some(pki.server("server", false)), move |asked| {
+            seen.lock().unwrap().push(format!("{} {}", asked.method, asked.path.split('?').next().unwrap()));
+            Act::Say(200, list.clone())
+        });
+        let proxy = connect_proxy(|_| None);
+        let config = format!(
+            "clusters: [{{name: c, cluster: {{server: \"https://127.0.0.1:{port}\", certificate-authority: ca.crt, \
+             proxy-url: \"http://127.0.0.1:{}\"}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n\
+             contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n",
+            proxy.port
+        );
+        std::fs::write(pki.path("config"), config).unwrap();
+        let notifier =
+            of(&format!("kube_config_file_path = \"{}\"\nwebhook_label = \"l\"", pki.path("config"))).unwrap();
+        let bundle = Bundle::empty(finial_core::TrustDomain::parse("example.org").unwrap());
+        for _ in 0..2 {
+            assert_eq!(notifier.clusters[0].tell(&notifier, &bundle, false).await, Vec::<String>::new());
+            let kind = |kind: &str| format!("GET /apis/admissionregistration.k8s.io/v1/{kind}webhookconfigurations");
+            assert_eq!(std::mem::take(&mut *calls.lock().unwrap()), [kind("mutating"), kind("validating")]);
+        }
+        assert_eq!(proxy.heads().len(), 1, "one connection");
     }
 }

@@ -271,7 +271,11 @@ fn endpoint(r: &mut Resolver, raw: Raw) -> Option<OidcEndpoint> {
             jwks_uri: some(raw.jwks_uri),
             set_key_use: raw.set_key_use,
             allow_insecure_scheme: raw.allow_insecure_scheme,
-            path_prefix: raw.server_path_prefix,
+            path_prefix: match raw.server_path_prefix {
+                // It is the path of URLs.
+                prefix if !prefix.is_empty() && !prefix.starts_with('/') => format!("/{prefix}"),
+                prefix => prefix,
+            },
         },
         log_requests: raw.log_requests,
     })

@@ -50,6 +50,15 @@ fn all_that_can_be_written_is_read() {
 }
 
 #[test]
+fn a_prefix_without_a_slash_is_one_all_the_same() {
+    for (written, read) in [("oidc", "/oidc"), ("/oidc", "/oidc"), ("/oidc/", "/oidc/"), ("/", "/"), ("", "")] {
+        let settings =
+            parse(&format!("{LEAST} insecure_addr = \":8080\"\nserver_path_prefix = \"{written}\"")).unwrap();
+        assert_eq!(settings.endpoint.documents.path_prefix, read);
+    }
+}
+
+#[test]
 fn everything_wrong_is_named_at_once() {
     let said =
         parse("domains = [\"Ä.test\"]\njwt_issuer = \"nonsense\"\nhealth_checks { bind_port = 99999 }").unwrap_err();

@@ -184,6 +184,28 @@ plugins { KeyManager "disk" {} KeyManager "disk" {} }
     assert!(text.contains("\nalso: data_dir must be configured\n  at s.conf:1:1\n  hint: add data_dir"), "{text}");
 }
 
+/// SPIRE listens on all addresses then, and says nothing.
+#[test]
+fn a_bundle_endpoint_address_that_is_none_is_told() {
+    let told = |address: &str| {
+        let loaded = server(&format!(
+            r#"server {{
+                trust_domain = "example.org" bind_address = "::1" bind_port = 1 data_dir = "d"
+                federation {{ bundle_endpoint {{ address = "{address}" port = 8443 profile "https_spiffe" {{}} }} }}
+            }} plugins {{ DataStore "sql" {{ plugin_data {{}} }} KeyManager "memory" {{ plugin_data {{}} }} }}"#
+        ))
+        .unwrap();
+        let endpoint = loaded.settings.federation.bundle_endpoint.unwrap();
+        (endpoint.address.to_string(), loaded.notices)
+    };
+    let all = "[::]:8443".to_owned();
+    let warning = "federation.bundle_endpoint.address \"localhost\" is not an IP address: the endpoint listens on all \
+                   addresses of this machine";
+    assert_eq!(told("localhost"), (all.clone(), vec![Notice::Warn(warning.into())]));
+    assert_eq!(told(""), (all, vec![]));
+    assert_eq!(told("127.0.0.1"), ("127.0.0.1:8443".into(), vec![]));
+}
+
 /// What the fetcher would refuse at every poll is refused here, and no password is shown.
 #[test]
 fn bundle_endpoint_urls_that_nobody_can_fetch() {

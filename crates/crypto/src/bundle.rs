@@ -1,16 +1,20 @@
 //! Bundle documents: the SPIFFE bundle format (a JWK set), and the JWK sets of the Workload API.
 
 use crate::key::{KeyError, Kind, PublicKey};
-use crate::x509::{Certificate, ParseError};
+use crate::random::sha256_hex;
+use crate::x509::{Certificate, ParseError, TrustRoots};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64URL};
 use finial_core::{Bundle, ErrorKind, JwtAuthority, TrustDomain, X509Authority};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 const X509_SVID: &str = "x509-svid";
 const JWT_SVID: &str = "jwt-svid";
 const WIT_SVID: &str = "wit-svid";
+/// Everything in an Ed25519 SubjectPublicKeyInfo up to the 32 bytes of the key.
+const ED25519_PREFIX: &[u8] = &[0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// Largest bundle document that is read, in bytes.
 pub const BUNDLE_BYTES_MAX: usize = 4 << 20;
@@ -79,30 +83,57 @@ impl BundleFormat {
     pub const SPIFFE: Self = Self { x509: true, jwt: true, wit: true, standard: false, pretty: true };
 }
 
-/// Writes a bundle document. A refresh hint or sequence number of 0 is left out.
-pub fn bundle_to_json(bundle: &Bundle, format: BundleFormat) -> Result<String, KeyError> {
+/// An authority that is of no use here, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{authority}: {cause}")]
+pub struct Unusable {
+    /// Names it.
+    pub authority: String,
+    /// What is wrong with it.
+    pub cause: ParseError,
+}
+
+/// A bundle without the authorities that cannot be read, as one must not take the others with it. Tells of these, and of
+/// roots with a kind of key that cannot be used: workloads may know better, but documents are without them.
+pub fn readable(bundle: &Bundle) -> (Bundle, Vec<Unusable>) {
+    let (mut readable, mut unusable) = (bundle.clone(), Vec::new());
+    let mut note = |authority, cause| unusable.push(Unusable { authority, cause });
+    readable.x509_authorities.retain(|root| {
+        let anchor = TrustRoots::new([&root.der]).map(drop);
+        let kept = anchor.is_ok();
+        if let Err(cause) = anchor.and_then(|()| x509_jwk(root).map(drop)) {
+            note(format!("X.509 authority with SHA-256 {}", sha256_hex(&root.der)), cause);
+        }
+        kept
+    });
+    for (kind, keys) in [("JWT", &mut readable.jwt_authorities), ("WIT", &mut readable.wit_authorities)] {
+        keys.retain(|key| match key_jwk(key) {
+            Ok(_) => true,
+            Err(cause) => {
+                note(format!("{kind} authority {:?}", key.key_id), cause.into());
+                false
+            }
+        });
+    }
+    (readable, unusable)
+}
+
+/// Writes a bundle document, without those authorities that [`readable`] tells of. A refresh hint or sequence number of 0 is
+/// left out.
+pub fn bundle_to_json(bundle: &Bundle, format: BundleFormat) -> String {
     let mut keys = Vec::new();
-    let mut add = |name: &str, key: &PublicKey, key_id: Option<&str>, x5c: Option<&[u8]>| {
+    let mut add = |name: &str, members: Option<Map<String, Value>>| {
+        let Some(members) = members else { return };
         let mut jwk = Map::new();
         if !format.standard {
             jwk.insert("use".into(), name.into());
         }
-        jwk.extend(public_key_to_jwk(key, key_id));
-        if let Some(der) = x5c {
-            jwk.insert("x5c".into(), Value::Array(vec![BASE64.encode(der).into()]));
-        }
+        jwk.extend(members);
         keys.push(Value::Object(jwk));
     };
-    for authority in bundle.x509_authorities.iter().filter(|_| format.x509) {
-        let certificate = Certificate::parse(authority.der.clone()).map_err(|_| KeyError::Malformed)?;
-        add(X509_SVID, &certificate.public_key()?, None, Some(&authority.der));
-    }
-    for authority in bundle.jwt_authorities.iter().filter(|_| format.jwt) {
-        add(JWT_SVID, &PublicKey::from_spki(&authority.public_key)?, Some(&authority.key_id), None);
-    }
-    for authority in bundle.wit_authorities.iter().filter(|_| format.wit) {
-        add(WIT_SVID, &PublicKey::from_spki(&authority.public_key)?, Some(&authority.key_id), None);
-    }
+    bundle.x509_authorities.iter().filter(|_| format.x509).for_each(|root| add(X509_SVID, x509_jwk(root).ok()));
+    bundle.jwt_authorities.iter().filter(|_| format.jwt).for_each(|key| add(JWT_SVID, key_jwk(key).ok()));
+    bundle.wit_authorities.iter().filter(|_| format.wit).for_each(|key| add(WIT_SVID, key_jwk(key).ok()));
     let mut document = Map::new();
     document.insert("keys".into(), Value::Array(keys));
     if !format.standard && bundle.sequence_number != 0 {
@@ -111,7 +142,26 @@ pub fn bundle_to_json(bundle: &Bundle, format: BundleFormat) -> Result<String, K
     if !format.standard && bundle.refresh_hint != 0 {
         document.insert("spiffe_refresh_hint".into(), bundle.refresh_hint.into());
     }
-    Ok(if format.pretty { pretty(&document) } else { Value::Object(document).to_string() })
+    if format.pretty { pretty(&document) } else { Value::Object(document).to_string() }
+}
+
+fn x509_jwk(root: &X509Authority) -> Result<Map<String, Value>, ParseError> {
+    let certificate = Certificate::parse(root.der.clone())?;
+    let mut jwk = match certificate.spki_der().strip_prefix(ED25519_PREFIX) {
+        // Only roots have such keys: none of JWT-SVID's algorithms goes with them.
+        Some(key) => {
+            let member = |(name, value): (&str, String)| (name.to_owned(), Value::from(value));
+            let members = [("kty", "OKP".into()), ("crv", "Ed25519".into()), ("x", BASE64URL.encode(key))];
+            members.into_iter().map(member).collect()
+        }
+        None => public_key_to_jwk(&certificate.public_key()?, None),
+    };
+    jwk.insert("x5c".into(), Value::Array(vec![BASE64.encode(&root.der).into()]));
+    Ok(jwk)
+}
+
+fn key_jwk(authority: &JwtAuthority) -> Result<Map<String, Value>, KeyError> {
+    Ok(public_key_to_jwk(&PublicKey::from_spki(&authority.public_key)?, Some(&authority.key_id)))
 }
 
 /// Four spaces, as SPIRE indents.
@@ -125,12 +175,12 @@ fn pretty(document: &Map<String, Value>) -> String {
 }
 
 /// A trust domain's JWT keys as the Workload API carries them: `{"keys":[...]}`, never null.
-pub fn jwt_bundle_json(bundle: &Bundle) -> Result<String, KeyError> {
+pub fn jwt_bundle_json(bundle: &Bundle) -> String {
     bundle_to_json(bundle, BundleFormat { x509: false, jwt: true, wit: false, standard: true, pretty: true })
 }
 
 /// A trust domain's WIT keys in the same form.
-pub fn wit_bundle_json(bundle: &Bundle) -> Result<String, KeyError> {
+pub fn wit_bundle_json(bundle: &Bundle) -> String {
     bundle_to_json(bundle, BundleFormat { x509: false, jwt: false, wit: true, standard: true, pretty: true })
 }
 
@@ -145,13 +195,10 @@ pub fn bundle_from_json(trust_domain: &TrustDomain, json: &[u8]) -> Result<Bundl
     bundle.sequence_number = document.spiffe_sequence.unwrap_or(0);
     for (index, jwk) in document.keys.ok_or(BundleError::NoKeys)?.iter().enumerate() {
         // Sections 4.1.3, 4.2.1 and 4.2.2: an unknown or missing type or use makes the element ignored.
-        if !matches!(text(jwk, "kty"), Some("EC" | "RSA")) {
-            continue;
-        }
-        match text(jwk, "use") {
-            Some(X509_SVID) => add_x509(&mut bundle, index, jwk)?,
-            Some(JWT_SVID) => add_key(&mut bundle.jwt_authorities, index, jwk)?,
-            Some(WIT_SVID) => add_key(&mut bundle.wit_authorities, index, jwk)?,
+        match (text(jwk, "use"), text(jwk, "kty")) {
+            (Some(X509_SVID), Some("EC" | "RSA" | "OKP")) => add_x509(&mut bundle, index, jwk)?,
+            (Some(JWT_SVID), Some("EC" | "RSA")) => add_key(&mut bundle.jwt_authorities, index, jwk)?,
+            (Some(WIT_SVID), Some("EC" | "RSA")) => add_key(&mut bundle.wit_authorities, index, jwk)?,
             _ => {}
         }
     }
@@ -177,17 +224,31 @@ fn add_x509(bundle: &mut Bundle, index: usize, jwk: &Map<String, Value>) -> Resu
     let der = BASE64.decode(first).map_err(|_| bad(ParseError::Malformed("x5c: not base64")))?;
     let certificate = Certificate::parse(der).map_err(bad)?;
     // RFC 7517 section 4.7: the key of the first certificate is the key of the JWK.
-    match (public_key_from_jwk(jwk), certificate.public_key()) {
-        (Ok(written), Ok(certified)) if written == certified => {}
-        (Err(KeyError::UnsupportedCurve(_)), _) => return Ok(()),
-        (Err(cause), _) | (_, Err(cause)) => return Err(BundleError::Key { index, cause }),
-        _ => return Err(BundleError::KeyMismatch(index)),
+    match spki_from_jwk(jwk) {
+        Ok(written) if *written == *certificate.spki_der() => {}
+        Ok(_) => return Err(BundleError::KeyMismatch(index)),
+        Err(KeyError::UnsupportedCurve(_)) => return Ok(()),
+        Err(cause) => return Err(BundleError::Key { index, cause }),
     }
     let der = certificate.der().clone();
     if !bundle.x509_authorities.iter().any(|a| a.der == der) {
         bundle.x509_authorities.push(X509Authority { der, tainted: false });
     }
     Ok(())
+}
+
+/// Of a kind that roots have.
+fn spki_from_jwk(jwk: &Map<String, Value>) -> Result<Arc<[u8]>, KeyError> {
+    if text(jwk, "kty") != Some("OKP") {
+        return Ok(public_key_from_jwk(jwk)?.spki_der().clone());
+    }
+    match text(jwk, "crv") {
+        Some("Ed25519") => match number(jwk, "x")? {
+            key if key.len() == 32 => Ok([ED25519_PREFIX, &key].concat().into()),
+            _ => Err(KeyError::Malformed),
+        },
+        other => Err(KeyError::UnsupportedCurve(other.unwrap_or_default().to_owned())),
+    }
 }
 
 fn add_key(list: &mut Vec<JwtAuthority>, index: usize, jwk: &Map<String, Value>) -> Result<(), BundleError> {
@@ -236,12 +297,14 @@ pub fn public_key_to_jwk(key: &PublicKey, key_id: Option<&str>) -> Map<String, V
     jwk
 }
 
+fn number(jwk: &Map<String, Value>, name: &str) -> Result<Vec<u8>, KeyError> {
+    let value = text(jwk, name).ok_or(KeyError::Malformed)?;
+    BASE64URL.decode(value).map_err(|_| KeyError::Malformed)
+}
+
 /// The public key of a JWK object (`EC` or `RSA`).
 pub fn public_key_from_jwk(jwk: &Map<String, Value>) -> Result<PublicKey, KeyError> {
-    let number = |name| {
-        let value = text(jwk, name).ok_or(KeyError::Malformed)?;
-        BASE64URL.decode(value).map_err(|_| KeyError::Malformed)
-    };
+    let number = |name| number(jwk, name);
     match text(jwk, "kty") {
         Some("RSA") => PublicKey::from_rsa_parts(&number("n")?, &number("e")?),
         Some("EC") => {

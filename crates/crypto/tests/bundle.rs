@@ -54,7 +54,7 @@ fn read(json: &Value) -> Result<Bundle, BundleError> {
 #[test]
 fn documents_round_trip_and_look_like_spires() {
     let bundle = bundle();
-    let text = bundle_to_json(&bundle, BundleFormat::SPIFFE).unwrap();
+    let text = bundle_to_json(&bundle, BundleFormat::SPIFFE);
     assert_eq!(bundle_from_json(&td(), text.as_bytes()).unwrap(), bundle);
     assert!(text.starts_with("{\n    \"keys\": [\n        {\n            \"use\": \"x509-svid\","), "{text}");
     assert!(text.ends_with("    \"spiffe_sequence\": 7,\n    \"spiffe_refresh_hint\": 300\n}"), "{text}");
@@ -73,9 +73,9 @@ fn documents_round_trip_and_look_like_spires() {
 
 #[test]
 fn workload_bundles_have_only_jwt_keys_and_never_null() {
-    let empty = jwt_bundle_json(&Bundle::empty(td())).unwrap();
+    let empty = jwt_bundle_json(&Bundle::empty(td()));
     assert_eq!(serde_json::from_str::<Value>(&empty).unwrap(), json!({"keys": []}));
-    let document: Value = serde_json::from_str(&jwt_bundle_json(&bundle()).unwrap()).unwrap();
+    let document: Value = serde_json::from_str(&jwt_bundle_json(&bundle())).unwrap();
     let keys = document["keys"].as_array().unwrap();
     assert_eq!(keys.len(), 3);
     assert!(keys.iter().all(|k| k["kid"].is_string() && k.get("x5c").is_none()));
@@ -109,7 +109,7 @@ fn the_rules_for_consumers_hold() {
     assert!(matches!(read(&json!({"keys": [], "spiffe_refresh_hint": "300"})), Err(BundleError::Json(_))));
     assert_eq!(read(&json!({"keys": [], "spiffe_sequence": u64::MAX})).unwrap().sequence_number, u64::MAX);
     // X509-SVID section 6.2: without x5c it is ignored; of several only the first counts.
-    let text = bundle_to_json(&bundle(), BundleFormat::SPIFFE).unwrap();
+    let text = bundle_to_json(&bundle(), BundleFormat::SPIFFE);
     let document: Value = serde_json::from_str(&text).unwrap();
     let x509 = document["keys"][0].clone();
     let set = |x5c: Value| {
@@ -139,10 +139,44 @@ fn the_same_root_or_key_id_counts_once() {
     let mut twice = bundle();
     twice.x509_authorities.extend(twice.x509_authorities.clone());
     twice.jwt_authorities.push(jwt_authority("j0", &KEYS[1]));
-    let text = bundle_to_json(&twice, BundleFormat::SPIFFE).unwrap();
+    let text = bundle_to_json(&twice, BundleFormat::SPIFFE);
     let read = bundle_from_json(&td(), text.as_bytes()).unwrap();
     assert_eq!((read.x509_authorities.len(), read.jwt_authorities.len()), (3, 3));
     assert_eq!(read.jwt_authorities[2], jwt_authority("j0", &KEYS[1]), "the later one stays");
+}
+
+#[test]
+fn one_authority_that_is_of_no_use_costs_only_itself() {
+    let good = bundle();
+    let mut bad = good.clone();
+    bad.x509_authorities.insert(0, X509Authority { der: b"garbage"[..].into(), tainted: false });
+    // A root whose key is off its curve is still one that workloads get, but there is no writing it.
+    let point = KEYS[0].public_key().spki_der()[30..].to_vec();
+    let at = ROOTS[0].windows(point.len()).position(|w| w == point).unwrap();
+    let mut off_curve = ROOTS[0].to_vec();
+    off_curve[at] ^= 1;
+    let off_curve = X509Authority { der: off_curve.into(), tainted: false };
+    bad.x509_authorities.push(off_curve.clone());
+    let key = |key_id: &str| JwtAuthority { public_key: b"garbage"[..].into(), ..jwt_authority(key_id, &KEYS[0]) };
+    bad.jwt_authorities.insert(0, key("j"));
+    bad.wit_authorities.push(key("w9"));
+    assert_eq!(bundle_to_json(&bad, BundleFormat::SPIFFE), bundle_to_json(&good, BundleFormat::SPIFFE));
+    let (readable, unusable) = readable(&bad);
+    let mut kept = good.clone();
+    kept.x509_authorities.push(off_curve);
+    assert_eq!(readable, kept);
+    let told: Vec<String> = unusable.iter().map(ToString::to_string).collect();
+    let sha = |i: usize| sha256_hex(&bad.x509_authorities[i].der);
+    assert_eq!(
+        told,
+        [
+            format!("X.509 authority with SHA-256 {}: malformed certificate", sha(0)),
+            format!("X.509 authority with SHA-256 {}: public key is malformed", sha(4)),
+            "JWT authority \"j\": public key is malformed".into(),
+            "WIT authority \"w9\": public key is malformed".into(),
+        ]
+    );
+    assert_eq!(finial_crypto::bundle::readable(&good), (good, vec![]));
 }
 
 #[test]
@@ -194,7 +228,7 @@ proptest! {
         bundle.jwt_authorities = ids.iter().enumerate().map(|(i, id)| jwt_authority(id, &KEYS[i % 3])).collect();
         bundle.refresh_hint = hint;
         bundle.sequence_number = sequence;
-        let text = bundle_to_json(&bundle, BundleFormat { pretty, ..BundleFormat::SPIFFE }).unwrap();
+        let text = bundle_to_json(&bundle, BundleFormat { pretty, ..BundleFormat::SPIFFE });
         prop_assert_eq!(bundle_from_json(&td(), text.as_bytes()).unwrap(), bundle);
     }
 

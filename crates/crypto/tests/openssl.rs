@@ -170,3 +170,79 @@ async fn openssl_accepts_our_csrs_and_keys_and_we_accept_its() {
     assert!(openssl(dir.path(), &[&verify_pss[..], &pss].concat()).unwrap().status.success());
     assert!(Certificate::parse(std::fs::read(dir.path().join("c")).unwrap()).unwrap().is_self_signed());
 }
+
+/// A root with a key of this kind, an authority below it on this curve, and a leaf that this signed with this hash.
+fn chain_of_others(dir: &Path, root: &[&str], curve: &str, hash: &str) -> Option<Vec<Arc<[u8]>>> {
+    const AUTHORITY: &str = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n";
+    const LEAF: &str = "keyUsage=critical,digitalSignature\nsubjectAltName=URI:spiffe://example.org/web\n";
+    let run = |args: &[&str]| {
+        let output = openssl(dir, args)?;
+        assert!(output.status.success(), "{args:?}: {}", text(&output));
+        Some(())
+    };
+    let own = ["-nodes", "-days", "900", "-subj", "/CN=root", "-addext", "keyUsage=critical,keyCertSign"];
+    run(&[&["req", "-x509", "-keyout", "root.key", "-out", "root"], root, &own[..]].concat())?;
+    let curve = format!("ec_paramgen_curve:{curve}");
+    for (name, issuer, extensions) in [("middle", "root", AUTHORITY), ("leaf", "middle", LEAF)] {
+        let [subject, key, extfile, issuer_key] =
+            [format!("/CN={name}"), format!("{name}.key"), format!("{name}.ext"), format!("{issuer}.key")];
+        std::fs::write(dir.join(&extfile), extensions).unwrap();
+        let request = ["req", "-newkey", "ec", "-nodes", "-out", "csr", "-pkeyopt", &curve, "-subj", &subject];
+        run(&[&request[..], &["-keyout", &key]].concat())?;
+        let sign =
+            ["x509", "-req", "-in", "csr", "-days", "900", "-set_serial", "7", "-out", name, "-extfile", &extfile];
+        let by: &[&str] = if name == "leaf" { &[hash] } else { &[] };
+        run(&[&sign[..], &["-CA", issuer, "-CAkey", &issuer_key], by].concat())?;
+    }
+    let read = |name| pem::certificates(&std::fs::read(dir.join(name)).unwrap()).unwrap().remove(0);
+    Some(["leaf", "middle", "root"].map(read).to_vec())
+}
+
+#[test]
+fn chains_with_keys_and_hashes_of_other_authorities_are_verified() {
+    let root = ["-newkey", "ed25519"];
+    for (curve, hash) in [("P-256", "-sha256"), ("P-256", "-sha512"), ("P-384", "-sha512")] {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(chain) = chain_of_others(dir.path(), &root, curve, hash) else { return };
+        let now = Certificate::parse(chain[0].clone()).unwrap().not_before();
+        let roots = TrustRoots::new([&chain[2]]).unwrap();
+        let id = verify_x509_svid(&chain[..2], &roots, now);
+        assert_eq!(id.as_ref().map(SpiffeId::as_str), Ok("spiffe://example.org/web"), "{curve} {hash}");
+        let other = authority_blocking();
+        assert_eq!(
+            verify_x509_svid(&chain[..2], &TrustRoots::new([&other]).unwrap(), now),
+            Err(VerifyError::UnknownAuthority)
+        );
+    }
+}
+
+fn authority_blocking() -> Arc<[u8]> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(authority(KeyType::EcP256)).certificate().clone()
+}
+
+#[test]
+fn a_root_with_an_ed25519_key_is_in_bundle_documents() {
+    use bundle::{BundleError, BundleFormat, bundle_from_json, bundle_to_json};
+    let dir = tempfile::tempdir().unwrap();
+    let Some(chain) = chain_of_others(dir.path(), &["-newkey", "ed25519"], "P-256", "-sha256") else { return };
+    let mut bundle = finial_core::Bundle::empty(TrustDomain::parse("example.org").unwrap());
+    bundle.x509_authorities = vec![finial_core::X509Authority { der: chain[2].clone(), tainted: false }];
+    let text = bundle_to_json(&bundle, BundleFormat::SPIFFE);
+    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let key = &document["keys"][0];
+    let members: Vec<&str> = key.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        (&members[..], &key["kty"], &key["crv"]),
+        (&["use", "kty", "crv", "x", "x5c"][..], &"OKP".into(), &"Ed25519".into())
+    );
+    assert_eq!(bundle_from_json(&bundle.trust_domain, text.as_bytes()).unwrap(), bundle);
+    // Keys as RFC 8037 writes them, and the key of the certificate.
+    let with = |x: &str| {
+        let mut document = document.clone();
+        document["keys"][0]["x"] = x.into();
+        bundle_from_json(&bundle.trust_domain, document.to_string().as_bytes())
+    };
+    assert_eq!(with(&"A".repeat(43)), Err(BundleError::KeyMismatch(0)));
+    assert_eq!(with("AAAA"), Err(BundleError::Key { index: 0, cause: KeyError::Malformed }));
+}

@@ -65,17 +65,13 @@ impl BundleFormat {
     }
 
     /// Writes a bundle, without spaces, as SPIRE's publishers do. WIT authorities are only in the SPIFFE document.
-    ///
-    /// # Errors
-    /// The bundle holds what is no certificate or key.
-    pub fn write(self, bundle: &Bundle) -> Result<String, PluginError> {
-        let json = |written| {
-            bundle_to_json(bundle, written).map_err(|e| PluginError::internal(format!("could not format bundle: {e}")))
-        };
+    pub fn write(self, bundle: &Bundle) -> String {
         match self {
-            Self::Spiffe => json(Written { pretty: false, ..Written::SPIFFE }),
-            Self::Jwks => json(Written { wit: false, standard: true, pretty: false, ..Written::SPIFFE }),
-            Self::Pem => Ok(bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect()),
+            Self::Spiffe => bundle_to_json(bundle, Written { pretty: false, ..Written::SPIFFE }),
+            Self::Jwks => {
+                bundle_to_json(bundle, Written { wit: false, standard: true, pretty: false, ..Written::SPIFFE })
+            }
+            Self::Pem => bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect(),
         }
     }
 }
@@ -100,10 +96,7 @@ impl PublishedForm {
     }
 
     /// Writes it.
-    ///
-    /// # Errors
-    /// As [`BundleFormat::write`].
-    pub fn write(self, bundle: &Bundle) -> Result<String, PluginError> {
+    pub fn write(self, bundle: &Bundle) -> String {
         let bundle = match self.refresh_hint {
             Some(refresh_hint) => Cow::Owned(Bundle { refresh_hint, ..bundle.clone() }),
             None => Cow::Borrowed(bundle),

@@ -21,7 +21,7 @@ impl Publishing {
     /// Has `put` write the bundle, unless it is what was written last. One that fails, or is dropped, is written again.
     ///
     /// # Errors
-    /// What `put` says, or that there is no writing it in this form.
+    /// What `put` says.
     pub async fn publish<F: Future<Output = Result<(), PluginError>>>(
         &self,
         bundle: &Bundle,
@@ -33,7 +33,7 @@ impl Publishing {
         }
         // Whether a failure wrote it nobody knows.
         *last = None;
-        put(self.form.write(bundle)?).await?;
+        put(self.form.write(bundle)).await?;
         *last = Some(bundle.clone());
         tracing::debug!("Bundle published");
         Ok(())

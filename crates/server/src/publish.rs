@@ -11,6 +11,7 @@ pub(crate) use lost::{Lost, Name, join, split};
 use crate::authority::{AuthorityStore, KeyIds};
 use arc_swap::ArcSwap;
 use finial_core::{Bundle, TrustDomain};
+use finial_crypto::bundle::readable;
 use finial_crypto::tls::BundleSource;
 use finial_crypto::{Certificate, TrustRoots};
 use finial_runtime::Shutdown;
@@ -74,17 +75,11 @@ impl PublishedBundle {
     }
 
     fn new(bundle: Bundle) -> Self {
-        let roots = TrustRoots::from_bundle(&bundle).or_else(|_| {
-            // One that cannot be read must not take the others with it.
-            TrustRoots::new(bundle.x509_authorities.iter().map(|a| &a.der).filter(|der| {
-                let readable = TrustRoots::new([*der]);
-                if let Err(error) = &readable {
-                    tracing::error!(trust_domain_id = %bundle.trust_domain, %error, "Unreadable X.509 authority in bundle");
-                }
-                readable.is_ok()
-            }))
-        });
-        Self { roots: roots.ok().map(Arc::new), bundle, stored: None }
+        let (readable, unusable) = readable(&bundle);
+        for error in unusable {
+            tracing::error!(trust_domain_id = %bundle.trust_domain, %error, "Unusable authority in bundle");
+        }
+        Self { roots: TrustRoots::from_bundle(&readable).ok().map(Arc::new), bundle, stored: None }
     }
 }
 

@@ -175,7 +175,8 @@ impl Store {
             let changed = self.change(trust_domain, |stored| {
                 let mut found = false;
                 for authority in &mut stored.x509_authorities {
-                    if subject_key_id(authority)? != key_id {
+                    // One that cannot be read is none that anybody could mean.
+                    if !subject_key_id(authority).is_ok_and(|id| id == key_id) {
                         continue;
                     }
                     if authority.tainted {
@@ -200,7 +201,7 @@ impl Store {
             let changed = self.change(trust_domain, |stored| {
                 let mut kept = Vec::with_capacity(stored.x509_authorities.len());
                 for authority in &stored.x509_authorities {
-                    match subject_key_id(authority)? == key_id {
+                    match subject_key_id(authority).is_ok_and(|id| id == key_id) {
                         true if !authority.tainted => {
                             return invalid("it is not possible to revoke an untainted root CA");
                         }
@@ -406,25 +407,19 @@ fn add_missing<T: Clone, I: PartialEq + ?Sized>(stored: &mut Vec<T>, new: &[T], 
 
 fn prune(stored: &mut Bundle, expires_before: UnixSeconds) -> Result<bool, StoreError> {
     let halted = |text: &str| Err(StoreError::FailedPrecondition(format!("prune failed: {text}")));
-    let mut roots = Vec::with_capacity(stored.x509_authorities.len());
-    for authority in &stored.x509_authorities {
-        if certificate(authority)?.not_after() > expires_before {
-            roots.push(authority.clone());
-        }
-    }
-    if roots.is_empty() {
+    // Nobody knows when one ends that cannot be read: it stays, and is none to go on with.
+    let lives = |root: &X509Authority| certificate(root).map(|c| c.not_after() > expires_before).ok();
+    if !stored.x509_authorities.iter().any(|root| lives(root) == Some(true)) {
         return halted("would prune all certificates");
     }
+    let roots: Vec<_> = stored.x509_authorities.iter().filter(|root| lives(root) != Some(false)).cloned().collect();
+    // Of a kind that is signed no more the last keys stay, and hold up nothing else.
     let live = |keys: &[JwtAuthority]| -> Vec<JwtAuthority> {
-        keys.iter().filter(|key| key.expires_at == 0 || key.expires_at > expires_before).cloned().collect()
+        let lives = |key: &&JwtAuthority| key.expires_at == 0 || key.expires_at > expires_before;
+        let live: Vec<_> = keys.iter().filter(lives).cloned().collect();
+        if live.is_empty() { keys.to_vec() } else { live }
     };
     let (jwt, wit) = (live(&stored.jwt_authorities), live(&stored.wit_authorities));
-    if jwt.is_empty() && !stored.jwt_authorities.is_empty() {
-        return halted("would prune all JWT signing keys");
-    }
-    if wit.is_empty() && !stored.wit_authorities.is_empty() {
-        return halted("would prune all WIT signing keys");
-    }
     let counts = |b: &Bundle| (b.x509_authorities.len(), b.jwt_authorities.len(), b.wit_authorities.len());
     let before = counts(stored);
     (stored.x509_authorities, stored.jwt_authorities, stored.wit_authorities) = (roots, jwt, wit);

@@ -13,6 +13,7 @@ on_every_database!(
     bundles_are_created_changed_and_listed,
     appending_adds_what_is_missing,
     pruning_never_empties_a_bundle,
+    a_root_that_cannot_be_read_holds_up_nothing,
     authorities_are_tainted_then_revoked,
     deleting_a_bundle_minds_the_entries_that_federate,
     agents_attest_renew_and_are_banned,
@@ -180,6 +181,25 @@ async fn pruning_never_empties_a_bundle(lab: Lab) {
     let (_, text) = fails(store.prune_bundle(&td, ends(&b)).await);
     assert_eq!(text, "datastore-sql: prune failed: would prune all certificates");
     assert_eq!(store.fetch_bundle(&td).await.unwrap(), Some(pruned));
+}
+
+async fn a_root_that_cannot_be_read_holds_up_nothing(lab: Lab) {
+    let Some(store) = lab.open().await else { return };
+    let td = td("a.test");
+    let (a, b) = (root(ROOT_A), root(ROOT_B));
+    let unreadable = X509Authority { der: b"garbage"[..].into(), tainted: false };
+    let x509_authorities = vec![unreadable.clone(), a.clone(), b.clone()];
+    store.create_bundle(&Bundle { x509_authorities, ..bundle("a.test") }).await.unwrap();
+    let tainted = store.taint_x509_authority(&td, &skid(&a)).await.unwrap();
+    assert_eq!(tainted.x509_authorities.iter().map(|root| root.tainted).collect::<Vec<_>>(), [false, true, false]);
+    let revoked = store.revoke_x509_authority(&td, &skid(&a)).await.unwrap();
+    assert_eq!(revoked.x509_authorities, [unreadable.clone(), b.clone()]);
+    store.append_bundle(&Bundle { x509_authorities: vec![a.clone()], ..bundle("a.test") }).await.unwrap();
+    let ends = |root: &X509Authority| finial_crypto::Certificate::parse(root.der.clone()).unwrap().not_after();
+    let pruned = store.prune_bundle(&td, ends(&a)).await.unwrap().unwrap();
+    assert_eq!(pruned.x509_authorities, [unreadable, b.clone()], "nobody knows when it ends");
+    let (_, text) = fails(store.prune_bundle(&td, ends(&b)).await);
+    assert_eq!(text, "datastore-sql: prune failed: would prune all certificates", "it is not one to go on with");
 }
 
 async fn authorities_are_tainted_then_revoked(lab: Lab) {

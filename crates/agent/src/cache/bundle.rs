@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use finial_core::{Bundle, JwtAuthority, TrustDomain, X509Authority};
-use finial_crypto::bundle::{jwt_bundle_json, wit_bundle_json};
-use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, PublicKey, TrustRoots, pem};
+use finial_crypto::bundle::{jwt_bundle_json, readable, wit_bundle_json};
+use finial_crypto::{Certificate, JwtKeys, KeyError, ParseError, TrustRoots, pem};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
@@ -35,25 +35,27 @@ pub(crate) enum BadBundle {
 impl BundleForms {
     pub(crate) fn new(bundle: Bundle) -> Result<Self, BadBundle> {
         // One that we cannot read must not take the rest of its trust domain with it, here or at a workload.
-        let ders = || bundle.x509_authorities.iter().map(|a| &a.der);
-        let unreadable: Vec<bool> = ders().map(|der| is_unreadable(&bundle, der)).collect();
-        let ders = || ders().zip(&unreadable).filter(|(_, bad)| !**bad).map(|(der, _)| der);
-        if ders().next().is_none() {
+        let (readable, unusable) = readable(&bundle);
+        for error in unusable {
+            tracing::warn!(trust_domain_id = %bundle.trust_domain, %error, "Unusable authority in bundle");
+        }
+        if readable.x509_authorities.is_empty() {
             // If none can be read something is wrong with the bundle: what is known of the domain stays.
             TrustRoots::from_bundle(&bundle)?;
         }
-        let mut readable = Bundle::empty(bundle.trust_domain.clone());
-        readable.jwt_authorities =
-            bundle.jwt_authorities.iter().filter(|key| is_readable(&bundle, key)).cloned().collect();
-        readable.wit_authorities =
-            bundle.wit_authorities.iter().filter(|key| is_readable(&bundle, key)).cloned().collect();
         Ok(Self {
             id: bundle.trust_domain.id_string(),
-            x509: ders().flat_map(|der| der.iter()).copied().collect::<Vec<u8>>().into(),
+            x509: readable
+                .x509_authorities
+                .iter()
+                .flat_map(|root| root.der.iter())
+                .copied()
+                .collect::<Vec<u8>>()
+                .into(),
             x509_pem: OnceLock::new(),
-            jwks: jwt_bundle_json(&readable)?.into(),
-            wit_jwks: wit_bundle_json(&readable)?,
-            roots: Arc::new(TrustRoots::new(ders())?),
+            jwks: jwt_bundle_json(&readable).into(),
+            wit_jwks: wit_bundle_json(&readable),
+            roots: Arc::new(TrustRoots::from_bundle(&readable)?),
             jwt_keys: Arc::new(JwtKeys::from_bundle(&readable)?),
             bundle,
         })
@@ -108,22 +110,6 @@ pub(crate) struct Gone {
     pub(crate) x509: Vec<Vec<u8>>,
     pub(crate) jwt: Vec<String>,
     pub(crate) wit: Vec<String>,
-}
-
-fn is_unreadable(bundle: &Bundle, der: &Arc<[u8]>) -> bool {
-    let read = TrustRoots::new([der]);
-    if let Err(error) = &read {
-        tracing::warn!(trust_domain_id = %bundle.trust_domain, %error, "Leaving an X.509 authority out");
-    }
-    read.is_err()
-}
-
-fn is_readable(bundle: &Bundle, key: &JwtAuthority) -> bool {
-    let read = PublicKey::from_spki(&key.public_key);
-    if let Err(error) = &read {
-        tracing::warn!(trust_domain_id = %bundle.trust_domain, authority_id = key.key_id, %error, "Leaving a JWT authority out");
-    }
-    read.is_ok()
 }
 
 impl std::fmt::Debug for BundleForms {

@@ -164,7 +164,17 @@ fn bundle_endpoint(r: &mut Resolver, raw: RawBundleEndpoint, data_dir: &Path) ->
             r.warn("Bundle endpoint refresh hint set too low. SPIRE will not refresh more often than 1 minute");
         }
     }
-    let ip = raw.address.parse().unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let ip = raw.address.parse().unwrap_or_else(|_| {
+        if !raw.address.is_empty() {
+            // No problem, as SPIRE's server starts with it.
+            r.warn(format!(
+                "federation.bundle_endpoint.address {:?} is not an IP address: the endpoint listens on all addresses of \
+                 this machine",
+                raw.address
+            ));
+        }
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    });
     let port = u16::try_from(raw.port).unwrap_or_else(|_| {
         let message = format!("federation.bundle_endpoint.port {} is not a TCP port", raw.port);
         r.problem(&endpoint_key("port"), message, "");

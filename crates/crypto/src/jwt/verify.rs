@@ -10,8 +10,9 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Longest token that is looked at, in bytes.
-pub const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// Longest token that is looked at, in bytes. Those that our server signs are within it, also with all the audiences that a
+/// request may name, and claims of composers.
+pub const TOKEN_BYTES_MAX: usize = 64 << 10;
 /// How far clocks may be apart, in seconds: so long after `exp` a token still passes, as with SPIRE's library.
 pub const LEEWAY_SECONDS: i64 = 60;
 

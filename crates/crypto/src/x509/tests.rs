@@ -68,6 +68,8 @@ struct Forge {
     basic: Vec<u8>,
     more: Vec<u8>,
     until: i64,
+    /// In place of the key's own way to write it.
+    algorithm: Option<Vec<u8>>,
 }
 
 impl Default for Forge {
@@ -81,6 +83,7 @@ impl Default for Forge {
             basic: vec![0x30, 0],
             more: Vec::new(),
             until: NOW + 3600,
+            algorithm: None,
         }
     }
 }
@@ -117,7 +120,10 @@ impl Forge {
             put_extension(&mut list, oid::SUBJECT_ALT_NAME, self.san_critical, &value);
         }
         list.extend_from_slice(&self.more);
-        let algorithm = super::authority::algorithm_identifier(key.public_key().default_algorithm());
+        let algorithm = match &self.algorithm {
+            Some(algorithm) => algorithm.clone(),
+            None => super::authority::algorithm_identifier(key.public_key().default_algorithm()).to_vec(),
+        };
         let after_serial = [&algorithm[..], issuer.der()].concat();
         let serial = SerialNumber::random();
         let tbs = tbs(serial, &after_serial, NOW - 10, self.until, self.subject.der(), public, &[&list]);
@@ -404,6 +410,18 @@ fn every_key_type_signs_and_is_verified() {
             assert_eq!(key.public_key().verify_x509pop(b"other", &signature), Err(KeyError::BadSignature));
         }
     }
+}
+
+#[test]
+fn rsa_signatures_without_parameters_are_verified() {
+    // RFC 4055 section 5: they are NULL, and must be accepted absent.
+    let key = PrivateKey::generate(KeyType::Rsa2048).unwrap();
+    let ca = authority(&key, NOW - 10, NOW + 100);
+    let mut absent = Vec::new();
+    crate::der::put_nested(&mut absent, 0x30, |out| crate::der::put(out, 6, oid::RSA_SHA256));
+    let forged = Forge { algorithm: Some(absent), ..Forge::default() };
+    let leaf = forged.sign(&ca.subject().unwrap(), &key, LEAF_KEY.public_key());
+    assert!(verify(&[leaf], &ca).is_ok());
 }
 
 #[test]

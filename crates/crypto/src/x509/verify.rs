@@ -1,6 +1,7 @@
 //! Verification of X.509 chains: RFC 5280 paths, and the leaf rules of the X509-SVID standard.
 
 use super::certificate::{Certificate, KeyUsage, ParseError};
+use crate::der::{self, Reader};
 use finial_core::{Bundle, ErrorKind, SpiffeId, SpiffeIdError, UnixSeconds};
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use std::cell::RefCell;
@@ -252,13 +253,15 @@ fn check_root(root: &Certificate, intermediates: usize, now: UnixSeconds) -> Res
     }
 }
 
-/// The signature algorithms of certificates: those of the keys that we take.
+/// The signature algorithms of certificates: those of the keys that we take, and Ed25519, which roots of others have.
 const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::aws_lc_rs::ECDSA_P256_SHA256,
     webpki::aws_lc_rs::ECDSA_P384_SHA384,
     webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA256,
     webpki::aws_lc_rs::ECDSA_P256_SHA384,
+    webpki::aws_lc_rs::ECDSA_P256_SHA512,
     webpki::aws_lc_rs::ECDSA_P384_SHA256,
+    webpki::aws_lc_rs::ECDSA_P384_SHA512,
     webpki::aws_lc_rs::ECDSA_P521_SHA256,
     webpki::aws_lc_rs::ECDSA_P521_SHA384,
     webpki::aws_lc_rs::ECDSA_P521_SHA512,
@@ -267,6 +270,10 @@ const ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA256_LEGACY_KEY,
     webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA384_LEGACY_KEY,
     webpki::aws_lc_rs::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA256_ABSENT_PARAMS,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA384_ABSENT_PARAMS,
+    webpki::aws_lc_rs::RSA_PKCS1_2048_8192_SHA512_ABSENT_PARAMS,
+    webpki::aws_lc_rs::ED25519,
 ];
 
 /// Extended key usage is a rule of ours for leaves; SPIFFE libraries ignore that of intermediates (section 4.4).
@@ -285,6 +292,10 @@ fn path_error(error: webpki::Error) -> VerifyError {
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => VerifyError::UnknownAuthority,
         webpki::Error::CaUsedAsEndEntity => VerifyError::LeafIsCa,
         webpki::Error::EndEntityUsedAsCa => VerifyError::IssuerNotCa,
+        webpki::Error::UnsupportedSignatureAlgorithmContext(context) => VerifyError::Path(format!(
+            "no signatures of algorithm {} are verified",
+            Reader::new(&context.signature_algorithm_id).read(der::OID).map(der::dotted).unwrap_or_default()
+        )),
         other => VerifyError::Path(format!("{other:?}")),
     }
 }

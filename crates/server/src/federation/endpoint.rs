@@ -93,19 +93,11 @@ async fn tls(profile: &BundleEndpointProfile, parts: &EndpointParts) -> Result<S
 
 /// The page, and the number of the bundle in it.
 fn page(bundles: &BundleFeed, refresh_hint: i64) -> (Answer, Option<u64>) {
-    let failed = |line| (Answer::text(StatusCode::INTERNAL_SERVER_ERROR, line), None);
     let Some(own) = bundles.own() else {
         tracing::error!(subsystem_name = SUBSYSTEM, "Unable to retrieve local bundle");
-        return failed("500 unable to retrieve local bundle");
+        return (Answer::text(StatusCode::INTERNAL_SERVER_ERROR, "500 unable to retrieve local bundle"), None);
     };
-    match bundle_to_json(&Bundle { refresh_hint, ..own.bundle.clone() }, BundleFormat::SPIFFE) {
-        Ok(body) => {
-            let answer = Answer { status: StatusCode::OK, content_type: "application/json", body };
-            (answer, Some(own.bundle.sequence_number))
-        }
-        Err(error) => {
-            tracing::error!(subsystem_name = SUBSYSTEM, %error, "Unable to marshal local bundle");
-            failed("500 unable to marshal local bundle")
-        }
-    }
+    let body = bundle_to_json(&Bundle { refresh_hint, ..own.bundle.clone() }, BundleFormat::SPIFFE);
+    let answer = Answer { status: StatusCode::OK, content_type: "application/json", body };
+    (answer, Some(own.bundle.sequence_number))
 }

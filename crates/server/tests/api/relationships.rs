@@ -99,7 +99,7 @@ impl Foreign {
     /// Serves the bundle with that refresh hint.
     fn publish(&self, path: &str, refresh_hint: i64) {
         let bundle = types::Bundle { refresh_hint, ..self.bundle.clone() };
-        let json = bundle_to_json(&bundle_from_proto(&bundle).unwrap(), BundleFormat::SPIFFE).unwrap();
+        let json = bundle_to_json(&bundle_from_proto(&bundle).unwrap(), BundleFormat::SPIFFE);
         self.endpoint.says(path, http("200 OK", "Content-Type: application/json\r\n", &json));
     }
 

@@ -7,7 +7,7 @@ use crate::goflag::FlagSet;
 use crate::rpc::RpcExt;
 use anyhow::{Context as _, bail, ensure};
 use finial_core::TrustDomain;
-use finial_crypto::bundle::{BundleFormat, bundle_from_json, bundle_to_json};
+use finial_crypto::bundle::{BundleFormat, bundle_from_json, bundle_to_json, readable};
 use finial_crypto::{Certificate, pem};
 use finial_proto::convert::{bundle_from_proto, bundle_to_proto};
 use finial_proto::server::bundle::bundle_client::BundleClient;
@@ -57,7 +57,11 @@ impl Format {
             }
             Self::Spiffe => {
                 let format = BundleFormat { wit: false, ..BundleFormat::SPIFFE };
-                cx.println(bundle_to_json(&bundle_from_proto(bundle)?, format)?);
+                let bundle = bundle_from_proto(bundle)?;
+                for error in readable(&bundle).1 {
+                    cx.eprintln(format!("Warning: left out: {error}"));
+                }
+                cx.println(bundle_to_json(&bundle, format));
             }
         }
         Ok(())

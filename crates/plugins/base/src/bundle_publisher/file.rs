@@ -85,8 +85,7 @@ impl BundlePublisher for File {
             Some(refresh_hint) => Cow::Owned(Bundle { refresh_hint, ..bundle.clone() }),
             None => Cow::Borrowed(bundle),
         };
-        let written = self.files.iter().map(|(path, format)| Ok((path.clone(), format.write(&bundle)?)));
-        let written = written.collect::<Result<Vec<_>, PluginError>>()?;
+        let written: Vec<_> = self.files.iter().map(|(path, format)| (path.clone(), format.write(&bundle))).collect();
         let turn = self.turn.clone().lock_owned().await;
         let work = move || {
             // A file that cannot be written keeps no other from being.

@@ -328,7 +328,7 @@ impl Lab {
     }
 
     pub(super) fn document(&self, bundle: &Bundle) -> Value {
-        serde_json::from_str(&bundle_to_json(bundle, BundleFormat::SPIFFE).unwrap()).unwrap()
+        serde_json::from_str(&bundle_to_json(bundle, BundleFormat::SPIFFE)).unwrap()
     }
 
     /// Serves it, and takes it.

@@ -6,6 +6,7 @@
 pub mod aws;
 pub mod azure;
 pub mod gcp;
+mod oauth;
 mod world;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use finial_core::{Clock, Secret, UnixSeconds};
 use finial_net::rest::{self, Answer, Client, HttpError, Limits, Trust};
 use finial_plugin::{PluginContext, PluginError, PublishedForm, parse_refresh_hint};
 use finial_runtime::files;
-use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -181,7 +181,6 @@ impl Remote {
         body: impl Into<Bytes>,
     ) -> Result<Answer, Failure> {
         let mut map = HeaderMap::new();
-        map.insert(USER_AGENT, HeaderValue::from_static(concat!("finial/", env!("CARGO_PKG_VERSION"))));
         for (name, value) in headers {
             let odd =
                 |why: &dyn std::fmt::Display| Failure::Credentials(format!("header {name} cannot be sent: {why}"));

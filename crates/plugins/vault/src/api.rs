@@ -3,10 +3,11 @@
 use crate::config::{Auth, Settings};
 use bytes::Bytes;
 use finial_core::{ErrorKind, Secret};
+use finial_net::Proxies;
 use finial_net::rest::{Answer, Client, Identity, Limits, Trust, client_config};
 use finial_plugin::PluginError;
 use finial_runtime::files;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION};
 use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Deserialize;
@@ -63,6 +64,7 @@ struct Said {
 pub(crate) struct Api {
     client: Client,
     tls: Arc<rustls::ClientConfig>,
+    proxy: Option<Arc<Proxies>>,
     namespace: Option<HeaderValue>,
 }
 
@@ -72,9 +74,21 @@ pub(crate) fn read(path: &Path, what: &str) -> Result<Secret<Vec<u8>>, PluginErr
     bytes.map(Secret::new).map_err(|e| PluginError::invalid(format!("failed to load {what}: {}: {e}", path.display())))
 }
 
+/// Does what reads files on a thread where that delays nobody.
+pub(crate) async fn aside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, PluginError> + Send + 'static,
+) -> Result<T, PluginError> {
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|e| Err(PluginError::internal(e.to_string())))
+}
+
 impl Api {
     /// Reads the files.
-    pub(crate) fn open(settings: &Settings) -> Result<Self, PluginError> {
+    pub(crate) async fn open(settings: &Arc<Settings>) -> Result<Self, PluginError> {
+        let settings = settings.clone();
+        aside(move || Self::open_now(&settings)).await
+    }
+
+    fn open_now(settings: &Settings) -> Result<Self, PluginError> {
         let trust = match &settings.ca {
             _ if settings.trusts_anyone => Trust::Anyone,
             Some(path) => Trust::Named(read(path, "CA certificate")?.expose().clone()),
@@ -89,19 +103,19 @@ impl Api {
         };
         let tls = client_config(&trust, identity.as_ref(), "Vault").map_err(PluginError::invalid)?;
         let tls = Arc::new(tls);
-        let client =
-            Client::to(&settings.address, tls.clone()).map_err(|e| PluginError::invalid(format!("vault_addr: {e}")))?;
+        let proxy = settings.proxy.clone();
+        let client = client(&settings.address, &tls, proxy.as_ref());
+        let client = client.map_err(|e| PluginError::invalid(format!("vault_addr: {e}")))?;
         let namespace = Some(&settings.namespace).filter(|namespace| !namespace.is_empty());
         let namespace = namespace.map(|namespace| HeaderValue::try_from(namespace.as_str())).transpose();
         let namespace = namespace.map_err(|_| PluginError::invalid("namespace: not one line of text"))?;
-        Ok(Self { client, tls, namespace })
+        Ok(Self { client, tls, proxy, namespace })
     }
 
     fn headers(&self, token: Option<&Secret<String>>) -> Result<HeaderMap, Failure> {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST, HeaderValue::from_static("true"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("finial/", env!("CARGO_PKG_VERSION"))));
         headers.extend(self.namespace.clone().map(|namespace| (NAMESPACE, namespace)));
         if let Some(token) = token {
             let bad = |_| Failure::Refused("the token is not one line of text".into());
@@ -148,10 +162,18 @@ impl Api {
     fn elsewhere(&self, location: &str, path: &str) -> Result<Client, String> {
         let base =
             location.strip_suffix(path).ok_or_else(|| format!("redirected to {location}, which is another call"))?;
-        let other = Client::to(base, self.tls.clone())?;
+        let other = client(base, &self.tls, self.proxy.as_ref())?;
         let is_downgrade = self.client.target().is_tls() && !other.target().is_tls();
         if is_downgrade { Err(format!("redirected to {location}, which is without TLS")) } else { Ok(other) }
     }
+}
+
+fn client(url: &str, tls: &Arc<rustls::ClientConfig>, proxy: Option<&Arc<Proxies>>) -> Result<Client, String> {
+    let client = Client::to(url, tls.clone())?;
+    Ok(match proxy {
+        Some(proxy) => client.through(proxy.clone()),
+        None => client,
+    })
 }
 
 fn redirect(answer: &Answer) -> Option<&str> {

@@ -1,12 +1,11 @@
 //! The keys by which Vault is reached, SPIRE's. The environment goes before them, as in SPIRE.
 
 use finial_core::Secret;
+use finial_net::Proxies;
 use finial_plugin::{PluginError, secret};
 use serde::Deserialize;
 use std::path::PathBuf;
-
-/// What a variable of the environment says.
-pub(crate) type Lookup = fn(&str) -> Option<String>;
+use std::sync::Arc;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -71,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) ca: Option<PathBuf>,
     pub(crate) trusts_anyone: bool,
     pub(crate) auth: Auth,
+    /// Vault's own, in place of the one that others use.
+    pub(crate) proxy: Option<Arc<Proxies>>,
 }
 
 fn or(value: String, default: &str) -> String {
@@ -78,7 +79,7 @@ fn or(value: String, default: &str) -> String {
 }
 
 impl Keys {
-    pub(crate) fn resolve(self, lookup: Lookup) -> Result<Settings, PluginError> {
+    pub(crate) fn resolve(self, lookup: impl Fn(&str) -> Option<String>) -> Result<Settings, PluginError> {
         let chosen = |variable: &str, value: String| lookup(variable).filter(|v| !v.is_empty()).unwrap_or(value);
         let needed = |variable: &str, key: &str, value: String| match chosen(variable, value) {
             empty if empty.is_empty() => {
@@ -126,6 +127,10 @@ impl Keys {
             _ => return Err(PluginError::invalid("only one authentication method can be configured")),
         };
         let ca = chosen("VAULT_CACERT", self.ca_cert_path);
+        let proxy = ["VAULT_PROXY_ADDR", "VAULT_HTTP_PROXY"].into_iter().find_map(|variable| {
+            let url = lookup(variable).filter(|url| !url.is_empty())?;
+            Some(Arc::new(Proxies::always(&url, variable)))
+        });
         Ok(Settings {
             address: needed("VAULT_ADDR", "vault_addr", self.vault_addr)?,
             namespace: chosen("VAULT_NAMESPACE", self.namespace),
@@ -133,6 +138,7 @@ impl Keys {
             ca: (!ca.is_empty()).then(|| ca.into()),
             trusts_anyone: self.insecure_skip_verify,
             auth,
+            proxy,
         })
     }
 }
@@ -141,7 +147,7 @@ impl Keys {
 mod tests {
     use super::*;
 
-    fn resolve(data: &str, lookup: Lookup) -> Result<Settings, String> {
+    fn resolve(data: &str, lookup: fn(&str) -> Option<String>) -> Result<Settings, String> {
         let keys: Keys = finial_plugin::decode(&finial_hcl::parse(data).unwrap()).map_err(|e| e.to_string())?;
         keys.resolve(lookup).map_err(|e| e.to_string())
     }

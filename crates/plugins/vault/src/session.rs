@@ -1,6 +1,6 @@
 //! The token: fetched by logging in, renewed while Vault allows it, fetched again when it does not.
 
-use crate::api::{Api, Failure, read};
+use crate::api::{Api, Failure, aside, read};
 use crate::config::{Auth, Settings};
 use finial_core::{ErrorKind, Secret};
 use finial_plugin::{PluginError, secret};
@@ -114,7 +114,7 @@ impl Sessions {
     }
 
     /// Renews what there is in time, for ever: a token that was given to us is never given again.
-    pub(crate) async fn keep(&self, settings: &Settings) -> std::convert::Infallible {
+    pub(crate) async fn keep(&self, settings: &Arc<Settings>) -> std::convert::Infallible {
         loop {
             let due = self.current.lock().await.as_ref().filter(|s| s.is_renewable).and_then(|s| s.due());
             let Some(due) = due else {
@@ -132,10 +132,10 @@ impl Sessions {
     }
 
     /// How long to wait before the next attempt, if this one failed.
-    async fn renew_now(&self, settings: &Settings) -> Option<Duration> {
+    async fn renew_now(&self, settings: &Arc<Settings>) -> Option<Duration> {
         let mut current = self.current.lock().await;
         let old = current.clone().filter(|session| !session.is_fresh())?;
-        let renewed = match Api::open(settings) {
+        let renewed = match Api::open(settings).await {
             Ok(api) => renew(&api, &old).await,
             Err(error) => Err(Failure::Other(error.kind, error.message)),
         };
@@ -173,7 +173,8 @@ async fn log_in(settings: &Settings, api: &Api) -> Result<Session, PluginError> 
         Auth::Cert { mount, role, .. } => (mount, json!({"name": role})),
         Auth::AppRole { mount, id, secret } => (mount, json!({"role_id": id, "secret_id": secret.expose()})),
         Auth::K8s { mount, role, token } => {
-            let jwt = read(token, "Kubernetes service account token")?;
+            let token = token.clone();
+            let jwt = aside(move || read(&token, "Kubernetes service account token")).await?;
             let jwt = String::from_utf8_lossy(jwt.expose());
             (mount, json!({"role": role, "jwt": jwt.trim()}))
         }

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 /// The `vault` upstream authority.
 pub struct Vault {
-    settings: Settings,
+    settings: Arc<Settings>,
     trust_domain: TrustDomain,
     sessions: Sessions,
 }
@@ -48,7 +48,11 @@ impl Vault {
     pub fn new(data: &Value, context: &PluginContext) -> Result<Self, PluginError> {
         let keys: Keys = decode(data)?;
         let settings = keys.resolve(|variable| std::env::var(variable).ok())?;
-        Ok(Self { settings, trust_domain: context.trust_domain.clone(), sessions: Sessions::default() })
+        Ok(Self {
+            settings: Arc::new(settings),
+            trust_domain: context.trust_domain.clone(),
+            sessions: Sessions::default(),
+        })
     }
 
     async fn sign(&self, api: &Api, session: &Session, csr: &Csr, der: &[u8], ttl: i64) -> Result<Signed, Failure> {
@@ -97,7 +101,7 @@ impl UpstreamAuthority for Vault {
     async fn mint_x509_ca(&self, csr: &[u8], ttl_seconds: i64) -> Result<MintedX509Ca, PluginError> {
         let parsed = check_ca_csr(csr, &self.trust_domain)?;
         // Read again each time: files are replaced while the server runs.
-        let api = Api::open(&self.settings)?;
+        let api = Api::open(&self.settings).await?;
         let session = self.sessions.get(&self.settings, &api).await?;
         let mut signed = self.sign(&api, &session, &parsed, csr, ttl_seconds).await;
         if matches!(signed, Err(Failure::Refused(_))) {

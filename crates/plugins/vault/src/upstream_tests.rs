@@ -196,3 +196,25 @@ async fn nobody_passes_for_vault() {
     assert_eq!(fake.calls().len(), 0);
     vault(&format!("{without}\ninsecure_skip_verify = true")).mint_x509_ca(&csr().await, 600).await.unwrap();
 }
+
+/// `VAULT_PROXY_ADDR` holds for every address, and before `VAULT_HTTP_PROXY`, as in Vault's own client.
+#[tokio::test]
+async fn vault_may_have_a_proxy_of_its_own() {
+    let fake = FakeVault::start((3600, true));
+    let proxy = testkit::fake::connect_proxy(|_| None);
+    let mut vault = vault(&fake.data(&fake.ways()[0]));
+    let keys: Keys = decode(&finial_hcl::parse(&fake.data(&fake.ways()[0])).unwrap()).unwrap();
+    let url = format!("http://me:hush@127.0.0.1:{}", proxy.port);
+    let settings = keys.resolve(|variable| match variable {
+        "VAULT_PROXY_ADDR" => Some(url.clone()),
+        "VAULT_HTTP_PROXY" => Some("http://127.0.0.1:1".into()),
+        _ => None,
+    });
+    vault.settings = Arc::new(settings.unwrap());
+    vault.mint_x509_ca(&csr().await, 600).await.unwrap();
+    assert!(
+        proxy.heads()[0].starts_with(&format!("CONNECT 127.0.0.1:{} HTTP/1.1\r\n", fake.port)),
+        "{:?}",
+        proxy.heads()
+    );
+}

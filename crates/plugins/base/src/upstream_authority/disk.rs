@@ -5,14 +5,14 @@ use async_trait::async_trait;
 use finial_crypto::pem;
 use finial_hcl::Value;
 use finial_plugin::{MintedX509Ca, PluginContext, PluginError, SigningCa, UpstreamAuthority, check_ca_csr, decode};
+use finial_runtime::files;
 use serde::Deserialize;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Largest file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+const FILE_BYTES_MAX: usize = 1 << 20;
 
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
@@ -30,12 +30,7 @@ pub struct Disk {
 }
 
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(Path::new(path))?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok(bytes)
+    files::read_limited(Path::new(path), FILE_BYTES_MAX)
 }
 
 fn load<T, E: std::fmt::Display>(

@@ -10,7 +10,7 @@ use finial_hcl::Value;
 use finial_net::rest::{Client, Identity, Limits, Trust, client_config};
 use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, check_ca_csr, decode};
 use finial_runtime::{errno_text, files};
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
@@ -42,7 +42,7 @@ struct Config {
 
 /// The `ejbca` upstream authority.
 pub struct Ejbca {
-    config: Config,
+    config: Arc<Config>,
     trust_domain: TrustDomain,
 }
 
@@ -58,6 +58,28 @@ struct Enrolled {
 #[serde(default)]
 struct Refusal {
     error_message: String,
+}
+
+impl Config {
+    fn client(&self) -> Result<Client, PluginError> {
+        let read = |path: &str, what: &str| {
+            let read = files::read_limited(Path::new(path), FILE_BYTES_MAX);
+            read.map_err(|e| {
+                PluginError::invalid(format!("failed to read {what} from file: {path}: {}", errno_text(&e)))
+            })
+        };
+        let trust = match self.ca_cert_path.as_str() {
+            "" => Trust::System,
+            path => Trust::Named(read(path, "CA chain")?),
+        };
+        let identity = Identity {
+            certificate: read(&self.client_cert_path, "client certificate")?,
+            key: Secret::new(read(&self.client_cert_key_path, "client key")?),
+        };
+        let tls = client_config(&trust, Some(&identity), "EJBCA").map_err(PluginError::invalid)?;
+        let url = format!("https://{}", self.hostname);
+        Client::to(&url, Arc::new(tls)).map_err(|e| PluginError::invalid(format!("hostname: {e}")))
+    }
 }
 
 impl Ejbca {
@@ -107,27 +129,14 @@ impl Ejbca {
         if !missing.is_empty() {
             return Err(PluginError::invalid(missing.join("; ")));
         }
-        Ok(Self { config, trust_domain: context.trust_domain.clone() })
+        Ok(Self { config: Arc::new(config), trust_domain: context.trust_domain.clone() })
     }
 
-    fn client(&self) -> Result<Client, PluginError> {
-        let read = |path: &str, what: &str| {
-            let read = files::read_limited(Path::new(path), FILE_BYTES_MAX);
-            read.map_err(|e| {
-                PluginError::invalid(format!("failed to read {what} from file: {path}: {}", errno_text(&e)))
-            })
-        };
-        let trust = match self.config.ca_cert_path.as_str() {
-            "" => Trust::System,
-            path => Trust::Named(read(path, "CA chain")?),
-        };
-        let identity = Identity {
-            certificate: read(&self.config.client_cert_path, "client certificate")?,
-            key: Secret::new(read(&self.config.client_cert_key_path, "client key")?),
-        };
-        let tls = client_config(&trust, Some(&identity), "EJBCA").map_err(PluginError::invalid)?;
-        let url = format!("https://{}", self.config.hostname);
-        Client::to(&url, Arc::new(tls)).map_err(|e| PluginError::invalid(format!("hostname: {e}")))
+    /// Reads the files, on a thread where that delays nobody.
+    async fn client(&self) -> Result<Client, PluginError> {
+        let config = self.config.clone();
+        let read = tokio::task::spawn_blocking(move || config.client()).await;
+        read.unwrap_or_else(|e| Err(PluginError::internal(e.to_string())))
     }
 
     /// What EJBCA is to call who asks.
@@ -152,7 +161,7 @@ impl Ejbca {
     }
 
     async fn enroll(&self, csr: &[u8], end_entity: &str) -> Result<Enrolled, PluginError> {
-        let client = self.client()?;
+        let client = self.client().await?;
         let mut random = [0; 16];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| PluginError::internal("failed to generate random password"))?;
         let body = json!({
@@ -169,7 +178,6 @@ impl Ejbca {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("finial/", env!("CARGO_PKG_VERSION"))));
         let body = Bytes::from_owner(Zeroizing::new(body.to_string().into_bytes()));
         let unable = |kind, why: &dyn Display| {
             PluginError::new(kind, format!("failed to enroll CSR: POST {}{PATH}: {why}", client.target()))

@@ -89,9 +89,8 @@ async fn chain(world: &World, region: &str) -> Result<Dated, Failure> {
         let found = by_profile(world, region, &name).await?;
         return found.ok_or_else(|| wrong(format!("AWS profile {name:?} has no credentials")));
     }
-    if let (Some(id), Some(secret)) = (world.env("AWS_ACCESS_KEY_ID"), world.env("AWS_SECRET_ACCESS_KEY")) {
-        let token = world.env("AWS_SESSION_TOKEN").map(Secret::new);
-        return Ok((Keys { id, secret: Secret::new(secret), token }, world.now() + LOOK_AGAIN_SECONDS));
+    if let Some(found) = in_environment(world) {
+        return Ok(found);
     }
     if let Some(file) = world.env("AWS_WEB_IDENTITY_TOKEN_FILE") {
         let role = world.env("AWS_ROLE_ARN");
@@ -164,6 +163,12 @@ fn in_file(world: &World, profile: &Profile) -> Option<Dated> {
     Some((Keys { id, secret, token }, world.now() + LOOK_AGAIN_SECONDS))
 }
 
+fn in_environment(world: &World) -> Option<Dated> {
+    let (id, secret) = (world.env("AWS_ACCESS_KEY_ID")?, Secret::new(world.env("AWS_SECRET_ACCESS_KEY")?));
+    let token = world.env("AWS_SESSION_TOKEN").map(Secret::new);
+    Some((Keys { id, secret, token }, world.now() + LOOK_AGAIN_SECONDS))
+}
+
 async fn credential_source(world: &World, profile: &str, source: Option<&str>) -> Result<Dated, Failure> {
     match source {
         Some("Ec2InstanceMetadata") => instance(world).await,
@@ -171,15 +176,9 @@ async fn credential_source(world: &World, profile: &str, source: Option<&str>) -
             Some(url) => container(world, &url).await,
             None => Err(wrong(format!("AWS profile {profile:?} wants a container's credentials, and there are none"))),
         },
-        Some("Environment") => match (world.env("AWS_ACCESS_KEY_ID"), world.env("AWS_SECRET_ACCESS_KEY")) {
-            (Some(id), Some(secret)) => {
-                let token = world.env("AWS_SESSION_TOKEN").map(Secret::new);
-                Ok((Keys { id, secret: Secret::new(secret), token }, world.now() + LOOK_AGAIN_SECONDS))
-            }
-            _ => {
-                Err(wrong(format!("AWS profile {profile:?} wants credentials of the environment, and there are none")))
-            }
-        },
+        Some("Environment") => in_environment(world).ok_or_else(|| {
+            wrong(format!("AWS profile {profile:?} wants credentials of the environment, and there are none"))
+        }),
         Some(other) => Err(wrong(format!("AWS profile {profile:?}: unknown credential_source {other:?}"))),
         None => Err(wrong(format!("AWS profile {profile:?} has a role and no source_profile or credential_source"))),
     }

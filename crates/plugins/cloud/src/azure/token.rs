@@ -1,13 +1,10 @@
 //! Tokens for Azure, from where Azure's own libraries take them by default: an application's secret, a workload's token that the
 //! tenant trusts, or the identity of the machine.
 
-use crate::world::{Failure, Remote, World, encode, form, patiently, read_word};
-use bytes::Bytes;
+use crate::oauth::{self, Token};
+use crate::world::{Failure, World, encode, read_word};
 use finial_core::{Secret, UnixSeconds};
-use finial_net::rest::Answer;
 use finial_plugin::Renewed;
-use http::Method;
-use serde::{Deserialize, Deserializer};
 use std::sync::Arc;
 
 /// What the tokens are for.
@@ -29,37 +26,6 @@ pub(super) struct Tokens {
     kept: Renewed<Secret<String>>,
 }
 
-#[derive(Deserialize)]
-struct Token {
-    #[serde(deserialize_with = "finial_plugin::secret")]
-    access_token: Secret<String>,
-    /// The metadata service writes it as a text.
-    #[serde(default, deserialize_with = "number")]
-    expires_in: Option<i64>,
-    #[serde(default, deserialize_with = "number")]
-    expires_on: Option<i64>,
-}
-
-fn number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Number(i64),
-        Text(String),
-    }
-    Ok(match Either::deserialize(from)? {
-        Either::Number(number) => Some(number),
-        Either::Text(text) => text.parse().ok(),
-    })
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Complaint {
-    error: String,
-    error_description: String,
-}
-
 fn wrong(why: impl Into<String>) -> Failure {
     Failure::Credentials(why.into())
 }
@@ -79,9 +45,7 @@ impl Tokens {
             Some(application) => of_application(world, application).await?,
             None => by_default(world).await?,
         };
-        let now = world.now();
-        let ends = token.expires_in.map(|seconds| now.saturating_add(seconds)).or(token.expires_on).unwrap_or(now);
-        Ok((token.access_token, ends))
+        Ok(token.dated(world.now()))
     }
 
     /// The one that is kept was refused.
@@ -122,9 +86,7 @@ async fn granted(world: &World, tenant: &str, id: &str, proof: &[(&str, &str)]) 
     let remote = world.remote(authority.trim_end_matches('/')).map_err(|e| wrong(e.message))?;
     let scope = format!("{RESOURCE}/.default");
     let fields = [&[("grant_type", "client_credentials"), ("client_id", id), ("scope", &scope)], proof].concat();
-    let (path, body) = (format!("/{}/oauth2/v2.0/token", encode(tenant)), form(&fields));
-    let headers = [("content-type", "application/x-www-form-urlencoded")];
-    patiently(|| async { token(&remote, &remote.ask(Method::POST, &path, &headers, body.clone()).await?) }).await
+    oauth::granted(&remote, &format!("/{}/oauth2/v2.0/token", encode(tenant)), &fields).await
 }
 
 /// The managed identity of an app service or a virtual machine.
@@ -142,14 +104,5 @@ async fn of_machine(world: &World) -> Result<Token, Failure> {
         }
     };
     let remote = world.near(&url).map_err(|e| wrong(e.message))?;
-    let headers = [(header.0, header.1.as_str())];
-    patiently(|| async { token(&remote, &remote.ask(Method::GET, &query, &headers, Bytes::new()).await?) }).await
-}
-
-fn token(remote: &Remote, answer: &Answer) -> Result<Token, Failure> {
-    if answer.status.is_success() {
-        return remote.json(answer);
-    }
-    let Complaint { error, error_description } = serde_json::from_slice(&answer.body).unwrap_or_default();
-    Err(remote.refused(answer.status, error, &error_description))
+    oauth::of_machine(&remote, &query, (header.0, &header.1)).await
 }

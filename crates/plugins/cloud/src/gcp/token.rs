@@ -1,15 +1,13 @@
 //! Tokens for Google's services, from where Google's own libraries take them: a service account's file, what
 //! `GOOGLE_APPLICATION_CREDENTIALS` names, what `gcloud` left, or the metadata service.
 
-use crate::world::{Failure, Remote, World, form, patiently, read_aside, unquoted};
+use crate::oauth::{self, Token};
+use crate::world::{Failure, World, read_aside, unquoted};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
-use bytes::Bytes;
 use finial_core::{Secret, UnixSeconds};
 use finial_crypto::{SignatureAlgorithm, Signer, pem};
-use finial_net::rest::Answer;
 use finial_plugin::Renewed;
-use http::Method;
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -52,20 +50,6 @@ enum Credential {
     Other,
 }
 
-#[derive(Deserialize)]
-struct Token {
-    #[serde(deserialize_with = "finial_plugin::secret")]
-    access_token: Secret<String>,
-    expires_in: i64,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Complaint {
-    error: String,
-    error_description: String,
-}
-
 fn wrong(why: impl Into<String>) -> Failure {
     Failure::Credentials(why.into())
 }
@@ -99,7 +83,7 @@ impl Tokens {
             }
             (path, _) => of_file(world, path, "service_account_file", false).await?,
         };
-        Ok((token.access_token, world.now().saturating_add(token.expires_in)))
+        Ok(token.dated(world.now()))
     }
 }
 
@@ -139,9 +123,7 @@ async fn of_file(world: &World, path: &str, named_by: &str, any: bool) -> Result
 
 async fn granted(world: &World, uri: &str, fields: &[(&str, &str)]) -> Result<Token, Failure> {
     let remote = world.remote(uri).map_err(|e| wrong(format!("token_uri: {}", e.message)))?;
-    let body = form(fields);
-    let headers = [("content-type", "application/x-www-form-urlencoded")];
-    patiently(|| async { token(&remote, &remote.ask(Method::POST, "", &headers, body.clone()).await?) }).await
+    oauth::granted(&remote, "", fields).await
 }
 
 /// Of the machine, container or function that this runs in.
@@ -149,21 +131,10 @@ async fn of_machine(world: &World) -> Result<Token, Failure> {
     let host = world.env("GCE_METADATA_HOST").unwrap_or_else(|| METADATA_HOST.to_owned());
     let remote = world.near(&format!("http://{host}")).map_err(|e| wrong(e.message))?;
     let path = "/computeMetadata/v1/instance/service-accounts/default/token";
-    let headers = [("metadata-flavor", "Google")];
-    let asked =
-        patiently(|| async { token(&remote, &remote.ask(Method::GET, path, &headers, Bytes::new()).await?) }).await;
-    asked.map_err(|e| {
+    oauth::of_machine(&remote, path, ("metadata-flavor", "Google")).await.map_err(|e| {
         let looked = "GOOGLE_APPLICATION_CREDENTIALS is not set, gcloud has left none";
         wrong(format!(
             "no Google credentials: none configured, {looked}, and the machine's metadata service has none: {e}"
         ))
     })
-}
-
-fn token(remote: &Remote, answer: &Answer) -> Result<Token, Failure> {
-    if answer.status.is_success() {
-        return remote.json(answer);
-    }
-    let Complaint { error, error_description } = serde_json::from_slice(&answer.body).unwrap_or_default();
-    Err(remote.refused(answer.status, error, &error_description))
 }

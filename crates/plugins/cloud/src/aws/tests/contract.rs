@@ -197,7 +197,9 @@ async fn what_cannot_be_reached_or_read_is_tried_three_times_at_most() {
         crate::testing::world(&[&KEYS[..], &[("AWS_ENDPOINT_URL", &format!("http://127.0.0.1:{closed}"))]].concat());
     let publisher = S3::within(&data(config), &world).unwrap();
     let error = publisher.publish(&bundle).await.unwrap_err().to_string();
-    let want = format!("failed to put object: http://127.0.0.1:{closed} cannot be reached: connection refused");
+    let want = format!(
+        "failed to put object: http://127.0.0.1:{closed} cannot be reached: dial tcp 127.0.0.1:{closed}: connect: connection refused"
+    );
     assert_eq!(error, want);
 }
 

@@ -14,8 +14,36 @@ struct Rig {
     agent: Agent,
     server: Server,
     proxy: Proxy,
+    writes: Writes,
+}
+
+/// Entries that are created one after the other, and those of them that were acknowledged.
+#[derive(Default)]
+pub(crate) struct Writes {
     acknowledged: Vec<String>,
-    next: u32,
+    count: u32,
+}
+
+impl Writes {
+    /// Creates one; remembers it when that was acknowledged.
+    pub(crate) fn one(&mut self, server: &Server) -> Result<(), Output> {
+        self.count += 1;
+        let id = format!("spiffe://example.org/written/{}", self.count);
+        let parent = "spiffe://example.org/node";
+        let out = server.command(&["entry", "create", "-spiffeID", &id, "-parentID", parent, "-selector", "a:b"]);
+        if out.code != 0 {
+            return Err(out);
+        }
+        self.acknowledged.push(id);
+        Ok(())
+    }
+
+    pub(crate) fn assert_nothing_is_lost(&self, server: &Server) {
+        let shown = server.command(&["entry", "show"]).ok().stdout;
+        for id in &self.acknowledged {
+            assert!(shown.contains(&format!(": {id}\n")), "{id} was acknowledged and is gone:\n{shown}");
+        }
+    }
 }
 
 impl Rig {
@@ -25,23 +53,13 @@ impl Rig {
         let server = Server::start(Flavor::Finial, &ServerOptions { datastore, ..Default::default() });
         server.entry("/workload", &["-x509SVIDTTL", "12"]);
         let agent = Agent::serving(Flavor::Finial, &server, &AgentOptions::default());
-        let mut rig = Self { agent, server, proxy, acknowledged: Vec::new(), next: 0 };
+        let mut rig = Self { agent, server, proxy, writes: Writes::default() };
         rig.write().expect("a write while all is well");
         rig
     }
 
-    /// Creates an entry; remembers it when that was acknowledged.
     fn write(&mut self) -> Result<(), Output> {
-        self.next += 1;
-        let id = format!("spiffe://example.org/written/{}", self.next);
-        let parent = "spiffe://example.org/node";
-        let args = ["entry", "create", "-spiffeID", &id, "-parentID", parent, "-selector", "a:b"];
-        let out = self.server.command(&args);
-        if out.code != 0 {
-            return Err(out);
-        }
-        self.acknowledged.push(id);
-        Ok(())
+        self.writes.one(&self.server)
     }
 
     /// What must work with no database: signing for admins and for the agent, and renewal of what the workload has.
@@ -49,7 +67,7 @@ impl Rig {
         let mint = ["x509", "mint", "-spiffeID", "spiffe://example.org/minted"];
         self.server.command(&mint).ok();
         // An audience that nobody asked for before: the agent has to ask the server, which has to know the agent.
-        let audience = format!("{name}-{}", self.next);
+        let audience = format!("{name}-{}", self.writes.count);
         self.agent.command(&["api", "fetch", "jwt", "-audience", &audience]).ok();
         let shown = self.server.command(&["entry", "show", "-spiffeID", "spiffe://example.org/workload"]).ok();
         assert!(shown.stdout.contains("Found 1 entry"), "{shown:?}");
@@ -69,9 +87,9 @@ impl Rig {
         eventually("writes work again", || {
             self.write().map_err(|out| format!("{out:?}\n{}", self.server.process.log()))
         });
-        self.assert_nothing_is_lost();
+        self.writes.assert_nothing_is_lost(&self.server);
         // What came meanwhile reaches the agent.
-        let new = self.server.entry(&format!("/healed/{}", self.next), &["-x509SVIDTTL", "12"]);
+        let new = self.server.entry(&format!("/healed/{}", self.writes.count), &["-x509SVIDTTL", "12"]);
         eventually("the agent has the new entry", || {
             let out = self.agent.command(&["api", "fetch", "x509"]).stdout;
             if out.contains(&new) { Ok(()) } else { Err(out) }
@@ -79,14 +97,7 @@ impl Rig {
         // All is well without it; but only a server that begins shows what the database holds.
         self.server.process.kill();
         self.server.restart();
-        self.assert_nothing_is_lost();
-    }
-
-    fn assert_nothing_is_lost(&self) {
-        let shown = self.server.command(&["entry", "show"]).ok().stdout;
-        for id in &self.acknowledged {
-            assert!(shown.contains(&format!(": {id}\n")), "{id} was acknowledged and is gone:\n{shown}");
-        }
+        self.writes.assert_nothing_is_lost(&self.server);
     }
 
     /// From all well through `begin` and `end` to all well again.

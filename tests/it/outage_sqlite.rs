@@ -1,6 +1,7 @@
 //! SQLite's file is locked or damaged, its disk full, failing or read-only: what reads from memory and signs goes on, agents
 //! renew their own SVIDs, writes say what is wrong, nothing that was acknowledged is lost, and what heals does so by itself.
 
+use crate::outage::Writes;
 use rustix::io::Errno;
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Write};
@@ -21,8 +22,7 @@ struct Rig {
     agent: Agent,
     server: Server,
     file: PathBuf,
-    acknowledged: Vec<String>,
-    next: u32,
+    writes: Writes,
 }
 
 impl Rig {
@@ -37,22 +37,13 @@ impl Rig {
         let server = Server::start(Flavor::Finial, &options);
         server.entry("/workload", &["-x509SVIDTTL", "12"]);
         let agent = Agent::serving(Flavor::Finial, &server, &AgentOptions::default());
-        let mut rig = Self { agent, server, file, acknowledged: Vec::new(), next: 0 };
+        let mut rig = Self { agent, server, file, writes: Writes::default() };
         rig.write().expect("a write while all is well");
         rig
     }
 
-    /// Creates an entry; remembers it when that was acknowledged.
     fn write(&mut self) -> Result<(), Output> {
-        self.next += 1;
-        let id = format!("spiffe://example.org/written/{}", self.next);
-        let parent = "spiffe://example.org/node";
-        let out = self.server.command(&["entry", "create", "-spiffeID", &id, "-parentID", parent, "-selector", "a:b"]);
-        if out.code != 0 {
-            return Err(out);
-        }
-        self.acknowledged.push(id);
-        Ok(())
+        self.writes.one(&self.server)
     }
 
     /// Moves what lies beside the file into it, so that the next write needs room.
@@ -111,7 +102,7 @@ with sqlite3.connect(sys.argv[1], timeout=30) as c:
         });
         self.assert_agent_is_let_in(&format!("{name}-renewed"));
         // What is only read is there.
-        self.assert_nothing_is_lost();
+        self.writes.assert_nothing_is_lost(&self.server);
     }
 
     /// For an audience that nobody asked for before the agent has to ask the server, which has to know the agent.
@@ -123,7 +114,7 @@ with sqlite3.connect(sys.argv[1], timeout=30) as c:
         eventually("writes work again", || {
             self.write().map_err(|out| format!("{out:?}\n{}", self.server.process.log()))
         });
-        self.assert_nothing_is_lost();
+        self.writes.assert_nothing_is_lost(&self.server);
         eventually("the agent's SVID is stored", || match self.stored() {
             stored if stored.contains(&self.newest()) => Ok(()),
             stored => Err(format!("{stored}\n{}", self.server.process.log())),
@@ -136,7 +127,7 @@ with sqlite3.connect(sys.argv[1], timeout=30) as c:
         });
         self.server.process.kill();
         self.server.restart();
-        self.assert_nothing_is_lost();
+        self.writes.assert_nothing_is_lost(&self.server);
         self.assert_goes_on(&format!("{name}-restarted"));
     }
 
@@ -145,16 +136,8 @@ with sqlite3.connect(sys.argv[1], timeout=30) as c:
             let out = self.agent.command(&["api", "fetch", "jwt", "-audience", audience]);
             if out.code == 0 { Ok(()) } else { Err(format!("{out:?}\n{}", self.agent.process.log())) }
         });
-        let log = self.agent.process.log();
-        assert_eq!(log.matches("Node attestation was successful").count(), 1, "{log}");
-        assert!(self.agent.process.ended().is_none(), "{log}");
-    }
-
-    fn assert_nothing_is_lost(&self) {
-        let shown = self.server.command(&["entry", "show"]).ok().stdout;
-        for id in &self.acknowledged {
-            assert!(shown.contains(&format!(": {id}\n")), "{id} was acknowledged and is gone:\n{shown}");
-        }
+        self.agent.assert_attested_once();
+        assert!(self.agent.process.ended().is_none(), "{}", self.agent.process.log());
     }
 }
 
@@ -269,7 +252,7 @@ fn the_disk_is_full_and_later_read_only() {
     assert!(said.contains("datastore.sqlite3") && said.contains("cannot be written"), "{said}");
     disk.remount("rw");
     rig.server.restart();
-    rig.assert_nothing_is_lost();
+    rig.writes.assert_nothing_is_lost(&rig.server);
     rig.assert_goes_on("writable");
     rig.write().expect("a write");
 }

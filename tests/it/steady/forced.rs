@@ -8,11 +8,11 @@ use testkit::AgentOptions;
 fn by_order(on: On, what: &str) {
     let agent = AgentOptions { experimental: "feature_flags = [\"wit-svid\"]".into(), ..AgentOptions::default() };
     let how = How { server: WIT.into(), agent, ..How::default() };
-    let Some(domain) = Domain::start(on, &how) else { return };
+    let Some(mut domain) = Domain::start(on, &how) else { return };
     let traffic = Traffic::among(&[&domain]);
     let wits = Wits::of(&domain);
     for kind in ["x509", "jwt"] {
-        replace(&domain, &traffic, kind, |_| ());
+        replace(&mut domain, &traffic, kind, |domain, _, step| domain.order(kind, step));
     }
     wits.replace(&domain, &traffic);
     wits.finish(what);

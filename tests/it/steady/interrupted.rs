@@ -2,7 +2,7 @@
 //! bundle tell which, and the operator goes on from there.
 
 use super::upstream::below;
-use super::{Domain, FLOW, How, On, STEPS, Standing, Traffic};
+use super::{Domain, FLOW, How, On, STEPS, Standing, Traffic, replace};
 use crate::forced_rotation::{root, serials};
 use crate::kill_points::{Orders, kill_at_step};
 use std::io::Write;
@@ -92,9 +92,8 @@ impl Domain {
 
 /// At each step another server is killed, at which the step is done last.
 fn replaced(domain: &mut Domain, traffic: &Traffic, kind: &'static str, when: When) -> Vec<String> {
-    let (old, agents) = (domain.authorities(kind, Standing::Active), serials(&domain.servers[0]));
-    let (mut new, mut story) = (Vec::new(), Vec::new());
-    for (turn, (step, standing)) in STEPS.into_iter().enumerate() {
+    let mut story = Vec::new();
+    replace(domain, traffic, kind, |domain, turn, (step, standing)| {
         let count = domain.servers.len();
         for at in (1..=count).map(|place| (turn + place) % count) {
             let orders = Orders::to(&domain.servers[at]);
@@ -105,22 +104,7 @@ fn replaced(domain: &mut Domain, traffic: &Traffic, kind: &'static str, when: Wh
                 orders.order(kind, step, &id).unwrap_or_else(|why| panic!("{kind} {step} {id}: {why}"));
             }
         }
-        match step {
-            "prepare" => {
-                new = domain.authorities(kind, Standing::Prepared);
-                traffic.all_say("trusted", &new);
-            }
-            "activate" => assert_eq!(domain.authorities(kind, Standing::Active), new),
-            "taint" => {
-                traffic.all_hang(domain.name, kind, &new, &old);
-                if kind == "x509" {
-                    domain.agents_moved(&agents);
-                }
-            }
-            _ => traffic.all_say("left", &old),
-        }
-        traffic.goes_on();
-    }
+    });
     story
 }
 

@@ -179,12 +179,17 @@ impl Traffic {
 }
 
 /// All authorities of that kind are replaced as SPIRE's guide has it: each step when everyone has seen the one before.
-fn replace(domain: &Domain, traffic: &Traffic, kind: &str, after: impl Fn(&str)) {
+/// `take` orders a step, of which it is given the number.
+fn replace(
+    domain: &mut Domain,
+    traffic: &Traffic,
+    kind: &str,
+    mut take: impl FnMut(&mut Domain, usize, (&'static str, Standing)),
+) {
     let (old, agents) = (domain.authorities(kind, Standing::Active), serials(&domain.servers[0]));
     let mut new = Vec::new();
-    for step in STEPS {
-        domain.order(kind, step);
-        after(step.0);
+    for (turn, step) in STEPS.into_iter().enumerate() {
+        take(domain, turn, step);
         match step.0 {
             "prepare" => {
                 new = domain.authorities(kind, Standing::Prepared);

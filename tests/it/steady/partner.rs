@@ -47,10 +47,13 @@ fn refresh(domain: &Domain, by: &Domain) {
 }
 
 fn by_order(on: On, what: &str) {
-    let Some([here, there]) = partners([on; 2], "") else { return };
+    let Some([here, mut there]) = partners([on; 2], "") else { return };
     let traffic = Traffic::among(&[&here, &there]);
     for kind in ["x509", "jwt"] {
-        replace(&there, &traffic, kind, |_| refresh(&there, &here));
+        replace(&mut there, &traffic, kind, |there, _, step| {
+            there.order(kind, step);
+            refresh(there, &here);
+        });
     }
     traffic.finish(&[&here, &there], what, false);
 }

@@ -185,6 +185,15 @@ fn each_rule_refuses_what_breaks_it() {
 }
 
 #[test]
+fn a_token_with_all_the_audiences_that_a_request_may_name_is_accepted() {
+    let audiences: Vec<String> = (0..256).map(|i| format!("{i:064}")).chain(["db".to_owned()]).collect();
+    assert!(audiences.iter().map(String::len).sum::<usize>() > 16 << 10);
+    let mut claims = with("composed", json!("x".repeat(16 << 10)));
+    claims["aud"] = json!(audiences);
+    assert!(check(&token(header(), claims)).is_ok());
+}
+
+#[test]
 fn only_compact_serialization_is_accepted() {
     let good = token(header(), claims());
     let parts: Vec<_> = good.split('.').collect();

@@ -74,16 +74,17 @@ impl SigningCa {
             e => PluginError::invalid(format!("unable to load upstream CA: {e}")),
         })?;
         let signing = Self { ca, chain, roots };
-        if !signing.verifies(trust_domain, now) {
-            let message = "unable to load upstream CA: certificate cannot be validated with the provided bundle or is not \
-                           self-signed";
-            return Err(PluginError::invalid(message));
+        match signing.verify(trust_domain, now) {
+            Ok(()) => Ok(signing),
+            Err(cause) => Err(PluginError::invalid(format!(
+                "unable to load upstream CA: certificate cannot be validated with the provided bundle or is not \
+                 self-signed: {cause}"
+            ))),
         }
-        Ok(signing)
     }
 
     /// Whether what it signs now hangs from one of the roots.
-    fn verifies(&self, trust_domain: &TrustDomain, now: UnixSeconds) -> bool {
+    fn verify(&self, trust_domain: &TrustDomain, now: UnixSeconds) -> Result<(), String> {
         let trial = SvidTemplate {
             id: &trust_domain.server_id(),
             public_key: self.ca.signer().public_key(),
@@ -93,8 +94,9 @@ impl SigningCa {
             not_after: now.saturating_add(1),
             serial: SerialNumber::new(1),
         };
-        let Some(Ok(leaf)) = self.ca.issue_svid_now(&trial) else { return false };
-        TrustRoots::new(&self.roots).is_ok_and(|roots| verify_x509_chain(&self.ca.chain_of(leaf), &roots, now).is_ok())
+        let leaf = self.ca.issue_svid_now(&trial).ok_or("the key is elsewhere")?.map_err(|e| e.to_string())?;
+        let roots = TrustRoots::new(&self.roots).map_err(|e| e.to_string())?;
+        verify_x509_chain(&self.ca.chain_of(leaf), &roots, now).map(drop).map_err(|e| e.to_string())
     }
 
     /// Signs what was read by [`check_ca_csr`]; for an hour if the server has no preference.

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Longest token that is looked at, in bytes. Those that our server signs are within it, also with all the audiences that a
-/// request may name, and claims of composers.
+/// Longest token that is looked at, in bytes: room for the 16 KiB of audiences that our server signs, and for claims of
+/// composers.
 pub const TOKEN_BYTES_MAX: usize = 64 << 10;
 /// How far clocks may be apart, in seconds: so long after `exp` a token still passes, as with SPIRE's library.
 pub const LEEWAY_SECONDS: i64 = 60;

@@ -341,21 +341,28 @@ fn roots_are_checked_like_other_issuers() {
 }
 
 #[test]
-fn a_name_constraint_that_excludes_the_leaf_is_honoured() {
+fn name_constraints_that_cannot_be_evaluated_permit_nothing_and_are_named() {
     let ca = ca();
-    // nameConstraints { permittedSubtrees { URI "other.example" } }, critical.
-    let mut value = Vec::new();
-    crate::der::put_nested(&mut value, 0x30, |out| {
-        crate::der::put_nested(out, 0xa0, |out| {
-            crate::der::put_nested(out, 0x30, |out| crate::der::put(out, 0x86, b"other.example"));
+    // nameConstraints { permittedSubtrees (a0) or excludedSubtrees (a1) { URI (86) or DNS (82) }, critical.
+    let through = |subtrees: u8, kind: u8, name: &[u8]| {
+        let mut value = Vec::new();
+        crate::der::put_nested(&mut value, 0x30, |out| {
+            crate::der::put_nested(out, subtrees, |out| {
+                crate::der::put_nested(out, 0x30, |out| crate::der::put(out, kind, name));
+            });
         });
-    });
-    let mut more = Vec::new();
-    put_extension(&mut more, &[0x55, 0x1d, 0x1e], true, &value);
-    let middle = Forge { more, ..Forge::ca("spiffe://example.org") };
-    let cert = middle.sign(&ca.subject().unwrap(), &CA_KEY, CA_KEY.public_key());
-    let leaf = Forge::default().sign(&middle.subject, &CA_KEY, LEAF_KEY.public_key());
-    assert!(matches!(verify(&[leaf, cert], &ca), Err(VerifyError::Path(_))));
+        let mut more = Vec::new();
+        put_extension(&mut more, &[0x55, 0x1d, 0x1e], true, &value);
+        let middle = Forge { more, ..Forge::ca("spiffe://example.org") };
+        let cert = middle.sign(&ca.subject().unwrap(), &CA_KEY, CA_KEY.public_key());
+        let leaf = Forge::default().sign(&middle.subject, &CA_KEY, LEAF_KEY.public_key());
+        verify(&[leaf, cert], &ca).map(drop)
+    };
+    assert_eq!(through(0xa0, 0x86, b"other.example"), Err(VerifyError::NameConstraint), "as it must be");
+    // Go's library evaluates these; webpki 0.103 takes every URI for one that is not permitted.
+    assert_eq!(through(0xa0, 0x86, b"example.org"), Err(VerifyError::NameConstraint));
+    assert_eq!(through(0xa1, 0x86, b"other.example"), Err(VerifyError::NameConstraint));
+    assert_eq!(through(0xa0, 0x82, b"example.org"), Ok(()), "of names that the leaf does not have");
 }
 
 #[test]

@@ -78,6 +78,12 @@ pub enum VerifyError {
     /// Section 5.1: before its beginning.
     #[error("certificate is not yet valid (X509-SVID section 5.1)")]
     NotYetValid,
+    /// Section 4.2, section 5.1: a name constraint; such as webpki cannot evaluate permit nothing.
+    #[error(
+        "certificate path is not valid: name constraints of a signing certificate do not permit the certificate's names; \
+         constraints of URIs and directory names are not evaluated and permit none (X509-SVID section 5.1)"
+    )]
+    NameConstraint,
     /// Section 5.1: any other rule of RFC 5280; names it.
     #[error("certificate path is not valid: {0} (X509-SVID section 5.1)")]
     Path(String),
@@ -290,6 +296,7 @@ fn path_error(error: webpki::Error) -> VerifyError {
         webpki::Error::CertExpired { .. } => VerifyError::Expired,
         webpki::Error::CertNotValidYet { .. } => VerifyError::NotYetValid,
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => VerifyError::UnknownAuthority,
+        webpki::Error::NameConstraintViolation => VerifyError::NameConstraint,
         webpki::Error::CaUsedAsEndEntity => VerifyError::LeafIsCa,
         webpki::Error::EndEntityUsedAsCa => VerifyError::IssuerNotCa,
         webpki::Error::UnsupportedSignatureAlgorithmContext(context) => VerifyError::Path(format!(

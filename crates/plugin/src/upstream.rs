@@ -23,6 +23,8 @@ pub struct UpstreamAuthorities {
     pub jwt: Vec<JwtAuthority>,
     /// WIT keys; none where nothing above knows of such.
     pub wit: Vec<JwtAuthority>,
+    /// This is older than what was told before, as a datastore was put back: what is missing was lost, not revoked.
+    pub put_back: bool,
 }
 
 /// Signs the X.509 authorities of this trust domain. A server has at most one; without it, authorities are self-signed.

@@ -6,7 +6,7 @@ use super::manager::{AuthoritySettings, within, within_seconds};
 use super::plan::BACKDATE_SECONDS;
 use crate::compose::{Composers, check_ca};
 use crate::issue::Rfc3339;
-use finial_core::UnixSeconds;
+use finial_core::{Clock, UnixSeconds};
 use finial_crypto::{
     CaTemplate, Certificate, DistinguishedName, Extension, IssueError, SerialNumber, Signer, SvidTemplate, TrustRoots,
     X509Ca, create_ca_csr_with, verify_x509_svid,
@@ -30,8 +30,9 @@ pub(super) async fn make(
     composers: &Composers,
     upstream: Option<&dyn UpstreamAuthority>,
     signer: Arc<dyn Signer>,
-    now: UnixSeconds,
+    clock: &dyn Clock,
 ) -> Result<Made, AuthorityError> {
+    let now = clock.now();
     let (ca, roots) = match upstream {
         None => {
             let ca = self_sign(settings, composers, signer, now).await?;
@@ -40,7 +41,8 @@ pub(super) async fn make(
         }
         Some(upstream) => mint(settings, composers, upstream, signer).await?,
     };
-    try_out(settings, &ca, &roots, now).await.map_err(|error| match upstream {
+    // Signing takes its time, and not every upstream authority backdates what it signs.
+    try_out(settings, &ca, &roots, clock.now()).await.map_err(|error| match upstream {
         Some(upstream) if matches!(error, AuthorityError::Invalid(_)) => invalid(upstream, error),
         _ => error,
     })?;

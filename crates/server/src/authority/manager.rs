@@ -359,7 +359,7 @@ impl AuthorityManager {
         tracing::debug!(subsystem_name = SUBSYSTEM, slot = name.as_str(), "Preparing X509 CA");
         let signer = self.generate(&name.x509_key(), self.settings.ca_key_type).await?;
         let upstream = self.parts.upstream.as_deref();
-        let made = make(&self.settings, &self.parts.composers, upstream, signer, self.parts.clock.now()).await?;
+        let made = make(&self.settings, &self.parts.composers, upstream, signer, self.parts.clock.as_ref()).await?;
         let tenure = Tenure { status: Status::Prepared, issued_at: made.issued_at, not_after: made.not_after };
         let authority = ActiveX509 {
             authority_id: hex(&made.ca.subject_key_id()),

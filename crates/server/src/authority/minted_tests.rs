@@ -8,6 +8,8 @@ pub(super) struct Upstream {
     name_domain: finial_core::TrustDomain,
     /// What it signs has no right to sign.
     signs_leaves: bool,
+    /// It takes this long, by this clock, and does not backdate what it signs.
+    takes: Option<(std::sync::Arc<finial_core::ManualClock>, i64)>,
 }
 
 impl Upstream {
@@ -22,7 +24,7 @@ impl Upstream {
         };
         let ca = finial_crypto::X509Ca::self_sign(std::sync::Arc::new(key), &template).await.unwrap();
         let roots = vec![ca.certificate().clone()];
-        Self { ca, roots, name_domain: crate::testing::trust_domain(), signs_leaves: false }
+        Self { ca, roots, name_domain: crate::testing::trust_domain(), signs_leaves: false, takes: None }
     }
 }
 
@@ -41,10 +43,14 @@ impl finial_plugin::UpstreamAuthority for Upstream {
         csr.verify_proof_of_possession().unwrap();
         assert_eq!(csr.uri_sans()[0].as_ref(), "spiffe://example.org");
         assert!(!csr.subject().unwrap().parts().serial_number.is_empty());
+        let not_before = self.takes.as_ref().map_or(START - 10, |(clock, seconds)| {
+            clock.advance(*seconds);
+            finial_core::Clock::now(clock.as_ref())
+        });
         let template = finial_crypto::CaTemplate {
             subject: &csr.subject().unwrap(),
             trust_domain: &self.name_domain,
-            not_before: START - 10,
+            not_before,
             not_after: START + 10 * HOUR + ttl_seconds,
             serial: finial_crypto::SerialNumber::random(),
         };
@@ -97,8 +103,10 @@ async fn with_an_upstream_authority_its_root_is_the_bundle_and_its_chain_goes_al
     verify(&twin, world.now()).await;
     // Half of 34 hours, then five sixths.
     let first = process.x509_id();
-    world.clock.advance(29 * HOUR);
-    process.manager.check().await.unwrap();
+    for seconds in [29 * HOUR, 300] {
+        world.clock.advance(seconds);
+        process.manager.check().await.unwrap();
+    }
     assert_ne!(process.x509_id(), first);
     assert_eq!(
         world.bundle().unwrap().x509_authorities.iter().filter(|a| a.der == root).count(),
@@ -141,6 +149,16 @@ async fn what_an_upstream_authority_signs_wrongly_is_not_used() {
         process.manager.start().await.unwrap();
         assert_eq!((process.x509_id(), world.bundle().unwrap().x509_authorities), (good.x509_id(), roots));
     }
+}
+
+#[tokio::test]
+async fn an_upstream_authority_may_take_its_time_and_backdate_nothing() {
+    let mut world = World::new();
+    let mut upstream = Upstream::new().await;
+    upstream.takes = Some((world.clock.clone(), 20));
+    world.upstream = Some(std::sync::Arc::new(upstream));
+    let process = world.start().await;
+    assert!(process.x509_id().is_some());
 }
 
 #[tokio::test]

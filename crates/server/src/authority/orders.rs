@@ -242,7 +242,13 @@ impl AuthorityManager {
             let message = "local authority can't be tainted if there is an upstream authority";
             return Err(OrderError::new(ErrorKind::FailedPrecondition, message));
         }
-        let state = taintable(&self.slots(kind), id)?;
+        let slots = self.slots(kind);
+        let own = [&slots.current, &slots.next].into_iter().flatten().any(|state| state.authority_id == id);
+        let state = match kind.tokens().filter(|_| !own) {
+            // Another server's, perhaps below this one, or one of a server that is no more.
+            Some(tokens) if self.is_in_bundle(tokens, id).await? => only_id(id.to_owned()),
+            _ => taintable(&slots, id)?,
+        };
         self.mark(kind, TaintStep::Taint, id, &format!("failed to taint {kind} authority")).await?;
         Ok(if kind == AuthorityKind::X509 { state } else { only_id(state.authority_id) })
     }
@@ -277,13 +283,17 @@ impl AuthorityManager {
         if wanted == id(slots.current.as_ref()) {
             return Err(invalid("unable to use current authority"));
         }
-        let reading = self.parts.store.bundle(&self.settings.trust_domain);
-        let bundle = within("the datastore", reading, AuthorityError::Bundle).await;
-        let bundle = bundle.map_err(OrderError::failed("invalid authority ID"))?;
-        match bundle.is_some_and(|b| tokens.of(&b).iter().any(|key| key.key_id == wanted)) {
+        match self.is_in_bundle(tokens, wanted).await? {
             true => Ok(()),
             false => Err(invalid(&format!("no {kind} authority found with provided authority ID"))),
         }
+    }
+
+    async fn is_in_bundle(&self, tokens: TokenKind, wanted: &str) -> Result<bool, OrderError> {
+        let reading = self.parts.store.bundle(&self.settings.trust_domain);
+        let bundle = within("the datastore", reading, AuthorityError::Bundle).await;
+        let bundle = bundle.map_err(OrderError::failed("invalid authority ID"))?;
+        Ok(bundle.is_some_and(|b| tokens.of(&b).iter().any(|key| key.key_id == wanted)))
     }
 
     fn check_upstream(&self, id: &str, message: &str) -> Result<(), OrderError> {

@@ -76,6 +76,23 @@ async fn each_kind_is_prepared_activated_tainted_and_revoked_by_order() {
     }
 }
 
+/// Perhaps of a server that is no more, or of one below.
+#[tokio::test]
+async fn keys_of_other_servers_can_be_tainted_and_revoked() {
+    for kind in [Jwt, Wit] {
+        let world = world();
+        let gone = world.beside("gone ", 0).start().await;
+        let mut process = world.start().await;
+        let ([Some((theirs, _)), _], [Some((own, _)), _]) = (ids(&gone, kind), ids(&process, kind)) else {
+            panic!("both sign")
+        };
+        process.manager.obey(Order::Taint(kind, theirs.clone())).await.unwrap();
+        assert_eq!(in_bundle(&world, kind), [(theirs.clone(), true), (own.clone(), false)]);
+        process.manager.obey(Order::Revoke(kind, theirs)).await.unwrap();
+        assert_eq!(in_bundle(&world, kind), [(own, false)]);
+    }
+}
+
 #[tokio::test]
 async fn orders_that_make_no_sense_are_refused_in_spires_words() {
     for kind in KINDS {

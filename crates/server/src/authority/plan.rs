@@ -3,9 +3,10 @@
 //! An authority lives from `issued_at` to `not_after`. Its successor is prepared when less than half of that life (at
 //! most 30 days) is left, so that everyone has it in the bundle long before it signs, and takes over when less than a
 //! sixth (at most 7 days) is left, so that what the old one signed last can live out its time. These are SPIRE's
-//! thresholds. Three cases are our own: an authority that was issued in the future (the clock went back) is replaced at
-//! once, as nobody could verify what it signs; and a prepared successor that has expired, or that ends with its predecessor as
-//! all below an upstream authority does, is made anew, not activated.
+//! thresholds. Four cases are our own: an authority that was issued in the future (the clock went back) is replaced at
+//! once, as nobody could verify what it signs; a successor that could only be made late, as the server was away, does not
+//! sign in the moment in which it comes into the bundle, while the old one lasts; and a prepared successor that has expired,
+//! or that ends with its predecessor as all below an upstream authority does, is made anew, not activated.
 
 use finial_core::UnixSeconds;
 
@@ -17,6 +18,9 @@ const PREPARE_DIVISOR: i64 = 2;
 /// The successor takes over at most this long before the end.
 const ACTIVATE_CAP_SECONDS: i64 = 7 * DAY_SECONDS;
 const ACTIVATE_DIVISOR: i64 = 6;
+/// A successor that comes late waits at most this long before it signs, while its predecessor lasts: others hear of the bundle
+/// when they ask for it.
+const SETTLE_SECONDS: i64 = 5 * 60;
 /// Certificates are valid from this long before they are issued, for verifiers whose clocks run late.
 pub const BACKDATE_SECONDS: i64 = 10;
 
@@ -78,6 +82,12 @@ impl Tenure {
         self.end_ms().saturating_sub(self.life_left_ms(ACTIVATE_DIVISOR, ACTIVATE_CAP_SECONDS))
     }
 
+    /// The moment (milliseconds since the epoch) from which all may be taken to know it, half of what `current` has left at most.
+    fn settled_at_ms(&self, current: &Self) -> i64 {
+        let left = current.not_after.saturating_sub(self.issued_at).max(0);
+        self.issued_at.saturating_add((left / 2).min(SETTLE_SECONDS)).saturating_mul(SECOND_MS)
+    }
+
     /// Whether it was made later than now, by more than certificates are backdated.
     fn is_from_the_future(&self, now_ms: i64) -> bool {
         self.issued_at.saturating_sub(BACKDATE_SECONDS).saturating_mul(SECOND_MS) > now_ms
@@ -132,8 +142,11 @@ pub fn next_step(slots: &Slots, now_ms: i64) -> Option<Step> {
     let replace = current.is_from_the_future(now_ms) || now_ms > current.activate_after_ms();
     let ready = slots.next.filter(|n| n.status == Status::Prepared && n.is_usable(now_ms));
     if let Some(next) = ready {
-        let step = if next.is_no_better_than(&current, now_ms) { Step::PrepareNext } else { Step::Rotate };
-        return replace.then_some(step);
+        if next.is_no_better_than(&current, now_ms) {
+            return replace.then_some(Step::PrepareNext);
+        }
+        let waits = current.is_usable(now_ms) && now_ms < next.settled_at_ms(&current);
+        return (replace && !waits).then_some(Step::Rotate);
     }
     (replace || now_ms > current.prepare_after_ms()).then_some(Step::PrepareNext)
 }
@@ -142,7 +155,7 @@ pub fn next_step(slots: &Slots, now_ms: i64) -> Option<Step> {
 /// due before. Never less than 100 ms.
 pub fn wait_ms(slots: &Slots, now_ms: i64) -> i64 {
     let due = slots.current.map_or(now_ms, |c| match slots.next {
-        Some(n) if n.status == Status::Prepared => c.activate_after_ms(),
+        Some(n) if n.status == Status::Prepared => c.activate_after_ms().max(n.settled_at_ms(&c)),
         _ => c.prepare_after_ms(),
     });
     due.saturating_sub(now_ms).saturating_add(1).clamp(100, CHECK_INTERVAL_MS)

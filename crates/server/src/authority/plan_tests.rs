@@ -62,13 +62,23 @@ fn a_successor_that_ends_with_its_predecessor_is_made_again_when_its_turn_comes(
     let early = with_next(START + 30);
     assert_eq!(next_step(&early, (START + 50) * 1000), None);
     assert_eq!(next_step(&early, (START + 50) * 1000 + 1), Some(Step::PrepareNext));
-    assert_eq!(
-        next_step(&with_next(START + 50), (START + 50) * 1000 + 1),
-        Some(Step::Rotate),
-        "no better, but no other"
-    );
+    assert_eq!(next_step(&with_next(START + 50), (START + 55) * 1000), Some(Step::Rotate), "no better, but no other");
     let better = Slots { current, next: Some(tenure(Status::Prepared, START + 30, 31)) };
     assert_eq!(next_step(&better, (START + 50) * 1000 + 1), Some(Step::Rotate));
+}
+
+#[test]
+fn a_successor_that_comes_late_does_not_sign_before_others_can_know_it_unless_nothing_else_can() {
+    let current = Some(tenure(Status::Active, START, 24 * 3600));
+    for (issued_at, settled_at) in [(START + 22 * 3600, START + 22 * 3600 + 300), (START + 86_300, START + 86_350)] {
+        let slots = Slots { current, next: Some(tenure(Status::Prepared, issued_at, 24 * 3600)) };
+        assert_eq!(next_step(&slots, issued_at * 1000), None);
+        assert_eq!(next_step(&slots, settled_at * 1000 - 1), None);
+        assert!(wait_ms(&slots, settled_at * 1000 - 200) <= 201);
+        assert_eq!(next_step(&slots, settled_at * 1000), Some(Step::Rotate));
+        let ended = Slots { current: Some(tenure(Status::Active, START, 1)), ..slots };
+        assert_eq!(next_step(&ended, issued_at * 1000), Some(Step::Rotate));
+    }
 }
 
 /// What the world does to the model.
@@ -168,8 +178,10 @@ proptest! {
             }
             let active = model.active().ok_or_else(|| TestCaseError::fail("none is active"))?;
             prop_assert!(active.is_usable(model.now_ms), "{active:?} at {}", model.now_ms);
-            prop_assert!(model.now_ms <= active.activate_after_ms());
-            let ready = model.slots.next.is_some_and(|n| n.status == Status::Prepared);
+            let next = model.slots.next.filter(|n| n.status == Status::Prepared);
+            let settles = next.is_some_and(|n| model.now_ms < n.settled_at_ms(&active));
+            prop_assert!(settles || model.now_ms <= active.activate_after_ms());
+            let ready = next.is_some();
             prop_assert!(ready || model.now_ms <= active.prepare_after_ms(), "no successor in time");
             let wait = wait_ms(&model.slots, model.now_ms);
             prop_assert!((100..=CHECK_INTERVAL_MS).contains(&wait));

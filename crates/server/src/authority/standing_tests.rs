@@ -266,6 +266,8 @@ async fn a_prepared_authority_that_was_tainted_is_never_activated() {
         assert_eq!(active(&process, kind), signs);
         world.clock.advance(21 * HOUR);
         process.manager.check().await.unwrap();
+        world.clock.advance(300);
+        process.manager.check().await.unwrap();
         assert!(![&signs, &prepared].contains(&&active(&process, kind)), "{kind}");
     }
 }
@@ -503,7 +505,7 @@ fn jwt_ids(world: &World) -> Vec<(String, bool)> {
 
 async fn tell(process: &mut Process, x509: &[X509Authority], jwt: &[JwtAuthority]) {
     let (x509, jwt) = (x509.to_vec(), jwt.to_vec());
-    process.manager.news.told = Some(UpstreamAuthorities { x509, jwt, wit: Vec::new() });
+    process.manager.news.told = Some(UpstreamAuthorities { x509, jwt, ..Default::default() });
     process.manager.check().await.unwrap();
 }
 
@@ -527,11 +529,34 @@ async fn keys_known_above_are_known_here_and_leave_as_they_leave_there() {
     assert!(jwt_ids(&world).iter().all(|(id, _)| id != "other"), "tainted before it was revoked");
     // What above lost of this server's own keys (a backup) is told there again, and nothing is left for it.
     switch.jwt.lock().unwrap().replace(Vec::new());
-    tell(&mut process, &root, &[key("another", false)]).await;
+    let jwt = vec![key("another", false)];
+    process.manager.news.told =
+        Some(UpstreamAuthorities { x509: root.clone(), jwt, put_back: true, ..Default::default() });
+    process.manager.check().await.unwrap();
     let published = switch.jwt.lock().unwrap().clone().unwrap();
     assert!(published.iter().any(|k| k.key_id == own.key_id), "{published:?}");
     assert_eq!(process.jwt_id(), before);
     assert!(jwt_ids(&world).contains(&(own.key_id, false)));
+}
+
+/// Its taint was never heard of here, as the way up was cut.
+#[tokio::test]
+async fn an_own_key_that_was_revoked_above_is_left_and_not_told_there_again() {
+    let (world, switch, _) = below_upstream().await;
+    *switch.jwt.lock().unwrap() = Some(Vec::new());
+    let mut process = world.start().await;
+    let root = world.bundle().unwrap().x509_authorities;
+    let leaked = process.jwt_id().unwrap();
+    tell(&mut process, &root, &[key(&leaked, false), key("sibling", false)]).await;
+    switch.jwt.lock().unwrap().replace(Vec::new());
+    tell(&mut process, &root, &[key("sibling", false)]).await;
+    assert_ne!(process.jwt_id().unwrap(), leaked);
+    let published = |id: &str| switch.jwt.lock().unwrap().iter().flatten().any(|k| k.key_id == id);
+    assert!(published(&process.jwt_id().unwrap()) && !published(&leaked));
+    assert!(jwt_ids(&world).contains(&(leaked.clone(), true)), "all have the time to leave it");
+    world.clock.advance(61);
+    process.manager.check().await.unwrap();
+    assert!(jwt_ids(&world).iter().all(|(id, _)| *id != leaked));
 }
 
 #[path = "above_tests.rs"]

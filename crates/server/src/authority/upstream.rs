@@ -222,12 +222,12 @@ impl AuthorityManager {
         stored: &Bundle,
         told: &UpstreamAuthorities,
     ) -> Result<bool, AuthorityError> {
-        let (told, now) = (told_by_id(told, kind), self.parts.clock.now());
+        let (put_back, told, now) = (told.put_back, told_by_id(told, kind), self.parts.clock.now());
         let before = self.news.before(kind);
         if told.is_empty() && kind == AuthorityKind::X509 {
             return Ok(true);
         }
-        let own = self.own_keys(kind);
+        let kept = if put_back { self.own_keys(kind) } else { Vec::new() };
         let mut settled = true;
         for (id, known) in stored_by_id(stored, kind) {
             if told.contains_key(&id) {
@@ -246,7 +246,7 @@ impl AuthorityManager {
                     TaintStep::Revoke
                 }
                 // Revoked above, and this server was not there when it was tainted.
-                None if !known.tainted && known.ends > now && self.came_from_above(kind, &id, &before, &own) => {
+                None if !known.tainted && known.ends > now && self.came_from_above(kind, &id, &before, &kept) => {
                     settled = false;
                     self.news.leaving.insert(id.clone(), now.saturating_add(LEAVE_SECONDS));
                     TaintStep::Taint
@@ -283,7 +283,8 @@ impl AuthorityManager {
         KeyIds::of(&signed).include(id)
     }
 
-    fn came_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById, own: &[JwtAuthority]) -> bool {
+    /// Whether it is told from above, except where that lost it: `kept` keys are made known there again.
+    fn came_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById, kept: &[JwtAuthority]) -> bool {
         let hangs = |held: &super::slots::Held<super::ActiveX509>| {
             held.tenure.status != Status::Old && KeyIds::of(held.authority.ca.upstream_chain()).include(id)
         };
@@ -292,7 +293,7 @@ impl AuthorityManager {
                 let held = [&self.x509.current, &self.x509.next].into_iter().filter_map(|slot| slot.held.as_ref());
                 before.contains_key(id) || held.into_iter().any(hangs)
             }
-            _ => before.contains_key(id) && own.iter().all(|key| key.key_id.as_bytes() != id),
+            _ => before.contains_key(id) && kept.iter().all(|key| key.key_id.as_bytes() != id),
         }
     }
 
@@ -311,13 +312,15 @@ impl AuthorityManager {
             .collect()
     }
 
-    /// Own keys that nothing above knows (any more) are made known there.
+    /// Own keys that nothing above knows, or that were lost there, are made known there. One that was revoked there is not.
     async fn publish_unknown(&self, told: &UpstreamAuthorities) -> Result<(), AuthorityError> {
         let Some(upstream) = self.parts.upstream.as_deref() else { return Ok(()) };
         for kind in [AuthorityKind::Jwt, AuthorityKind::Wit] {
+            let revoked = if told.put_back { ById::new() } else { self.news.before(kind) };
             let told = told_by_id(told, kind);
             for key in self.own_keys(kind) {
-                if !told.is_empty() && !told.contains_key(key.key_id.as_bytes()) {
+                let id = key.key_id.as_bytes();
+                if !told.is_empty() && !told.contains_key(id) && !revoked.contains_key(id) {
                     published_upstream(upstream, kind, &key).await?;
                 }
             }

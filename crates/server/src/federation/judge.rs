@@ -61,8 +61,13 @@ impl Seen {
                 "The sequence number of the endpoint's bundle stays lower than before: it is taken to begin anew"
             );
         }
-        *self = Self { sequence_number: Some(found), older: None };
+        self.take(fetched);
         Ok(())
+    }
+
+    /// From now on older than this counts as older.
+    pub(super) fn take(&mut self, fetched: &Bundle) {
+        *self = Self { sequence_number: Some(fetched.sequence_number), older: None };
     }
 }
 

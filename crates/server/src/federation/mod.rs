@@ -227,17 +227,19 @@ impl Federation {
             return Ok(Outcome::Unchanged);
         }
         let known = self.ground.known(trust_domain);
-        seen.judge(&endpoint.bundle_endpoint_url, known.as_ref(), &fetched, insist)?;
-        if known.is_some_and(|known| same(&known, &fetched)) {
+        if known.as_ref().is_some_and(|known| same(known, &fetched)) {
+            // Whatever its number: the domain may have been put back to the same keys.
+            seen.take(&fetched);
             return Ok(Outcome::Unchanged);
         }
+        seen.judge(&endpoint.bundle_endpoint_url, known.as_ref(), &fetched, insist)?;
         if fetched.x509_authorities.is_empty() && fetched.jwt_authorities.is_empty() {
             tracing::warn!(
                 subsystem_name = SUBSYSTEM,
                 trust_domain = %trust_domain,
                 bundle_endpoint_url = %endpoint.bundle_endpoint_url,
-                "The endpoint's bundle has no keys that can be used: its trust domain has revoked them, and its SVIDs are not \
-                 trusted any more"
+                "The endpoint's bundle has no keys that can be used: its trust domain has revoked them, or has only keys of \
+                 kinds that are not known here, and its SVIDs are not trusted any more"
             );
         }
         self.ground.save(fetched).await.map_err(FederationError::Save)?;

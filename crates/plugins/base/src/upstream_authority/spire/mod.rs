@@ -164,7 +164,9 @@ impl Spire {
             x509: bundle.x509_authorities,
             jwt: bundle.jwt_authorities,
             wit: bundle.wit_authorities,
+            put_back: false,
         };
+        let mut put_back = false;
         match &mut heard.told {
             Some((last, _)) if sequence < *last => {
                 if heard.older.get_or_insert_with(Instant::now).elapsed() < OLDER {
@@ -173,6 +175,7 @@ impl Spire {
                 tracing::warn!(
                     "The upstream server's bundle is older than before, for a minute: its datastore was put back"
                 );
+                put_back = true;
             }
             Some((last, told)) if *told == news => {
                 *last = sequence;
@@ -183,7 +186,7 @@ impl Spire {
         }
         heard.older = None;
         heard.told = Some((sequence, news.clone()));
-        Some(news)
+        Some(UpstreamAuthorities { put_back, ..news })
     }
 
     /// The keys of an answer; of which kind is for the caller to know.

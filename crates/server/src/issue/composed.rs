@@ -16,10 +16,10 @@ impl Issuer {
         template: SvidTemplate<'_>,
     ) -> Result<Arc<[u8]>, IssueError> {
         let holder = Holder { id: template.id, public_key: template.public_key };
-        let whose = match purpose {
-            Purpose::Server => Whose::Server,
-            Purpose::Agent => Whose::Agent(holder),
-            Purpose::Workload | Purpose::Downstream => Whose::Workload(holder),
+        let (whose, named) = match purpose {
+            Purpose::Server => (Whose::Server, "server"),
+            Purpose::Agent => (Whose::Agent(holder), "agent"),
+            _ => (Whose::Workload(holder), "workload"),
         };
         let attributes = X509SvidAttributes {
             subject: template.subject.parts().clone(),
@@ -33,12 +33,7 @@ impl Issuer {
         let subject = DistinguishedName::new(composed.subject);
         let template = SvidTemplate { subject: &subject, dns_names: &composed.dns_names, ..template };
         let leaf = deadline(authority.ca.issue_svid_with(&template, &composed.extra_extensions)).await??;
-        let whose = match purpose {
-            Purpose::Server => "server",
-            Purpose::Agent => "agent",
-            Purpose::Workload | Purpose::Downstream => "workload",
-        };
-        let spoilt = |why: String| IssueError::Composed(format!("invalid {whose} X509-SVID: invalid X509-SVID: {why}"));
+        let spoilt = |why: String| IssueError::Composed(format!("invalid {named} X509-SVID: invalid X509-SVID: {why}"));
         let parsed = Certificate::parse(leaf.clone()).map_err(|e| spoilt(e.to_string()))?;
         check_svid(&parsed, template.id).map_err(spoilt)?;
         Ok(leaf)

@@ -4,11 +4,13 @@ use crate::tls::{KeyExchange, Time};
 use crate::x509::Certificate;
 use finial_core::{Clock, SpiffeId};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, VerifierBuilderError, WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::CryptoProvider;
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use std::sync::Arc;
 
 /// A server that was to be verified by name shows an X509-SVID instead.
@@ -31,6 +33,85 @@ impl NotWebButSpiffe {
     }
 }
 
+/// Whether this is one of the roots itself, in its time, and for servers: who names a server's own certificate as a root means that
+/// server, also if the certificate says that it is a CA's, as `openssl req -x509` makes it. Go sees it so.
+pub fn is_root_itself(leaf: &CertificateDer<'_>, roots: &RootCertStore, now: UnixTime) -> bool {
+    let (Ok(own), Ok(certificate)) = (webpki::anchor_from_trusted_cert(leaf), Certificate::parse(leaf.as_ref())) else {
+        return false;
+    };
+    // Who has the key of a root may sign another certificate of its name anyway.
+    let is_root = |root: &TrustAnchor<'_>| {
+        root.subject == own.subject && root.subject_public_key_info == own.subject_public_key_info
+    };
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let is_in_time = (certificate.not_before()..=certificate.not_after()).contains(&now);
+    let purposes = certificate.extended_key_usage();
+    let is_for_servers = !purposes.present || purposes.server_auth || purposes.any;
+    is_in_time && is_for_servers && roots.roots.iter().any(is_root)
+}
+
+/// Verifies by roots and name, as rustls does; a root may be the server's own certificate.
+#[derive(Debug)]
+pub struct ByName {
+    chains: Arc<WebPkiServerVerifier>,
+    roots: Arc<RootCertStore>,
+}
+
+impl ByName {
+    /// By these roots.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
+        let roots = Arc::new(roots);
+        Ok(Self { chains: WebPkiServerVerifier::builder_with_provider(roots.clone(), provider).build()?, roots })
+    }
+}
+
+impl ServerCertVerifier for ByName {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        match self.chains.verify_server_cert(leaf, intermediates, name, ocsp, now) {
+            Err(Error::InvalidCertificate(CertificateError::Other(OtherError(cause))))
+                if matches!(cause.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity))
+                    && is_root_itself(leaf, &self.roots, now) =>
+            {
+                verify_server_name(&ParsedCertificate::try_from(leaf)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chains.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chains.supported_verify_schemes()
+    }
+}
+
 /// A client's configuration for the web: TLS 1.2 and 1.3, no client certificate, no resumption, and no ALPN.
 pub fn web_client_config(
     exchange: KeyExchange,
@@ -38,7 +119,7 @@ pub fn web_client_config(
     clock: Arc<dyn Clock>,
 ) -> Result<ClientConfig, Error> {
     let provider = exchange.provider();
-    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+    let inner = ByName::new(roots, provider.clone());
     let inner = inner.map_err(|e| Error::General(format!("this machine has no usable web roots: {e}")))?;
     let mut config = ClientConfig::builder_with_details(provider, Arc::new(Time(clock)))
         .with_protocol_versions(exchange.versions())?
@@ -49,9 +130,9 @@ pub fn web_client_config(
     Ok(config)
 }
 
-/// Verifies as rustls does, and says so when the server is one that SPIFFE would verify.
+/// Verifies as [`ByName`] does, and says so when the server is one that SPIFFE would verify.
 #[derive(Debug)]
-struct WebVerifier(Arc<WebPkiServerVerifier>);
+struct WebVerifier(ByName);
 
 impl ServerCertVerifier for WebVerifier {
     fn verify_server_cert(

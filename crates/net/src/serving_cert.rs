@@ -3,8 +3,9 @@
 use finial_core::Secret;
 use finial_crypto::pem;
 use finial_crypto::tls::TlsIdentity;
-use finial_runtime::{Shutdown, Spawner, files};
+use finial_runtime::{Shutdown, Spawner, errno_text, files};
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +19,10 @@ pub struct CertFiles {
     pub key: PathBuf,
 }
 
-/// Why certificate and key cannot be used.
+/// Why certificate and key cannot be used, with the file at fault.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to load certificate {}: {cause}", certificate.display())]
-pub struct CertFilesError {
-    certificate: PathBuf,
-    cause: String,
-}
+#[error("failed to load {0}")]
+pub struct CertFilesError(String);
 
 /// Presents what is in `files`, looked at again `every` so often until shutdown. What cannot be used later leaves the last
 /// ones in place; `subsystem` says so in the log.
@@ -56,19 +54,27 @@ struct Read {
 }
 
 impl CertFiles {
-    fn bad(&self, cause: impl ToString) -> CertFilesError {
-        CertFilesError { certificate: self.certificate.clone(), cause: cause.to_string() }
+    fn bad_certificate(&self, cause: impl Display) -> CertFilesError {
+        CertFilesError(format!("certificate {}: {cause}", self.certificate.display()))
+    }
+
+    fn bad_key(&self, cause: impl Display) -> CertFilesError {
+        let key = self.key.as_os_str();
+        if key.is_empty() {
+            return CertFilesError(format!("the key of certificate {}: no file is named", self.certificate.display()));
+        }
+        CertFilesError(format!("key {}: {cause}", self.key.display()))
     }
 
     async fn read(self, spawner: &Spawner) -> Result<Read, CertFilesError> {
-        let paths = self.clone();
         let reading = spawner.blocking(move || {
-            let read = |path: &Path| {
-                files::read_limited(path, pem::PEM_BYTES_MAX).map_err(|e| format!("{}: {e}", path.display()))
-            };
-            Ok::<_, String>(Read { certificate: read(&paths.certificate)?, key: Secret::new(read(&paths.key)?) })
+            let read = |path: &Path| files::read_limited(path, pem::PEM_BYTES_MAX);
+            Ok(Read {
+                certificate: read(&self.certificate).map_err(|e| self.bad_certificate(errno_text(&e)))?,
+                key: Secret::new(read(&self.key).map_err(|e| self.bad_key(errno_text(&e)))?),
+            })
         });
-        reading.await.unwrap_or_else(|e| Err(e.to_string())).map_err(|cause| self.bad(cause))
+        reading.await.unwrap_or_else(|e| Err(CertFilesError(e.to_string())))
     }
 }
 
@@ -78,9 +84,9 @@ impl Read {
     }
 
     fn put(&self, files: &CertFiles, identity: &TlsIdentity) -> Result<(), CertFilesError> {
-        let chain = pem::certificates(&self.certificate).map_err(|e| files.bad(e))?;
-        let key = pem::private_key(self.key.expose()).map_err(|e| files.bad(e))?;
-        identity.set(&chain, &key).map_err(|e| files.bad(e))
+        let chain = pem::certificates(&self.certificate).map_err(|e| files.bad_certificate(e))?;
+        let key = pem::private_key(self.key.expose()).map_err(|e| files.bad_key(e))?;
+        identity.set(&chain, &key).map_err(|e| files.bad_certificate(format!("with key {}: {e}", files.key.display())))
     }
 }
 
@@ -108,6 +114,39 @@ impl Watch {
                 Ok(()) => tracing::info!(subsystem_name, "Loaded the new serving certificate"),
                 Err(error) => tracing::error!(subsystem_name, %error, "The last serving certificate is kept"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testkit::fake::Pki;
+
+    #[tokio::test]
+    async fn the_file_at_fault_is_named() {
+        let pki = Pki::new();
+        for name in ["web", "other"] {
+            pki.issue(name, "subjectAltName=DNS:web.test");
+        }
+        std::fs::write(pki.path("empty"), "").unwrap();
+        let supervisor = finial_runtime::Supervisor::default();
+        let (web, key, path) = (pki.path("web.crt"), pki.path("web.key"), |name| pki.path(name));
+        for (certificate, key, want) in [
+            (path("none"), key.clone(), format!("certificate {}: no such file or directory", path("none"))),
+            (path("empty"), key, format!("certificate {}: no PEM blocks", path("empty"))),
+            (web.clone(), path("none"), format!("key {}: no such file or directory", path("none"))),
+            (web.clone(), path("empty"), format!("key {}: no PEM blocks", path("empty"))),
+            (web.clone(), String::new(), format!("the key of certificate {web}: no file is named")),
+            (
+                web.clone(),
+                path("other.key"),
+                format!("certificate {web}: with key {}: certificate and private key do not match", path("other.key")),
+            ),
+        ] {
+            let files = CertFiles { certificate: certificate.into(), key: key.into() };
+            let error = serve(files, Duration::from_secs(60), "test", &supervisor.spawner()).await.err().unwrap();
+            assert_eq!(error.to_string(), format!("failed to load {want}"));
         }
     }
 }

@@ -3,8 +3,8 @@
 use crate::{MintedX509Ca, PluginError};
 use finial_core::{TrustDomain, UnixSeconds};
 use finial_crypto::{
-    CaTemplate, Csr, DistinguishedName, IssueError, PrivateKey, SerialNumber, Signer, SvidTemplate, TrustRoots, X509Ca,
-    verify_x509_chain,
+    CaTemplate, Certificate, Csr, DistinguishedName, IssueError, PrivateKey, SerialNumber, Signer, SvidTemplate,
+    TrustRoots, VerifyError, X509Ca, verify_x509_chain,
 };
 use std::fmt::Display;
 use std::sync::Arc;
@@ -85,6 +85,10 @@ impl SigningCa {
 
     /// Whether what it signs now hangs from one of the roots.
     fn verify(&self, trust_domain: &TrustDomain, now: UnixSeconds) -> Result<(), String> {
+        let own = Certificate::parse(self.ca.certificate().clone()).map_err(|e| e.to_string())?;
+        if own.not_after() < now {
+            return Err(VerifyError::Expired.to_string());
+        }
         let trial = SvidTemplate {
             id: &trust_domain.server_id(),
             public_key: self.ca.signer().public_key(),

@@ -50,7 +50,12 @@ fn signing_ca(config: &Config, context: &PluginContext) -> Result<SigningCa, Plu
     let certificates = load("cert", &config.cert_file_path, pem::certificates)?;
     let bundle = Some(&config.bundle_file_path).filter(|path| !path.is_empty());
     let roots = bundle.map(|path| load("bundle", path, pem::certificates)).transpose()?;
-    SigningCa::new(key, certificates, roots, "bundle_file_path", (&context.trust_domain, context.clock.now()))
+    let around = (&context.trust_domain, context.clock.now());
+    SigningCa::new(key, certificates, roots, "bundle_file_path", around).map_err(|e| {
+        let Config { cert_file_path: cert, key_file_path: key, bundle_file_path: bundle } = config;
+        let files = if bundle.is_empty() { format!("{cert}, {key}") } else { format!("{cert}, {key}, {bundle}") };
+        PluginError { message: format!("{} ({files})", e.message), ..e }
+    })
 }
 
 impl Disk {

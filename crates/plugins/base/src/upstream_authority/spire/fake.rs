@@ -35,6 +35,8 @@ struct State {
     refusal: Option<Status>,
     hangs: bool,
     agent_refusal: Option<Status>,
+    /// How many more it gives than one.
+    other_svids: usize,
     /// How often the agent was asked.
     asked: usize,
 }
@@ -121,6 +123,7 @@ impl Above {
             refusal: None,
             hangs: false,
             agent_refusal: None,
+            other_svids: 0,
             asked: 0,
         };
         let shared = Shared(Arc::new(Mutex::new(state)));
@@ -193,6 +196,10 @@ impl Above {
 
     pub(super) fn agent_refuses(&self, status: Option<Status>) {
         self.shared.state().agent_refusal = status;
+    }
+
+    pub(super) fn give_others(&self, svids: usize) {
+        self.shared.state().other_svids = svids;
     }
 
     pub(super) fn asked(&self) -> usize {
@@ -323,12 +330,12 @@ service!(Agent, "SpiffeWorkloadAPI", |shared, _path, request| {
     let fetch = tower::service_fn(move |_: Request<workload::X509svidRequest>| {
         let shared = shared.clone();
         async move {
-            let ca = {
+            let (ca, svids) = {
                 let mut state = shared.state();
                 state.asked += 1;
                 match &state.agent_refusal {
                     Some(status) => return Err(status.clone()),
-                    None => state.ca.clone(),
+                    None => (state.ca.clone(), 1 + state.other_svids),
                 }
             };
             let id = format!("spiffe://{TRUST_DOMAIN}/below");
@@ -340,7 +347,7 @@ service!(Agent, "SpiffeWorkloadAPI", |shared, _path, request| {
                 bundle: Bytes::copy_from_slice(ca.certificate()),
                 hint: String::new(),
             };
-            let answer = workload::X509svidResponse { svids: vec![svid], ..Default::default() };
+            let answer = workload::X509svidResponse { svids: vec![svid; svids], ..Default::default() };
             Ok::<_, Status>(Response::new(tokio_stream::iter([Ok::<_, Status>(answer)])))
         }
     });

@@ -29,6 +29,8 @@ pub(super) struct Identity {
     pub(super) tls: TlsIdentity,
     pub(super) roots: Arc<TrustRoots>,
     pub(super) not_after: UnixSeconds,
+    /// So many others this process has there: of which one is used, the agent decides.
+    pub(super) others: usize,
 }
 
 /// Roots of one trust domain.
@@ -48,7 +50,7 @@ pub(super) async fn fetch(socket: &Path, trust_domain: &TrustDomain, holds: bool
     let asked = async {
         loop {
             match ask(socket).await {
-                Ok(svid) => return read(&svid, socket, trust_domain),
+                Ok((svid, others)) => return read(&svid, others, socket, trust_domain),
                 Err(status) if !holds && matches!(status.code(), Code::PermissionDenied | Code::Unavailable) => {
                     last = Some(status);
                     tokio::time::sleep(PAUSE).await;
@@ -66,12 +68,14 @@ pub(super) async fn fetch(socket: &Path, trust_domain: &TrustDomain, holds: bool
     }
 }
 
-async fn ask(socket: &Path) -> Result<X509svid, Status> {
+/// The first SVID, and how many follow.
+async fn ask(socket: &Path) -> Result<(X509svid, usize), Status> {
     let mut request = Request::new(X509svidRequest {});
     request.metadata_mut().insert("workload.spiffe.io", MetadataValue::from_static("true"));
     let mut answers = SpiffeWorkloadApiClient::new(uds_channel(socket)).fetch_x509svid(request).await?.into_inner();
     let answer = answers.message().await?.ok_or_else(|| Status::unavailable("the agent ended the stream"))?;
-    let first = answer.svids.into_iter().next();
+    let mut svids = answer.svids.into_iter();
+    let first = svids.next().map(|first| (first, svids.len()));
     first.ok_or_else(|| Status::permission_denied("no identity issued"))
 }
 
@@ -88,7 +92,7 @@ fn failed(socket: &Path, status: &Status) -> PluginError {
     PluginError { kind: ErrorKind::Unavailable, message: format!("{}{hint}", error.message), ..error }
 }
 
-fn read(svid: &X509svid, socket: &Path, trust_domain: &TrustDomain) -> Result<Identity, PluginError> {
+fn read(svid: &X509svid, others: usize, socket: &Path, trust_domain: &TrustDomain) -> Result<Identity, PluginError> {
     let wrong = |why: &dyn std::fmt::Display| {
         PluginError::internal(format!("unable to create X509Source: Workload API at {}: {why}", socket.display()))
     };
@@ -108,5 +112,5 @@ fn read(svid: &X509svid, socket: &Path, trust_domain: &TrustDomain) -> Result<Id
     let roots = Certificate::parse_bundle(&svid.bundle).map_err(|e| wrong(&e))?;
     let roots: Vec<_> = roots.iter().map(|root| root.der().clone()).collect();
     let roots = Arc::new(TrustRoots::new(&roots).map_err(|e| wrong(&e))?);
-    Ok(Identity { id, tls, roots, not_after: leaf.not_after() })
+    Ok(Identity { id, tls, roots, not_after: leaf.not_after(), others })
 }

@@ -34,6 +34,7 @@ pub(super) struct Link {
 pub(super) struct Connection {
     channel: Channel,
     id: SpiffeId,
+    others: usize,
     renew_at: UnixSeconds,
     not_after: UnixSeconds,
 }
@@ -71,13 +72,21 @@ impl Link {
             connection = self.connection(what).await?.0;
             answer = within(&connection).await;
         }
-        answer.map(Response::into_inner).map_err(|status| self.failed(what, &connection.id, &status))
+        answer.map(Response::into_inner).map_err(|status| self.failed(what, &connection, &status))
     }
 
-    fn failed(&self, what: &str, id: &SpiffeId, status: &Status) -> PluginError {
+    fn failed(&self, what: &str, Connection { id, others, .. }: &Connection, status: &Status) -> PluginError {
         let mut error = rpc_failure(&format!("{what}: upstream server {}", self.address), status);
         if status.code() == Code::PermissionDenied {
-            error.message.push_str(&format!("; this server is {id} there, whose entry needs the downstream flag"));
+            // The flag makes CAs of all that an entry fits: not of one that was not meant.
+            error.message.push_str(&match others {
+                0 => format!("; this server is {id} there, whose entry needs the downstream flag"),
+                _ => format!(
+                    "; this server has {} SVIDs there and is {id}: its process must fit the selectors of one entry \
+                     alone, the one with the downstream flag",
+                    others + 1
+                ),
+            });
         }
         error
     }
@@ -118,6 +127,7 @@ impl Link {
         Ok(Connection {
             channel: tls_channel(&self.address, Arc::new(tls)),
             id: identity.id,
+            others: identity.others,
             renew_at: now.saturating_add(half),
             not_after: identity.not_after,
         })

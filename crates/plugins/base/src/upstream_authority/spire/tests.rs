@@ -136,6 +136,12 @@ async fn what_the_server_refuses_says_what_its_operator_has_to_do() {
     let want = "rpc error: code = PermissionDenied desc = authorization denied for method X; this server is \
                 spiffe://above.test/below there, whose entry needs the downstream flag";
     assert!(error.ends_with(want), "{error}");
+    above.give_others(2);
+    let other = below(&above);
+    let want = "; this server has 3 SVIDs there and is spiffe://above.test/below: its process must fit the selectors of one \
+                entry alone, the one with the downstream flag";
+    let error = refusal(&other).await;
+    assert!(error.ends_with(want), "{error}");
     above.refuse(None);
     mint(&spire).await.unwrap();
 }

@@ -8,6 +8,9 @@ use testkit::{Agent, AgentOptions, Flavor, Output, Server, ServerOptions, Workdi
 
 const GUIDE: &str = include_str!("../../docs/guides/rotate.md");
 
+/// As the guide says.
+const TOKENS_OF_SECONDS: &str = "default_jwt_svid_ttl = \"10s\"";
+
 /// What is run on a machine; configuration is for reading.
 fn commands() -> Vec<Step> {
     let mut steps = steps(GUIDE);
@@ -45,8 +48,10 @@ fn follow(step: &Step, servers: &[Server; 2], bin: &Workdir) {
 fn the_guide_to_replacing_authorities_holds_word_by_word() {
     let Some(database) = testkit::postgres() else { return };
     let datastore = Some(testkit::datastore(&database, database.port()));
-    let servers = [(); 2]
-        .map(|()| Server::start(Flavor::Finial, &ServerOptions { datastore: datastore.clone(), ..Default::default() }));
+    let servers = [(); 2].map(|()| {
+        let (datastore, server) = (datastore.clone(), TOKENS_OF_SECONDS.into());
+        Server::start(Flavor::Finial, &ServerOptions { datastore, server, ..Default::default() })
+    });
     servers[0].entry("/workload", &[]);
     let agent = Agent::serving(Flavor::Finial, &servers[1], &AgentOptions::default());
     let bin = Workdir::new();

@@ -202,6 +202,20 @@ generated!(
     rotation, "rotation"
 );
 
+impl rotation::Goal {
+    /// As people say it.
+    pub fn verb(self) -> &'static str {
+        match self {
+            Self::Unspecified => "nothing",
+            Self::Prepare => "prepare",
+            Self::Activate => "activate",
+            Self::Taint => "taint",
+            Self::Revoke => "revoke",
+            Self::TakeBack => "take back",
+        }
+    }
+}
+
 /// Our own stream of what an agent may have.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all)]
 pub mod sync {

@@ -1,9 +1,15 @@
 //! How far an order to the whole trust domain is: what agents and peers have told this server, and what all servers have told
 //! each other. Who carries orders out is `authority::domain`.
 
+mod agents;
+mod beats;
+
 use crate::authority::{AuthorityKind, after, goal_of};
 use crate::federation::Peers;
+use crate::issue::Rfc3339;
 use crate::nodes::Nodes;
+use agents::AgentsSeen;
+use beats::Beats;
 use finial_core::{SpiffeId, UnixSeconds};
 use finial_proto::digest::of_bytes;
 use finial_proto::journal::{Entries, Status};
@@ -12,94 +18,26 @@ use finial_store::{CaJournal, Rotation, RotationNote, Store, StoreError};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
-/// Of more agents nothing is noted; they count as not having confirmed.
-const AGENTS_MAX: usize = 500_000;
 /// So many agents are named.
 const LACKING_MAX: usize = 20;
-/// Within so many seconds every server of ours that runs has taken an order up. (One of SPIRE's never does.)
-const TAKE_UP_SECONDS: i64 = 15;
-/// A server that has not told of itself for so many seconds is not waited for.
-const SILENT_SECONDS: i64 = 30;
-
-/// What an agent has.
-#[derive(Clone, Copy, Default)]
-struct Had {
-    /// The number of the bundle that it has.
-    sequence: u64,
-    /// Of the one that it was answered last: it has that when it asks again.
-    answered: u64,
-    /// The digest of the ID of the authority that signed its SVID.
-    issuer: u64,
-}
-
-/// What agents have, as this server has seen them.
-#[derive(Default)]
-pub(crate) struct AgentsSeen(Mutex<HashMap<u64, Had>>);
-
-impl AgentsSeen {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Had>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn with(&self, agent: &SpiffeId, issuer: u64, note: impl FnOnce(&mut Had)) {
-        let (mut seen, key) = (self.lock(), of_bytes(agent.path().as_bytes()));
-        if seen.len() < AGENTS_MAX || seen.contains_key(&key) {
-            let had = seen.entry(key).or_default();
-            had.issuer = issuer;
-            note(had);
-        }
-    }
-
-    /// It has the bundle of this number; 0 where it does not say.
-    pub(crate) fn has(&self, agent: &SpiffeId, issuer: u64, sequence: u64) {
-        self.with(agent, issuer, |had| had.sequence = had.sequence.max(sequence));
-    }
-
-    /// It is answered the bundle of this number.
-    pub(crate) fn answered(&self, agent: &SpiffeId, issuer: u64, sequence: u64) {
-        self.with(agent, issuer, |had| {
-            had.sequence = had.sequence.max(had.answered);
-            had.answered = sequence;
-        });
-    }
-
-    /// The datastore has another history now, in which this is the number of the own bundle: who has one of a higher number has
-    /// it from the one before, and gets another.
-    pub(crate) fn start_anew(&self, own: u64) {
-        for had in self.lock().values_mut() {
-            for number in [&mut had.sequence, &mut had.answered] {
-                *number = if *number > own { 0 } else { *number };
-            }
-        }
-    }
-
-    /// As [`ServerNote::agents`] has it.
-    pub(crate) fn told(&self) -> Vec<u8> {
-        let mut all: Vec<_> = self.lock().iter().map(|(key, had)| [*key, had.sequence, had.issuer]).collect();
-        all.sort_unstable();
-        all.iter().flatten().flat_map(|number| number.to_be_bytes()).collect()
-    }
-
-    /// Forgets those that are not there any more.
-    pub(crate) fn keep(&self, nodes: &Nodes, now: UnixSeconds) {
-        let mut living = HashSet::new();
-        nodes.each_living(now, |id| {
-            living.insert(of_bytes(id.path().as_bytes()));
-        });
-        self.lock().retain(|key, _| living.contains(key));
-    }
-}
 
 /// What the server that carries orders out shares with those who give and hear them.
 #[derive(Default)]
 pub struct Domain {
     pub(crate) agents: AgentsSeen,
-    peers: Option<Arc<Peers>>,
+    pub(crate) beats: Beats,
+    peers: Arc<Peers>,
+    /// None where a test has none.
     nodes: Option<Arc<Nodes>>,
     wake: Notify,
+    /// The open orders, of which this server, by its journal, shows that it is there.
+    open: Mutex<(Vec<i64>, i64)>,
+    /// What those who watch orders were told last, by the order's ID.
+    pub(crate) seen: tokio::sync::Mutex<BTreeMap<i64, (Instant, Arc<RotationState>)>>,
     /// The bundles of another history of the datastore are to be read.
     pub(crate) anew: AtomicBool,
 }
@@ -107,7 +45,14 @@ pub struct Domain {
 impl Domain {
     /// With those who fetch our bundle, and the agents that there are.
     pub(crate) fn new(peers: Arc<Peers>, nodes: Arc<Nodes>) -> Arc<Self> {
-        Arc::new(Self { peers: Some(peers), nodes: Some(nodes), ..Self::default() })
+        Arc::new(Self { peers, nodes: Some(nodes), ..Self::default() })
+    }
+
+    /// Each agent that is not banned and has an SVID that has not ended.
+    fn each_living(&self, now: UnixSeconds, each: impl FnMut(&SpiffeId)) {
+        if let Some(nodes) = &self.nodes {
+            nodes.each_living(now, each);
+        }
     }
 
     /// Forgets agents that are not there any more.
@@ -115,6 +60,16 @@ impl Domain {
         if let Some(nodes) = &self.nodes {
             self.agents.keep(nodes, now);
         }
+    }
+
+    /// These orders are open, for the server of this journal.
+    pub(crate) fn set_open(&self, orders: Vec<i64>, journal: i64) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = (orders, journal);
+    }
+
+    /// The open orders, and the own journal.
+    pub(crate) fn open(&self) -> (Vec<i64>, i64) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// There are new orders.
@@ -128,32 +83,47 @@ impl Domain {
     }
 
     pub(crate) fn peers(&self, now: UnixSeconds) -> Vec<Peer> {
-        let seen = self.peers.as_ref().map(|peers| peers.list(now)).unwrap_or_default();
         let peer = |seen: crate::federation::PeerSeen| Peer {
             address: seen.address.to_string(),
             user_agent: seen.user_agent,
             sequence_number: seen.sequence_number,
             fetched_at: seen.seen_at,
         };
-        seen.into_iter().map(peer).collect()
+        self.peers.list(now).into_iter().map(peer).collect()
     }
 }
 
 /// What all servers tell.
+#[derive(Clone)]
 pub(crate) struct Told {
     pub(crate) journals: Vec<CaJournal>,
-    pub(crate) notes: Vec<RotationNote>,
+    pub(crate) notes: Vec<Note>,
 }
 
 impl Told {
     pub(crate) async fn read(store: &Store, order: &Rotation) -> Result<Self, StoreError> {
-        Ok(Self { journals: store.list_ca_journals().await?, notes: store.rotation_notes(order.id).await? })
+        let notes = store.rotation_notes(order.id).await?;
+        Ok(Self { journals: store.list_ca_journals().await?, notes: notes.into_iter().map(Note::of).collect() })
     }
 
     /// The highest number of the own bundle that a server told of. Who has a lower one may be behind.
     pub(crate) fn sequence_number(&self) -> u64 {
-        let notes = self.notes.iter().filter_map(|note| ServerNote::decode(note.data.as_slice()).ok());
-        notes.map(|note| note.sequence_number).max().unwrap_or_default()
+        self.notes.iter().map(|note| note.says.sequence_number).max().unwrap_or_default()
+    }
+}
+
+/// What one server tells.
+#[derive(Clone)]
+pub(crate) struct Note {
+    journal: i64,
+    wrote_at: UnixSeconds,
+    pub(crate) says: ServerNote,
+}
+
+impl Note {
+    pub(crate) fn of(note: RotationNote) -> Self {
+        let says = ServerNote::decode(note.data.as_slice()).unwrap_or_default();
+        Self { journal: note.journal_id, wrote_at: note.seen_at, says }
     }
 }
 
@@ -181,74 +151,88 @@ fn of_journal(kind: AuthorityKind, data: &[u8]) -> Option<(String, String, UnixS
     Some((active, newest(Status::Prepared).map(|(_, id, _)| id).unwrap_or_default(), ends))
 }
 
-/// A server, with whether it is to be waited for and all that it had before.
+/// A server, and whether it is to be waited for.
 struct Seen {
     server: Server,
     awaited: bool,
-    note: ServerNote,
 }
 
-fn servers(kind: AuthorityKind, order: &Rotation, told: &Told, now: UnixSeconds) -> Vec<Seen> {
-    let notes: BTreeMap<i64, &RotationNote> = told.notes.iter().map(|note| (note.journal_id, note)).collect();
+fn servers(kind: AuthorityKind, order: &Rotation, told: &Told, (beats, now): (&Beats, UnixSeconds)) -> Vec<Seen> {
+    let notes: BTreeMap<i64, &Note> = told.notes.iter().map(|note| (note.journal, note)).collect();
+    let is_new = beats.is_new(order.id, order.created_at);
     let seen = told.journals.iter().filter_map(|journal| {
         let (active_authority_id, prepared_authority_id, ends) = of_journal(kind, &journal.data)?;
         let note = notes.get(&journal.id);
         if note.is_none() && ends < now {
             return None; // it has not run for long
         }
-        let data = note.and_then(|note| ServerNote::decode(note.data.as_slice()).ok()).unwrap_or_default();
-        let awaited = match note {
-            Some(note) => now.saturating_sub(note.seen_at) < SILENT_SECONDS,
-            None => now.saturating_sub(order.created_at) < TAKE_UP_SECONDS,
-        };
+        let says = note.map(|note| &note.says);
+        let awaited = note.map_or(is_new, |note| beats.is_there(order.id, note.journal, note.wrote_at));
         let server = Server {
             journal_id: journal.id,
             follows: note.is_some(),
-            seen_at: note.map_or(0, |note| note.seen_at),
-            reached: data.reached,
+            seen_at: note.map_or(0, |note| note.wrote_at),
+            reached: says.map_or(0, |says| says.reached),
             active_authority_id,
             prepared_authority_id,
-            former_authority_id: data.before.first().cloned().unwrap_or_default(),
-            error: data.error.clone(),
+            former_authority_id: says.and_then(|says| says.before.first().cloned()).unwrap_or_default(),
+            error: says.map_or_else(String::new, |says| says.error.clone()),
         };
-        Some(Seen { server, awaited, note: data })
+        Some(Seen { server, awaited })
     });
     seen.collect()
 }
 
-/// What is known of agents, at any server.
+/// Whether an order whose goal is its last is at its end, as far as those know who follow it.
+pub(crate) fn all_are_there(order: &Rotation, notes: &[Note], beats: &Beats) -> bool {
+    let lags = |note: &Note| note.says.reached() < goal_of(order);
+    let is_waited_for = |note: &&Note| beats.is_there(order.id, note.journal, note.wrote_at);
+    !beats.is_new(order.id, order.created_at) && !notes.iter().filter(is_waited_for).any(lags)
+}
+
+/// What is known of an agent, by whoever has seen it.
+#[derive(Default)]
+struct Known {
+    confirmed: bool,
+    /// Its workloads follow, too.
+    settled: bool,
+    /// Its own SVID hangs from something new.
+    hangs_anew: bool,
+    /// It has said something of itself.
+    speaks: bool,
+}
+
+/// What is known of agents, at any server: who has the bundle of the number that is needed.
 fn agents(
     kind: AuthorityKind,
     next: Goal,
-    (servers, own): (&[Seen], &AgentsSeen),
-    nodes: &Nodes,
+    notes: &[ServerNote],
+    domain: &Domain,
     (needed, now): (u64, UnixSeconds),
 ) -> Agents {
-    let before: HashSet<u64> = servers.iter().flat_map(|s| &s.note.before).map(|id| of_bytes(id.as_bytes())).collect();
-    let mut known: HashMap<u64, (bool, bool)> = HashMap::new();
-    let own = own.told();
-    for all in servers.iter().map(|s| &*s.note.agents).chain([&*own]) {
-        for agent in all.as_chunks::<24>().0 {
-            let number = |at: usize| {
-                agent.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes).unwrap_or_default()
-            };
-            let (sequence, issuer) = (number(8), number(16));
-            let (confirmed, moved) = known.entry(number(0)).or_default();
-            *confirmed |= sequence >= needed;
-            *moved |= issuer != 0 && !before.contains(&issuer);
-        }
-    }
+    let before: HashSet<u64> = notes.iter().flat_map(|note| &note.before).map(|id| of_bytes(id.as_bytes())).collect();
+    let mut all: HashMap<u64, Known> = HashMap::new();
+    domain.agents.each(notes.iter().flat_map(|note| &note.agents), |key, had| {
+        let known = all.entry(key).or_default();
+        known.confirmed |= had.sequence >= needed;
+        known.settled |= had.settled >= needed;
+        known.hangs_anew |= had.issuer != 0 && !before.contains(&had.issuer);
+        known.speaks |= !had.silent;
+    });
     let mut agents = Agents::default();
-    nodes.each_living(now, |id| {
-        let (confirmed, moved) = known.get(&of_bytes(id.path().as_bytes())).copied().unwrap_or_default();
-        // What is tainted must be known as well: who confirms that has new SVIDs for its workloads, too.
-        // At the end there is nothing more to know: who has moved stays so.
-        let knows = confirmed || next == Goal::Unspecified;
-        let moved = knows && (moved || kind != AuthorityKind::X509);
+    let unseen = Known::default();
+    domain.each_living(now, |id| {
+        let seen = all.get(&of_bytes(id.path().as_bytes()));
+        let known = seen.unwrap_or(&unseen);
+        // What is tainted must be known as well, and the workloads be off it. At the end there is nothing more to know: who has
+        // moved stays so.
+        let knows = known.settled || next == Goal::Unspecified;
+        let moved = knows && (known.hangs_anew || kind != AuthorityKind::X509);
         agents.count += 1;
-        agents.confirmed += u64::from(confirmed);
+        agents.confirmed += u64::from(known.confirmed);
         agents.moved += u64::from(moved);
-        let lacks = if next == Goal::Revoke { !moved } else { !confirmed };
+        agents.silent += u64::from(seen.is_some_and(|known| !known.speaks));
+        let lacks = if next == Goal::Revoke { !moved } else { !known.confirmed };
         if lacks && agents.lacking.len() < LACKING_MAX {
             agents.lacking.push(id.to_string());
         }
@@ -257,17 +241,23 @@ fn agents(
     agents
 }
 
-fn obstacles(next: Goal, goal: Goal, servers: &[Seen], agents: &Agents) -> Vec<String> {
-    let mut found = Vec::new();
-    for seen in servers.iter().filter(|seen| seen.awaited && seen.server.reached() < goal) {
+fn servers_behind(goal: Goal, servers: &[Seen]) -> Vec<String> {
+    let behind = servers.iter().filter(|seen| seen.awaited && seen.server.reached() < goal);
+    let words = behind.map(|seen| {
         let (id, authority) = (seen.server.journal_id, &seen.server.active_authority_id);
         let why = match (&*seen.server.error, seen.server.follows) {
             ("", true) => "has not come to the present goal yet".to_owned(),
             ("", false) => "has not taken the order up yet".to_owned(),
             (error, _) => format!("has not come to the present goal: {error}"),
         };
-        found.push(format!("the server of journal {id} (active authority {authority}) {why}"));
-    }
+        format!("the server of journal {id} (active authority {authority}) {why}")
+    });
+    words.collect()
+}
+
+/// What besides servers stands against this goal.
+fn too_early(next: Goal, notes: &[ServerNote], agents: &Agents, now: UnixSeconds) -> Vec<String> {
+    let mut found = Vec::new();
     let (lacking, what) = match next {
         Goal::Activate => (agents.count - agents.confirmed, "have not confirmed the new bundle"),
         Goal::Revoke => (agents.count - agents.moved, "have not moved off what is to be revoked"),
@@ -277,26 +267,41 @@ fn obstacles(next: Goal, goal: Goal, servers: &[Seen], agents: &Agents) -> Vec<S
         let more = if usize::try_from(lacking).is_ok_and(|n| n <= agents.lacking.len()) { "" } else { ", ..." };
         found.push(format!("{lacking} of {} agents {what}: {}{more}", agents.count, agents.lacking.join(", ")));
     }
+    // Whoever holds one, or was shown one, cannot replace it.
+    let longest = notes.iter().max_by_key(|note| note.tokens_end).filter(|note| note.tokens_end > now);
+    if let Some(note) = longest.filter(|_| next == Goal::Revoke) {
+        let signer = note.before.first().map(String::as_str).unwrap_or_default();
+        found.push(format!("tokens signed by {signer} live until {}", Rfc3339(note.tokens_end)));
+    }
     found
 }
 
+/// Why a server that comes late, with this own note, is not to come to this goal yet, when nobody else waits for it any more.
+pub(crate) fn too_early_alone(
+    kind: AuthorityKind,
+    goal: Goal,
+    (own, others): (&ServerNote, Vec<Note>),
+    (domain, now): (&Domain, UnixSeconds),
+) -> Vec<String> {
+    let needed = own.sequence_number;
+    let notes: Vec<_> = others.into_iter().map(|note| note.says).chain([own.clone()]).collect();
+    too_early(goal, &notes, &agents(kind, goal, &notes, domain, (needed, now)), now)
+}
+
 /// The order as it stands. `own` is the number of the own bundle.
-pub(crate) fn state(
-    order: &Rotation,
-    told: &Told,
-    (domain, nodes): (&Domain, &Nodes),
-    (own, now): (u64, UnixSeconds),
-) -> RotationState {
+pub(crate) fn state(order: &Rotation, told: Told, domain: &Domain, (own, now): (u64, UnixSeconds)) -> RotationState {
     let kind = AuthorityKind::of_number(order.kind).unwrap_or(AuthorityKind::X509);
     let goal = goal_of(order);
-    let servers = servers(kind, order, told, now);
-    let there = servers.iter().filter(|seen| seen.server.reached() >= goal);
+    let servers = servers(kind, order, &told, (&domain.beats, now));
+    let notes: Vec<ServerNote> = told.notes.into_iter().map(|note| note.says).collect();
+    let there = notes.iter().filter(|note| note.reached() >= goal);
     // The own bundle was read after what was told; a datastore that was restored may have lower numbers again.
-    let needed = there.map(|seen| seen.note.sequence_number).max().unwrap_or(own).min(own);
+    let needed = there.map(|note| note.sequence_number).max().unwrap_or(own).min(own);
     let next = if order.done || goal == last(order) { Goal::Unspecified } else { after(goal) };
-    let agents = agents(kind, next, (&servers, &domain.agents), nodes, (needed, now));
-    let obstacles = obstacles(next, goal, &servers, &agents);
-    let mut peers: Vec<Peer> = servers.iter().flat_map(|seen| seen.note.peers.iter().cloned()).collect();
+    let agents = agents(kind, next, &notes, domain, (needed, now));
+    let mut obstacles = servers_behind(goal, &servers);
+    obstacles.extend(too_early(next, &notes, &agents, now));
+    let mut peers: Vec<Peer> = notes.into_iter().flat_map(|note| note.peers).collect();
     peers.extend(domain.peers(now));
     peers.sort_by(|a, b| (&a.address, &a.user_agent, b.fetched_at).cmp(&(&b.address, &b.user_agent, a.fetched_at)));
     peers.dedup_by(|a, b| (&a.address, &a.user_agent) == (&b.address, &b.user_agent));

@@ -19,7 +19,7 @@ use crate::rotation::Domain;
 use crate::svid::{ServerSvid, ServerSvidError};
 use crate::watch::Watchers;
 use finial_config::{PluginConfig, ServerSettings};
-use finial_core::{Clock, EntryId, SpiffeId};
+use finial_core::{Clock, EntryId, SpiffeId, TrustDomain};
 use finial_crypto::tls::KeyExchange;
 use finial_crypto::tls::TlsIdentity;
 use finial_net::proxy::{InvalidNetwork, TrustedProxies};
@@ -59,6 +59,17 @@ pub enum StartError {
     /// The datastore does not open or cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The datastore is another trust domain's.
+    #[error(
+        "a registration entry with trust domain '{found}' has been detected, which does not match the configured trust domain of \
+         '{configured}'. If you want to change the trust domain, please delete all existing registration entries"
+    )]
+    OtherDomain {
+        /// Of the entries.
+        found: String,
+        /// What the configuration says.
+        configured: TrustDomain,
+    },
     /// There is nothing to sign with.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -177,6 +188,10 @@ impl Known {
         };
         store.read_from_replica().await;
         let entries = Entries::load(store.clone(), turn.clone(), trust_domain.clone()).await?;
+        // Before anything is written: authorities would be made anew over those that are in use.
+        if let Some(found) = entries.of_another_domain() {
+            return Err(StartError::OtherDomain { found, configured: trust_domain });
+        }
         let nodes = Nodes::load(store.clone(), turn.clone(), entries.clone()).await?;
         // It may be behind, and what comes now is compared with what memory knows.
         store.read_from_primary();
@@ -277,7 +292,9 @@ impl Signing {
             composers: composers.clone(),
             domain: known.domain.clone(),
         };
-        let mut manager = AuthorityManager::load(AuthoritySettings::of(settings), parts).await?;
+        let mut about = AuthoritySettings::of(settings);
+        known.entries.read().iter().for_each(|entry| about.heed(&entry.to_proto()));
+        let mut manager = AuthorityManager::load(about, parts).await?;
         manager.start().await?;
         let (clock, metrics) = (env.clock.clone(), env.metrics.clone());
         let issuer = Issuer::new(IssuerSettings::of(settings), authorities, clock.clone(), metrics.clone());

@@ -52,7 +52,7 @@ pub(crate) struct Data {
     pub(crate) keys: BTreeMap<String, PrivateKey>,
     /// Orders to all servers, and what these told.
     pub(crate) rotations: Vec<Rotation>,
-    pub(crate) notes: BTreeMap<(i64, i64), Vec<u8>>,
+    pub(crate) notes: BTreeMap<(i64, i64), (Vec<u8>, i64)>,
 }
 
 /// Datastore and key manager in one.
@@ -182,18 +182,40 @@ impl AuthorityStore for Memory {
     async fn rotation_notes(&self, rotation_id: i64) -> Result<Vec<RotationNote>, StoreError> {
         self.store(|d| {
             let of = d.notes.iter().filter(|((order, _), _)| *order == rotation_id);
-            of.map(|((_, journal_id), data)| RotationNote {
+            of.map(|((_, journal_id), (data, seen_at))| RotationNote {
                 rotation_id,
                 journal_id: *journal_id,
                 data: data.clone(),
-                seen_at: START,
+                seen_at: *seen_at,
             })
             .collect()
         })
     }
 
     async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError> {
-        self.store(|d| drop(d.notes.insert((note.rotation_id, note.journal_id), note.data.clone())))
+        self.store(|d| {
+            let (known, at) = d.notes.entry((note.rotation_id, note.journal_id)).or_default();
+            (*known, *at) = (note.data.clone(), *at + 1);
+        })
+    }
+
+    async fn reopen_rotation(&self, order: &Rotation) -> Result<(), StoreError> {
+        self.store(|d| d.rotations.iter_mut().filter(|known| known.id == order.id).for_each(|known| known.done = false))
+    }
+
+    async fn close_rotation(&self, order: &Rotation) -> Result<(), StoreError> {
+        self.store(|d| d.rotations.iter_mut().filter(|known| known.id == order.id).for_each(|known| known.done = true))
+    }
+
+    async fn rotation_beats(&self, rotation_id: i64) -> Result<Vec<(i64, i64)>, StoreError> {
+        self.store(|d| {
+            let of = d.notes.iter().filter(|((order, _), _)| *order == rotation_id);
+            of.map(|((_, journal_id), (_, seen_at))| (*journal_id, *seen_at)).collect()
+        })
+    }
+
+    async fn touch_rotation_note(&self, rotation_id: i64, journal_id: i64) -> Result<(), StoreError> {
+        self.store(|d| d.notes.get_mut(&(rotation_id, journal_id)).into_iter().for_each(|(_, seen_at)| *seen_at += 1))
     }
 
     async fn untaint_authorities(&self, trust_domain: &TrustDomain, ids: &[String]) -> Result<(), StoreError> {
@@ -282,6 +304,7 @@ impl World {
             ca_key_type: KeyType::EcP256,
             jwt_key_type: Some(KeyType::EcP256),
             wit_key_type: None,
+            token_ttl_seconds: (300, 300),
         };
         let (clock, composers) = (Arc::new(ManualClock::at(START)), Composers::default());
         Self { name: "", memory: Arc::default(), clock, settings, upstream: None, composers }

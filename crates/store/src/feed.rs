@@ -9,7 +9,7 @@ use crate::{EventFeed, Store, StoreError};
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use std::collections::VecDeque;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Numbers of events, from the first to the last, both included.
@@ -24,6 +24,8 @@ pub(crate) const TIMELINE: &str = "substr(pg_walfile_name(pg_current_wal_lsn()),
 const CHANNEL: &str = "finial_changes";
 /// How long connecting to listen may take.
 const LISTEN_MAX: Duration = Duration::from_secs(10);
+/// How often our own tables are looked for where there are none.
+const LOOK_AGAIN_SECONDS: u64 = 60;
 
 /// What one look at the database says, of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +76,8 @@ pub struct Feed {
     /// The database refuses to tell its history, as some that only resemble PostgreSQL do.
     no_history: AtomicBool,
     begin: Instant,
+    /// In which second after that our own tables are looked for again, where there were none.
+    look_again: AtomicU64,
     /// How long an event may come late where the database does not tell which transactions run.
     late_max: Duration,
 }
@@ -87,7 +91,13 @@ impl Store {
     /// The feed. `late_max` is how long an event may be committed after one with a higher number, where the database does
     /// not tell which transactions run (MySQL): SPIRE's `event_timeout`.
     pub fn feed(&self, late_max: Duration) -> Feed {
-        Feed { store: self.clone(), no_history: AtomicBool::new(false), begin: Instant::now(), late_max }
+        Feed {
+            store: self.clone(),
+            no_history: AtomicBool::new(false),
+            begin: Instant::now(),
+            look_again: AtomicU64::new(0),
+            late_max,
+        }
     }
 }
 
@@ -95,6 +105,12 @@ impl Feed {
     /// Looks at everything at once, with one statement. The spans are those of entries' and of agents' events in which
     /// late ones are to be counted.
     pub async fn beat(&self, entries: &[Span], agents: &[Span]) -> Result<Beat, StoreError> {
+        let second = self.begin.elapsed().as_secs();
+        if !self.store.has_rotations() && second >= self.look_again.load(Ordering::Relaxed) {
+            // Another server may have made our own tables since.
+            self.look_again.store(second.saturating_add(LOOK_AGAIN_SECONDS), Ordering::Relaxed);
+            self.store.look_for_rotations(false).await?;
+        }
         match self.look(entries, agents).await {
             // Another database may be here by now, without our own tables.
             Err(StoreError::Database(_))

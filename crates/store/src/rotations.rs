@@ -47,7 +47,7 @@ pub struct RotationNote {
 const SELECT: &str = "SELECT id, kind, goal, revoke_all, forced, open_kind, asked_by, created_at FROM finial_rotations";
 
 impl Store {
-    /// Whether the database has the tables for it; looked for when it was opened.
+    /// Whether the database has the tables for it, as far as is known: they are looked for when it is opened, and now and then.
     pub fn has_rotations(&self) -> bool {
         self.rotations_flag().load(std::sync::atomic::Ordering::Relaxed)
     }
@@ -67,8 +67,9 @@ impl Store {
         Ok(there)
     }
 
-    fn demand_rotations(&self) -> Result<(), StoreError> {
-        match self.has_rotations() {
+    /// They may have been made by another server since.
+    async fn demand_rotations(&self) -> Result<(), StoreError> {
+        match self.has_rotations() || self.look_for_rotations(false).await? {
             true => Ok(()),
             false => Err(StoreError::FailedPrecondition(
                 "the datastore has no tables for orders to a whole trust domain (finial_rotations): a server that may change \
@@ -80,7 +81,7 @@ impl Store {
 
     /// Begins an order; `AlreadyExists` while one of this kind is open. ID and time are given here.
     pub async fn begin_rotation(&self, order: &Rotation) -> Result<Rotation, StoreError> {
-        self.demand_rotations()?;
+        self.demand_rotations().await?;
         let now = self.now();
         transact!(self, |tx| {
             let query = Query::new(
@@ -119,7 +120,7 @@ impl Store {
     /// Sets another goal, if it is still the one that the caller saw, and opens the order again if it was done. Says whether it
     /// did; `AlreadyExists` where another of its kind is open.
     pub async fn advance_rotation(&self, seen: &Rotation, goal: i64, forced: bool) -> Result<bool, StoreError> {
-        self.demand_rotations()?;
+        self.demand_rotations().await?;
         let now = self.now();
         transact!(self, |tx| {
             let query = Query::new(
@@ -164,9 +165,31 @@ impl Store {
         rows.iter().map(note).collect()
     }
 
+    /// When servers last told of an order, or showed that they are there: the journal and the time by the clock of each.
+    pub async fn rotation_beats(&self, rotation_id: i64) -> Result<Vec<(i64, UnixSeconds)>, StoreError> {
+        if !self.has_rotations() {
+            return Ok(Vec::new());
+        }
+        let query = Query::new(
+            "SELECT journal_id, updated_at FROM finial_rotation_servers WHERE rotation_id = ? ORDER BY journal_id",
+        );
+        let rows = self.connection().await?.all(query.bind(rotation_id)).await?;
+        rows.iter().map(|row| Ok((row.int(0)?, row.seconds_rounded(1)?))).collect()
+    }
+
+    /// Shows that a server is there which has told of an order, with the time of now.
+    pub async fn touch_rotation_note(&self, rotation_id: i64, journal_id: i64) -> Result<(), StoreError> {
+        self.demand_rotations().await?;
+        let now = self.now();
+        transact!(self, |tx| {
+            let text = "UPDATE finial_rotation_servers SET updated_at = ? WHERE rotation_id = ? AND journal_id = ?";
+            tx.execute(Query::new(text).bind(now).bind(rotation_id).bind(journal_id)).await.map(drop)
+        })
+    }
+
     /// Writes what a server tells, with the time of now. One server writes its own note only.
     pub async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError> {
-        self.demand_rotations()?;
+        self.demand_rotations().await?;
         let now = self.now();
         let data = note.data.as_slice();
         transact!(self, |tx| {
@@ -191,7 +214,7 @@ impl Store {
         let edit = |stored: &mut Bundle| {
             let mut changed = false;
             for authority in stored.x509_authorities.iter_mut().filter(|authority| authority.tainted) {
-                authority.tainted = !ids.contains(&crate::bundles::subject_key_id(authority)?);
+                authority.tainted = !crate::bundles::subject_key_id(authority).is_ok_and(|id| ids.contains(&id));
                 changed |= !authority.tainted;
             }
             for key in stored.jwt_authorities.iter_mut().chain(&mut stored.wit_authorities).filter(|key| key.tainted) {

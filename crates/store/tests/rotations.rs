@@ -62,6 +62,12 @@ async fn servers_tell_what_they_did(lab: Lab) {
     opened.clock.advance(5);
     opened.set_rotation_note(&note(7, b"", 0)).await.unwrap();
     assert_eq!(opened.rotation_notes(id).await.unwrap(), [note(7, b"", NOW + 5), note(8, b"b", NOW)]);
+    assert_eq!(opened.rotation_beats(id).await.unwrap().len(), 2);
+    opened.clock.advance(5);
+    opened.touch_rotation_note(id, 8).await.unwrap();
+    opened.touch_rotation_note(id, 9).await.unwrap();
+    assert_eq!(opened.rotation_beats(id).await.unwrap(), [(7, NOW + 5), (8, NOW + 10)]);
+    assert_eq!(opened.rotation_notes(id).await.unwrap(), [note(7, b"", NOW + 5), note(8, b"b", NOW + 10)]);
     assert_eq!(opened.rotation_notes(id + 1).await.unwrap(), []);
     // A late word of an order that a restored database does not have.
     opened.set_rotation_note(&RotationNote { rotation_id: id + 1, ..note(7, b"late", 0) }).await.unwrap();
@@ -108,10 +114,19 @@ async fn without_the_tables_it_says_so_and_all_else_goes_on(lab: Lab) {
     assert!(error.to_string().contains("finial_rotations"), "{error}");
     assert_eq!(store.newest_rotations().await.unwrap(), []);
     store.create_bundle(&bundle("a.test")).await.unwrap();
+    if closed.database.is_some() {
+        // Another server makes them, and this one follows from then on, whether somebody orders something here or not.
+        let another = Store::open(closed.settings.clone(), clock()).await.unwrap();
+        another.begin_rotation(&order(1)).await.unwrap();
+        assert!(!store.has_rotations());
+        assert_ne!(beat(&store).await, "");
+        assert_eq!(store.newest_rotations().await.unwrap().len(), 1);
+        another.close().await;
+    }
     store.close().await;
     drop_store(store);
     let store = Store::open(closed.settings.clone(), clock()).await.unwrap();
-    store.begin_rotation(&order(1)).await.unwrap();
+    store.begin_rotation(&order(2)).await.unwrap();
     store.close().await;
 }
 

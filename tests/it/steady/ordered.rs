@@ -92,8 +92,13 @@ fn taken_back(domain: &Domain, traffic: &Traffic, kind: &str) {
     traffic.goes_on();
 }
 
+/// The last token of a former authority is waited for.
+fn tokens_of_seconds() -> How {
+    How { server: "default_jwt_svid_ttl = \"10s\"".into(), ..How::default() }
+}
+
 fn ordered(on: On, what: &str) {
-    let Some(mut domain) = Domain::start(on, &How::default()) else { return };
+    let Some(mut domain) = Domain::start(on, &tokens_of_seconds()) else { return };
     let traffic = Traffic::among(&[&domain]);
     for kind in ["x509", "jwt"] {
         in_one_go(&domain, &traffic, kind);
@@ -114,7 +119,7 @@ fn one_order_replaces_the_authorities_of_three_servers() {
 
 #[test]
 fn one_order_to_three_servers_is_taken_back() {
-    let Some(domain) = Domain::start(On::Three, &How::default()) else { return };
+    let Some(domain) = Domain::start(On::Three, &tokens_of_seconds()) else { return };
     let traffic = Traffic::among(&[&domain]);
     for kind in ["x509", "jwt"] {
         taken_back(&domain, &traffic, kind);

@@ -160,22 +160,22 @@ impl Waiter<'_> {
             Err(error) if matches!(error.code(), Code::FailedPrecondition | Code::Unavailable | Code::Aborted) => {
                 Ok(())
             }
-            Err(error) => Err(anyhow::Error::from(error).context(format!("could not go on to {}", show::verb(next)))),
+            Err(error) => Err(anyhow::Error::from(error).context(format!("could not go on to {}", next.verb()))),
         }
     }
 
     /// The step took too long: is the next one forced, or is this the end?
     async fn late(&mut self) -> anyhow::Result<()> {
-        let next = self.state.next();
+        let next = show::left(&self.state, self.force);
         if self.force && next != Goal::Unspecified {
             self.cx.eprintln(format!(
                 "Going on to {} although it took too long:\n{}",
-                show::verb(next),
+                next.verb(),
                 show::in_vain(&self.state).trim_end()
             ));
-            let before = self.state.goal;
+            let before = (self.state.goal, self.state.forced);
             self.advance(next, true).await?;
-            if self.state.goal != before {
+            if (self.state.goal, self.state.forced) != before {
                 return Ok(());
             }
         }
@@ -184,8 +184,8 @@ impl Waiter<'_> {
         let error = anyhow::anyhow!(
             "order {} did not get from {} to {} within {after}: {}",
             self.state.id,
-            show::verb(self.state.goal()),
-            show::verb(next),
+            self.state.goal().verb(),
+            next.verb(),
             show::lacks(&self.state)
         );
         Err(Advised::new(error, format!("the order stays in force; {}", show::hint_open(&self.state))).into())
@@ -195,7 +195,7 @@ impl Waiter<'_> {
         self.cx.eprintln(format!(
             "Interrupted. Order {} stays in force: servers stay at {}, and those that come late get there too.\nhint: {}",
             self.state.id,
-            show::verb(self.state.goal()),
+            self.state.goal().verb(),
             show::hint_open(&self.state)
         ));
         Exit(INTERRUPTED).into()

@@ -220,16 +220,16 @@ async fn step(
     client: &mut RotationClient<Channel>,
     state: RotationState,
 ) -> anyhow::Result<RotationState> {
-    let next = state.next();
-    ensure!(next != Goal::Unspecified, "nothing is left to order: {}", show::line(&state));
     let force = cx.flags.bool("force");
+    let next = show::left(&state, force);
+    ensure!(next != Goal::Unspecified, "nothing is left to order: {}", show::line(&state));
     match within(advance(client, &state, next, force)).await? {
         Ok(state) => Ok(state),
         Err(error) if error.code() == Code::FailedPrecondition => {
-            let error = anyhow::Error::from(error).context(format!("could not go on to {}", show::verb(next)));
+            let error = anyhow::Error::from(error).context(format!("could not go on to {}", next.verb()));
             Err(Advised::new(error, show::hint_refused(&state, next)).into())
         }
-        Err(error) => Err(error).with_context(|| format!("could not go on to {}", show::verb(next))),
+        Err(error) => Err(error).with_context(|| format!("could not go on to {}", next.verb())),
     }
 }
 

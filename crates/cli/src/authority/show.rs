@@ -25,17 +25,6 @@ fn flag(state: &RotationState) -> &'static str {
     }
 }
 
-pub(super) fn verb(goal: Goal) -> &'static str {
-    match goal {
-        Goal::Prepare => "prepare",
-        Goal::Activate => "activate",
-        Goal::Taint => "taint",
-        Goal::Revoke => "revoke",
-        Goal::TakeBack => "take back",
-        Goal::Unspecified => "nothing",
-    }
-}
-
 fn participle(goal: Goal) -> &'static str {
     match goal {
         Goal::Prepare => "prepared",
@@ -94,7 +83,12 @@ pub(super) fn failures(state: &RotationState) -> Vec<String> {
 
 /// What has come to its goal is not tried again.
 fn failure(server: &Server) -> String {
-    let then = if server.reached() == Goal::TakeBack { "could not" } else { "failed and tries again" };
+    let then = match server.reached() {
+        Goal::TakeBack => "could not",
+        // It comes late, and looks itself whether a step can be taken.
+        _ if server.error.starts_with("it is too early") => "waits",
+        _ => "failed and tries again",
+    };
     format!("{then}: {}", one_line(&server.error))
 }
 
@@ -114,14 +108,16 @@ pub(super) fn left_behind(state: &RotationState) -> Vec<String> {
 
 const NOT_FOLLOWING: &str = "it is SPIRE's (order it there, with `spire-server localauthority`), or does not run (it does all steps when it comes back)";
 
+const SILENT: &str = "say nothing of themselves (SPIRE's): what they have follows from what they asked and when, and whether each of their workloads has moved is not known";
+
 /// Everything of an order.
 pub(super) fn whole(state: &RotationState) -> String {
     let by = if state.asked_by.is_empty() { String::new() } else { format!(" by {}", one_line(&state.asked_by)) };
     let mut out = format!("{} order {}, begun {}{by}\n", kind(state), state.id, go_time(state.began_at));
     let forced = if state.forced { " (forced)" } else { "" };
-    let _ = writeln!(out, "  Goal: {}{forced}", if state.done { "done" } else { verb(state.goal()) });
+    let _ = writeln!(out, "  Goal: {}{forced}", if state.done { "done" } else { state.goal().verb() });
     if state.next() != Goal::Unspecified && !state.done {
-        let _ = writeln!(out, "  Next: {}", verb(state.next()));
+        let _ = writeln!(out, "  Next: {}", state.next().verb());
         for obstacle in &state.obstacles {
             let _ = writeln!(out, "    not yet: {}", one_line(obstacle));
         }
@@ -132,6 +128,10 @@ pub(super) fn whole(state: &RotationState) -> String {
         server(&mut out, one);
     }
     let _ = writeln!(out, "  Agents: {}", agents(state));
+    let silent = state.agents.as_ref().map_or(0, |agents| agents.silent);
+    if silent > 0 {
+        let _ = writeln!(out, "    {silent} of these {SILENT}");
+    }
     lacking(&mut out, state);
     if !state.peers.is_empty() {
         let _ = writeln!(out, "  Peers: {} fetched the new bundle", peers(state));
@@ -190,9 +190,17 @@ fn lacking(out: &mut String, state: &RotationState) {
     }
 }
 
+/// What can be ordered: by force also, at the end, that servers which come late wait for nobody.
+pub(super) fn left(state: &RotationState, force: bool) -> Goal {
+    match state.next() {
+        Goal::Unspecified if force && !state.forced && !state.obstacles.is_empty() => state.goal(),
+        next => next,
+    }
+}
+
 /// After an order without `-wait`.
 pub(super) fn ordered(state: &RotationState) -> String {
-    let goal = verb(state.goal());
+    let goal = state.goal().verb();
     format!(
         "Order {}: every server is to {goal} its {} authority.\n{}{}",
         state.id,

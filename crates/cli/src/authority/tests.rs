@@ -215,6 +215,7 @@ fn state(goal: Goal, reached: [Goal; 2], confirmed: u64, moved: u64) -> Rotation
             confirmed,
             moved,
             lacking: if lack { vec!["spiffe://td/spire/agent/b".into()] } else { Vec::new() },
+            silent: 0,
         }),
         peers: vec![Peer {
             address: "203.0.113.9".into(),
@@ -410,7 +411,11 @@ hint: `finial authority status -x509` shows who lacks it; `finial authority rota
 fn the_status_names_servers_agents_and_peers() {
     let mut shown = state(Prepare, [Prepare, Unspecified], 1, 0);
     shown.servers.push(Server { journal_id: 9, active_authority_id: "z".into(), ..Server::default() });
+    shown.servers.push(Server { journal_id: 11, active_authority_id: "y".into(), ..Server::default() });
     shown.servers[1].error = "the key manager\nis away".into();
+    shown.servers[2].error = "it is too early to revoke".into();
+    shown.servers[2].follows = true;
+    shown.agents.as_mut().unwrap().silent = 1;
     let (code, stdout, stderr) = run(&fake(vec![vec![shown]]), &["status"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert_eq!(
@@ -421,13 +426,16 @@ X.509 order 7, begun 2027-01-15 08:00:00 +0000 UTC by uid 0 on host-a
   Next: activate
     not yet: 1 server is not there yet
     not yet: 1 agent lacks it
-  Servers: 1 of 3 prepared
+  Servers: 1 of 4 prepared
     1: prepared, signs with a1, next is p1
     4: nothing done yet, signs with a4, next is p4
       failed and tries again: the key manager\\nis away
-    9: does not follow, signs with z
+    9: nothing done yet, signs with z
+      waits: it is too early to revoke
+    11: does not follow, signs with y
       if it stays so, it is SPIRE's (order it there, with `spire-server localauthority`), or does not run (it does all steps when it comes back)
   Agents: 1 of 2 agents have the new bundle
+    1 of these say nothing of themselves (SPIRE's): what they have follows from what they asked and when, and whether each of their workloads has moved is not known
     lacks it: spiffe://td/spire/agent/b
   Peers: 0 of 1 fetched the new bundle
     203.0.113.9 (spire\\u{1b}): number 11 of 12, at 2027-01-15 08:01:40 +0000 UTC
@@ -508,4 +516,18 @@ fn a_server_that_cannot_is_said_to_be_spires_or_older() {
     }
     let (code, _, stderr) = run(&fake, &["rotate", "-x509", "-jwt"]);
     assert_eq!((code, stderr.as_str()), (1, "Error: -x509, -jwt and -wit are one order each: name one of them\n"));
+}
+
+/// One that came late opened it again, and waits for what the operator will not wait for.
+#[test]
+fn at_its_end_an_order_can_still_be_forced() {
+    let mut stuck = state(Revoke, [Revoke, Taint], 2, 2);
+    (stuck.next, stuck.obstacles) = (0, vec!["the server of journal 4 waits".into()]);
+    let forced = RotationState { forced: true, ..stuck.clone() };
+    let fake = fake(vec![vec![stuck], vec![forced]]);
+    let (code, _, stderr) = run(&fake, &["rotate", "-order", "7"]);
+    assert!(code == 1 && stderr.contains("nothing is left to order"), "{stderr}");
+    let (code, _, stderr) = run(&fake, &["rotate", "-order", "7", "-force"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert_eq!(*fake.ordered.lock().unwrap(), [(Revoke, true)]);
 }

@@ -24,7 +24,8 @@ pub struct AdvanceRotationRequest {
     /// As it was told: an order that another operator began meanwhile is not meant.
     #[prost(int64, tag = "1")]
     pub id: i64,
-    /// The one after the present goal; the present goal again is no error.
+    /// The one after the present goal; the present goal again is no error, and with `force` lets servers that come late wait for
+    /// nobody.
     #[prost(enumeration = "Goal", tag = "2")]
     pub goal: i32,
     #[prost(bool, tag = "3")]
@@ -120,6 +121,9 @@ pub struct Agents {
     /// SPIFFE IDs of some that lack what `next` needs.
     #[prost(string, repeated, tag = "4")]
     pub lacking: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those that say nothing of themselves (SPIRE's): what they have is known by what they asked and when.
+    #[prost(uint64, tag = "5")]
+    pub silent: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Peer {
@@ -149,15 +153,36 @@ pub struct ServerNote {
     /// Why its last try failed.
     #[prost(string, tag = "4")]
     pub error: ::prost::alloc::string::String,
-    /// Of each agent that it has seen, 24 bytes, big endian: the digest of its ID's path, the number of the bundle that it has, and
-    /// the digest of the ID of the authority that signed its SVID.
-    #[prost(bytes = "bytes", tag = "5")]
-    pub agents: ::prost::bytes::Bytes,
     #[prost(message, repeated, tag = "6")]
     pub peers: ::prost::alloc::vec::Vec<Peer>,
     /// Of `before`: those that are tainted for this order, noted before they are. What others tainted is theirs.
     #[prost(string, repeated, tag = "7")]
     pub tainted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The agents that it has seen.
+    #[prost(message, repeated, tag = "8")]
+    pub agents: ::prost::alloc::vec::Vec<AgentsAlike>,
+    /// When the last token ends that an authority of `before` can have signed, in unix seconds; 0 = it signed none.
+    #[prost(int64, tag = "9")]
+    pub tokens_end: i64,
+}
+/// Agents that have the same.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentsAlike {
+    /// The number of the bundle that they have.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// The number of the bundle with which the SVIDs of their workloads agree.
+    #[prost(uint64, tag = "2")]
+    pub settled: u64,
+    /// The digest of the ID of the authority that signed their SVIDs.
+    #[prost(uint64, tag = "3")]
+    pub issuer: u64,
+    /// They say nothing of themselves.
+    #[prost(bool, tag = "4")]
+    pub silent: bool,
+    /// The digests of their IDs' paths, 8 bytes each, big endian.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub agents: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -161,7 +161,8 @@ impl Api {
         permit.note("trust_domain_id", &self.trust_domain);
         let own = self.bundles.own().ok_or_else(|| permit.fail(ErrorKind::NotFound, "bundle not found"))?;
         if let Some((agent, issuer)) = permit.peer().agent() {
-            self.domain.agents.answered(agent, issuer, own.bundle.sequence_number);
+            let entries = || self.entries.read().authorized(agent, &self.nodes.selectors(agent)).len();
+            self.domain.agents.answered(agent, issuer, own.bundle.sequence_number, entries);
         }
         permit.audit();
         Ok(masked(&own.bundle, request.output_mask.as_ref()))

@@ -14,24 +14,13 @@ use finial_proto::rotation::{self as pb, Goal, RotationState};
 use finial_store::{Rotation, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
 /// How often it is looked for who watches.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How long one may watch; who still wants to asks again.
 const WATCH_MAX: Duration = Duration::from_secs(3600);
-
-/// A goal as people say it.
-fn name(goal: Goal) -> &'static str {
-    match goal {
-        Goal::Unspecified => "nothing",
-        Goal::Prepare => "prepare",
-        Goal::Activate => "activate",
-        Goal::Taint => "taint",
-        Goal::Revoke => "revoke",
-        Goal::TakeBack => "take back",
-    }
-}
 
 /// Who calls, for those who come after.
 fn caller(call: &Call) -> String {
@@ -72,11 +61,24 @@ impl Api {
             self.bundles.refresh(&self.trust_domain).await.map_err(|error| failed(call, &error))?;
         }
         let own = own_number();
-        let mut state = state(order, &told, (&self.domain, &self.nodes), (own, now));
+        let mut state = state(order, told, &self.domain, (own, now));
         if is_over(order, &state) {
             self.store.close_rotation(order).await.map_err(|error| failed(call, &error))?;
             state.done = true;
         }
+        Ok(state)
+    }
+
+    /// As it stood a moment ago at most: however many watch, it is looked once.
+    async fn seen_by_all_who_watch(&self, call: &Call, id: i64) -> Result<Arc<RotationState>, Status> {
+        let mut seen = self.domain.seen.lock().await;
+        if let Some((_, state)) = seen.get(&id).filter(|(at, _)| at.elapsed() < WATCH_EVERY) {
+            return Ok(state.clone());
+        }
+        let order = self.find_id(call, id).await?;
+        let state = Arc::new(self.state_of(call, &order).await?);
+        seen.retain(|_, (at, _)| at.elapsed() < WATCH_EVERY);
+        seen.insert(id, (Instant::now(), state.clone()));
         Ok(state)
     }
 
@@ -127,7 +129,7 @@ impl Api {
     /// Tells who came first.
     async fn refuse_second(&self, call: &Call, kind: AuthorityKind) -> Result<Status, Status> {
         let open = self.find(call, |known| known.kind == kind.number()).await?.unwrap_or_default();
-        let (who, when, goal) = (&open.asked_by, Rfc3339(open.created_at), name(goal_of(&open)));
+        let (who, when, goal) = (&open.asked_by, Rfc3339(open.created_at), goal_of(&open).verb());
         let message = format!(
             "an order to rotate {kind} authorities is open: {who} began it at {when}, and its goal is to {goal}; see it \
              through, or take it back"
@@ -149,15 +151,21 @@ impl Api {
         let goal = request.goal();
         if goal != state.goal() || goal == Goal::Unspecified {
             if goal != state.next() || state.done || goal == Goal::Unspecified {
-                let message =
-                    format!("the order's goal is to {}, after which comes: {}", name(state.goal()), name(state.next()));
+                let message = format!(
+                    "the order's goal is to {}, after which comes: {}",
+                    state.goal().verb(),
+                    state.next().verb()
+                );
                 return Err(call.fail(ErrorKind::FailedPrecondition, &message));
             }
             if !state.obstacles.is_empty() && !request.force {
-                let message = format!("it is too early to {}: {}", name(goal), state.obstacles.join("; "));
+                let message = format!("it is too early to {}: {}", goal.verb(), state.obstacles.join("; "));
                 return Err(call.fail(ErrorKind::FailedPrecondition, &message));
             }
             self.set_goal(&call, &order, goal, request.force && !state.obstacles.is_empty()).await?;
+        } else if request.force && !state.obstacles.is_empty() {
+            // Servers that come late need not wait.
+            self.set_goal(&call, &order, goal, true).await?;
         }
         let state = self.now(&call, order.id).await?;
         call.audit();
@@ -168,7 +176,7 @@ impl Api {
         let set = self.store.advance_rotation(order, goal as i64, forced).await;
         match set.map_err(|error| failed(call, &error))? {
             true => {
-                call.log_info(&format!("Order to rotate authorities: goal is to {}", name(goal)));
+                call.log_info(&format!("Order to rotate authorities: goal is to {}", goal.verb()));
                 Ok(())
             }
             false => Err(call.fail(ErrorKind::FailedPrecondition, "somebody else has set another goal at this moment")),
@@ -219,19 +227,18 @@ impl Api {
         outlet: Outlet<RotationState>,
     ) -> Result<(), Status> {
         let call = permit.call();
-        let mut sent: Option<RotationState> = None;
-        let until = tokio::time::Instant::now() + WATCH_MAX;
-        while tokio::time::Instant::now() < until {
+        let mut sent: Option<Arc<RotationState>> = None;
+        let until = Instant::now() + WATCH_MAX;
+        while Instant::now() < until {
             // A caller who stops reading must not keep a connection to the datastore.
             let (this, asking) = (self.clone(), call.clone());
-            let looking = self.spawner.spawn("watched order", async move {
-                let order = this.find_id(&asking, request.id).await?;
-                this.state_of(&asking, &order).await
-            });
+            let looking = self
+                .spawner
+                .spawn("watched order", async move { this.seen_by_all_who_watch(&asking, request.id).await });
             let state =
                 looking.await.map_err(|_| Status::internal("looking at the order failed; the log says why"))??;
             if sent.as_ref() != Some(&state) {
-                outlet.send(state.clone()).await?;
+                outlet.send(RotationState::clone(&state)).await?;
             }
             if state.done {
                 call.audit();

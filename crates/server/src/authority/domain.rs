@@ -7,9 +7,9 @@
 use super::journal::hex;
 use super::manager::{STEPS_MAX, within};
 use super::plan::Status;
-use super::store::TaintStep;
+use super::store::{AuthorityStore, TaintStep};
 use super::{AuthorityError, AuthorityKind, AuthorityManager, SUBSYSTEM, SlotStates};
-use crate::rotation::Domain;
+use crate::rotation::{Domain, Note, all_are_there, last, too_early_alone};
 use finial_core::{Bundle, UnixSeconds};
 use finial_crypto::Certificate;
 use finial_proto::rotation::{Goal, ServerNote};
@@ -25,8 +25,10 @@ const LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 /// With nothing to do: who has news wakes us.
 const IDLE: Duration = Duration::from_secs(3600);
-/// How often a server tells of itself with nothing new to say.
-const TELL: Duration = Duration::from_secs(5);
+/// How often a server shows that it is there, and looks who else is and whether all are through.
+const BEAT: Duration = Duration::from_secs(5);
+/// How often it writes its note with nothing new to say.
+const TELL: Duration = Duration::from_secs(60);
 /// A server that comes late takes the steps this long apart: two of the polls of SPIRE's agents.
 const APART: Duration = Duration::from_secs(10);
 
@@ -114,8 +116,12 @@ pub(super) struct Following {
     note: ServerNote,
     /// The order had ended before this server, with authorities of its own time, came.
     unconcerned: bool,
+    /// The others went on without this server, or may have: it looks itself whether a step can be taken.
+    late: bool,
     /// The next step is not taken before.
     not_before: Instant,
+    /// When it was looked last whether all are through.
+    looked: Option<Instant>,
     /// What was told last, and when.
     told: Option<(ServerNote, Instant)>,
     /// The last try to tell it failed.
@@ -165,6 +171,9 @@ impl AuthorityManager {
                 return RETRY;
             }
         };
+        let open: Vec<i64> = orders.iter().filter(|order| !order.done).map(|order| order.id).collect();
+        self.parts.domain.beats.keep(&open);
+        self.parts.domain.set_open(open, self.journal.row());
         let mut wait = IDLE;
         for order in orders {
             let kind = AuthorityKind::of_number(order.kind);
@@ -187,6 +196,7 @@ impl AuthorityManager {
             }
             if !order.done {
                 self.tell(&order).await;
+                self.close(&order).await;
             }
         }
         wait
@@ -209,13 +219,43 @@ impl AuthorityManager {
             if following.unconcerned || reached > goal || (reached == goal && !self.is_undone(kind, goal, following)) {
                 return Ok(true);
             }
-            if goal != Goal::TakeBack && following.not_before > Instant::now() {
+            if goal == Goal::TakeBack || reached == goal {
+                self.reach(kind, order, goal).await?;
+                continue;
+            }
+            let step = after(reached);
+            if order.done {
+                // Who else is there tells again of its agents, and people see what is still to be done.
+                self.write(order.id, &following.note).await.map_err(|e| e.to_string())?;
+                let opening = self.parts.store.reopen_rotation(order);
+                within("the datastore", opening, AuthorityError::Order).await.map_err(|e| e.to_string())?;
                 return Ok(false);
             }
-            let step = if goal == Goal::TakeBack || reached == goal { goal } else { after(reached) };
+            if following.not_before > Instant::now() || self.is_too_early(kind, order, step).await? {
+                return Ok(false);
+            }
             self.reach(kind, order, step).await?;
         }
         Ok(false)
+    }
+
+    /// Whether a server that comes late is to wait with a step, for what the others waited for.
+    async fn is_too_early(&mut self, kind: AuthorityKind, order: &Rotation, step: Goal) -> Result<bool, String> {
+        let Some(following) = self.following.get_mut(&order.kind) else { return Ok(true) };
+        following.late |= step < goal_of(order);
+        if !following.late || order.forced {
+            return Ok(false);
+        }
+        let reading = self.parts.store.rotation_notes(order.id);
+        let notes = within("the datastore", reading, AuthorityError::Order).await.map_err(|e| e.to_string())?;
+        let notes = notes.into_iter().map(Note::of).collect();
+        let (domain, now) = (&*self.parts.domain, self.parts.clock.now());
+        let why = too_early_alone(kind, step, (&following.note, notes), (domain, now));
+        following.note.error = match why.is_empty() {
+            true => String::new(),
+            false => format!("it is too early to {}: {}", step.verb(), why.join("; ")),
+        };
+        Ok(!why.is_empty())
     }
 
     /// What is due for a goal, as far as is known here.
@@ -246,10 +286,14 @@ impl AuthorityManager {
             let Some(step) = self.due_for(kind, goal, &note, own.stored()) else {
                 // A restart must find what is told.
                 self.flush_journal().await.map_err(|e| e.to_string())?;
+                let tokens_end = kind.tokens().map_or(0, |tokens| self.parts.authorities.tokens_end(tokens));
                 let is_old =
                     self.slots(kind).current.is_some_and(|current| note.before.contains(&current.authority_id));
                 let Some(following) = self.following.get_mut(&order.kind) else { return Ok(()) };
                 following.note.set_reached(goal);
+                if goal == Goal::Activate {
+                    following.note.tokens_end = tokens_end;
+                }
                 following.note.sequence_number = own.bundle.sequence_number;
                 following.note.error = match goal {
                     Goal::TakeBack if !is_old => {
@@ -334,7 +378,9 @@ impl AuthorityManager {
             order: id,
             history,
             unconcerned: known.is_none() && unconcerned,
+            late: goal_of(order) > Goal::Prepare,
             not_before: Instant::now(),
+            looked: None,
             told: None,
             mute: false,
             note: known.clone().unwrap_or_default(),
@@ -369,7 +415,7 @@ impl AuthorityManager {
             domain.forget_agents(self.parts.clock.now());
         }
         let mut note = following.note.clone();
-        note.agents = domain.agents.told().into();
+        note.agents = domain.agents.told();
         note.peers = domain.peers(self.parts.clock.now());
         let is_new = |(told, at): &(ServerNote, Instant)| *told != note || at.elapsed() >= TELL;
         if following.told.as_ref().is_some_and(|told| !is_new(told)) {
@@ -380,14 +426,55 @@ impl AuthorityManager {
         let was_mute = std::mem::replace(&mut following.mute, written.is_err());
         match written {
             Ok(()) => following.told = Some((note, Instant::now())),
-            // The others take us for one that is gone.
+            // The others see that we are there, and nothing else.
             Err(error) if !was_mute => tracing::warn!(
                 subsystem_name = SUBSYSTEM,
                 %error,
                 bytes = note.encoded_len(),
-                "Other servers cannot be told how far the order to rotate authorities is here, and will not wait; trying again"
+                "Other servers cannot be told how far the order to rotate authorities is here, and wait for it; trying again"
             ),
             Err(_) => {}
+        }
+    }
+
+    /// Closes an order that all are through with: nobody may ask for it any more.
+    async fn close(&mut self, order: &Rotation) {
+        let goal = goal_of(order);
+        let Some(following) = self.following.get_mut(&order.kind) else { return };
+        let is_through = goal == last(order) && following.note.reached() == goal;
+        if !is_through || following.looked.is_some_and(|at| at.elapsed() < BEAT) {
+            return;
+        }
+        following.looked = Some(Instant::now());
+        let (store, beats) = (&self.parts.store, &self.parts.domain.beats);
+        let closing = async {
+            let notes: Vec<Note> = store.rotation_notes(order.id).await?.into_iter().map(Note::of).collect();
+            if all_are_there(order, &notes, beats) {
+                store.close_rotation(order).await?;
+            }
+            Ok(())
+        };
+        if let Err(error) = within("the datastore", closing, AuthorityError::Order).await {
+            tracing::debug!(subsystem_name = SUBSYSTEM, %error, "The order to rotate authorities stays open for now");
+        }
+    }
+}
+
+/// Shows that this server is there, and sees who else is, however long a step takes.
+pub(super) async fn beat(store: &dyn AuthorityStore, domain: &Domain) {
+    loop {
+        tokio::time::sleep(BEAT).await;
+        let (orders, journal) = domain.open();
+        for order in orders {
+            let beating = async {
+                store.touch_rotation_note(order, journal).await?;
+                store.rotation_beats(order).await
+            };
+            // What fails is tried again with the next.
+            let seen = within("the datastore", beating, AuthorityError::Order).await.unwrap_or_default();
+            for (journal, wrote_at) in seen {
+                domain.beats.is_there(order, journal, wrote_at);
+            }
         }
     }
 }

@@ -179,7 +179,7 @@ fn close(world: &World) {
 
 fn note(world: &World, journal_id: i64) -> Option<ServerNote> {
     let data = world.memory.data.lock().unwrap();
-    data.notes.get(&(1, journal_id)).map(|data| ServerNote::decode(data.as_slice()).unwrap())
+    data.notes.get(&(1, journal_id)).map(|(data, _)| ServerNote::decode(data.as_slice()).unwrap())
 }
 
 fn ids(process: &Process, kind: AuthorityKind) -> [Option<(String, Status)>; 2] {
@@ -224,6 +224,7 @@ async fn carried_out(kind: AuthorityKind, goals: &[Goal], fault: Option<(usize, 
                 assert_verifiable(&world, &process, &place);
             }
             tokio::time::advance(APART).await;
+            world.clock.advance(100); // tokens end
         }
     }
     let calls = world.calls();
@@ -284,6 +285,8 @@ async fn all_servers_follow_and_one_that_comes_late_takes_the_steps_apart() {
     }
     close(&world);
     // Its clock is an hour behind, and still it knows what is old.
+    there.manager.heed_orders().await;
+    assert!(!world.memory.data.lock().unwrap().rotations[0].done, "the order is open again");
     for goal in [Goal::Prepare, Goal::Activate, Goal::Taint, Goal::Revoke] {
         for _ in 0..3 {
             there.manager.heed_orders().await;
@@ -302,6 +305,7 @@ async fn all_servers_follow_and_one_that_comes_late_takes_the_steps_apart() {
     assert_eq!(left.len(), 2);
     assert!(left.contains_key(&signs(&here, X509)) && left.contains_key(&signs(&there, X509)));
     // A server of a later time has nothing to do with it.
+    close(&world);
     world.clock.advance(HOUR);
     let new = world.beside("new-", 0);
     let mut process = new.start().await;
@@ -342,6 +346,11 @@ async fn an_outage_is_waited_out_and_what_fails_is_told() {
     assert_eq!(note(&world, 1).unwrap().reached(), Goal::Prepare);
     close(&world);
     tokio::time::advance(APART).await;
+    // Closed, and not done here: all are to tell again.
+    assert_eq!(process.manager.heed_orders().await, LOOK);
+    process.manager.heed_orders().await;
+    assert_eq!(note(&world, 1).unwrap().reached(), Goal::Activate);
+    close(&world);
     assert_eq!(process.manager.heed_orders().await, IDLE, "closed, and done here");
     assert_ne!(Some(signs(&process, X509)), note(&world, 1).unwrap().before.first().cloned());
 }
@@ -508,7 +517,7 @@ async fn who_tells_tells_of_agents_that_are_there() {
         tokio::time::advance(TELL).await;
     }
     assert_eq!(note(&world, 1).unwrap().agents.len(), 0);
-    assert_eq!(domain.agents.told().len(), 0);
+    assert!(domain.agents.told().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -526,4 +535,120 @@ async fn what_cannot_be_told_is_known_and_told_later() {
         assert_eq!(process.manager.following[&Jwt.number()].mute, is_mute);
         assert_eq!(note(&world, 1).is_none(), is_mute);
     }
+}
+
+/// A server of which nobody took notice while the order was open comes back when it is done: what it hangs agents and tokens from is
+/// not revoked before these have moved, and before that nothing is signed with what they do not know.
+#[tokio::test(start_paused = true)]
+async fn who_comes_late_waits_for_what_the_others_waited_for() {
+    for (kind, forced) in [(X509, false), (Jwt, false), (X509, true)] {
+        let world = world();
+        let late = world.beside("late-", -10);
+        let (mut here, mut there) = (world.start().await, late.start().await);
+        let first = signs(&there, kind);
+        let (nodes, _supervisor) = crate::rotation::tests::nodes_at(1, world.now()).await;
+        for process in [&mut here, &mut there] {
+            process.manager.parts.domain = Domain::new(Arc::default(), nodes.clone());
+        }
+        let agent = crate::rotation::tests::agent(0);
+        let hangs_from = |id: &str| finial_proto::digest::of_bytes(id.as_bytes());
+        let has = |process: &Process, id: &str| {
+            let number = world.bundle().unwrap().sequence_number;
+            process.manager.parts.domain.agents.has(&agent, hangs_from(id), number);
+        };
+        has(&here, &first);
+        if kind == Jwt {
+            there.authorities.signs_jwt(late.now() + 50);
+        }
+        for goal in &GOALS[..4] {
+            order(&world, kind, *goal);
+            here.manager.heed_orders().await;
+            assert_eq!(note(&world, 1).unwrap().reached(), *goal);
+        }
+        {
+            let mut data = world.memory.data.lock().unwrap();
+            let order = &mut data.rotations[0];
+            (order.done, order.revoke, order.forced) = (true, true, forced);
+        }
+        let stays_at = async |goal: Goal, there: &mut Process, here: &mut Process| {
+            for _ in 0..4 {
+                there.manager.heed_orders().await;
+                here.manager.heed_orders().await;
+                world.memory.touch_rotation_note(1, 2).await.unwrap();
+                tokio::time::advance(APART).await;
+            }
+            assert_eq!(note(&world, 2).unwrap().reached(), goal, "{kind}");
+            note(&world, 2).unwrap().error
+        };
+        if forced {
+            for _ in 0..6 {
+                there.manager.heed_orders().await;
+                tokio::time::advance(APART).await;
+            }
+            assert!(!in_bundle(&world, kind).contains_key(&first), "who forced it waits for nobody");
+            continue;
+        }
+        // The agent has the bundle as it was; another server hears that it has what is new.
+        let why = stays_at(Goal::Prepare, &mut there, &mut here).await;
+        let expected = format!("it is too early to activate: 1 of 1 agents have not confirmed the new bundle: {agent}");
+        assert_eq!((why, signs(&there, kind)), (expected, first.clone()));
+        has(&here, &first);
+        let why = stays_at(Goal::Taint, &mut there, &mut here).await;
+        assert!(why.starts_with("it is too early to revoke: 1 of 1 agents have not moved"), "{why}");
+        let second = signs(&there, kind);
+        assert_ne!(second, first);
+        has(&here, &second);
+        if kind == Jwt {
+            let why = stays_at(Goal::Taint, &mut there, &mut here).await;
+            assert!(
+                why.starts_with(&format!("it is too early to revoke: tokens signed by {first} live until ")),
+                "{why}"
+            );
+            world.clock.advance(50);
+            late.clock.advance(50);
+        }
+        assert_eq!(in_bundle(&world, kind).get(&first), Some(&true));
+        assert_eq!(stays_at(Goal::Revoke, &mut there, &mut here).await, "");
+        assert!(!in_bundle(&world, kind).contains_key(&first));
+        assert!(world.memory.data.lock().unwrap().rotations[0].done, "and nobody had to ask for it");
+    }
+}
+
+/// However long a step takes, the others see that this server is there.
+#[tokio::test(start_paused = true)]
+async fn a_step_that_takes_long_is_no_silence() {
+    let world = world();
+    let process = world.start().await;
+    order(&world, X509, Goal::Prepare);
+    let mut process = process;
+    process.manager.heed_orders().await;
+    let domain = process.manager.parts.domain.clone();
+    let wrote_at = || world.memory.data.lock().unwrap().notes[&(1, 1)].1;
+    let first = wrote_at();
+    let step = tokio::time::sleep(Duration::from_secs(240));
+    tokio::select! {
+        () = beat(&*world.memory, &domain) => {}
+        () = step => {}
+    }
+    assert!(wrote_at() > first + 40);
+    close(&world);
+    process.manager.heed_orders().await;
+    assert_eq!(domain.open().0, [0; 0]);
+}
+
+#[tokio::test]
+async fn tokens_of_a_key_from_before_the_start_may_live_as_long_as_tokens_do() {
+    let world = world();
+    let process = world.start().await;
+    let end = |process: &Process| process.authorities.tokens_end(super::super::tokens::TokenKind::Jwt);
+    assert_eq!(end(&process), 0, "nothing was signed");
+    let request = crate::issue::JwtRequest {
+        id: &finial_core::SpiffeId::parse("spiffe://example.org/w").unwrap(),
+        audience: &["a".into()],
+        ttl_seconds: 20,
+        include_jti: false,
+    };
+    world.issuer(&process.authorities).jwt_svid(&request).await.unwrap();
+    assert_eq!(end(&process), world.now() + 20);
+    assert_eq!(end(&world.load().await.unwrap()), world.now() + world.settings.token_ttl_seconds.0);
 }

@@ -21,6 +21,7 @@ use finial_core::{Bundle, Clock, KeyType, TrustDomain, X509Authority};
 use finial_crypto::{DistinguishedName, NameParts, Signer};
 use finial_plugin::{KeyManager, UpstreamAuthorities, UpstreamAuthority};
 use finial_proto::journal as pb;
+use finial_proto::types;
 use finial_runtime::{Metrics, Shutdown};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -52,6 +53,8 @@ pub struct AuthoritySettings {
     pub jwt_key_type: Option<KeyType>,
     /// The key type of WIT authorities; `None` = there are none (no feature flag `wit-svid`).
     pub wit_key_type: Option<KeyType>,
+    /// How long tokens live at most, seconds, as far as is known: JWT-SVIDs, WIT-SVIDs.
+    pub token_ttl_seconds: (i64, i64),
 }
 
 impl AuthoritySettings {
@@ -69,7 +72,18 @@ impl AuthoritySettings {
             ca_key_type: settings.ca_key_type,
             jwt_key_type: (!settings.disable_jwt_svids).then_some(settings.jwt_key_type),
             wit_key_type: settings.wit_svids_enabled.then_some(settings.wit_key_type),
+            token_ttl_seconds: (
+                i64::try_from(settings.jwt_svid_ttl.as_secs()).unwrap_or(i64::MAX),
+                crate::issue::WIT_TTL_SECONDS,
+            ),
         }
+    }
+
+    /// With what this entry says of its tokens.
+    pub(crate) fn heed(&mut self, entry: &types::Entry) {
+        let (jwt, wit) = &mut self.token_ttl_seconds;
+        *jwt = (*jwt).max(entry.jwt_svid_ttl.into());
+        *wit = (*wit).max(entry.x509_svid_ttl.into());
     }
 }
 
@@ -179,6 +193,14 @@ impl AuthorityManager {
         };
         let x509 = sources.x509(&entries.x509_c_as);
         let [jwt, wit] = TokenKind::ALL.map(|kind| sources.keys(kind, journal.keys(kind).iter()));
+        // With a key from before this process, a token may have been signed a moment ago.
+        for (kind, keys, ttl) in
+            [(TokenKind::Jwt, &jwt, settings.token_ttl_seconds.0), (TokenKind::Wit, &wit, settings.token_ttl_seconds.1)]
+        {
+            if keys.current.held.is_some() || keys.next.held.is_some() {
+                parts.authorities.may_have_signed(kind, parts.clock.now().saturating_add(ttl));
+            }
+        }
         let (control, orders) = AuthorityControl::new();
         let health = RotationHealth::default();
         let manager = Self {
@@ -227,10 +249,12 @@ impl AuthorityManager {
         let upstream = self.parts.upstream.clone();
         let (tell, told) = mpsc::channel(1);
         // Beside the work, which would begin the question anew with all else that it wakes for.
+        let (store, domain) = (self.parts.store.clone(), self.parts.domain.clone());
         let listen = async { while tell.send(upstream::next_authorities(upstream.as_deref()).await).await.is_ok() {} };
         tokio::select! {
             () = self.work(told, shutdown) => {}
             () = listen => {}
+            () = super::domain::beat(&*store, &domain) => {}
         }
     }
 

@@ -33,6 +33,7 @@ use finial_crypto::{IssueError, JwtAuthoritySigner, VerifyError, WitAuthoritySig
 use finial_plugin::PluginError;
 use finial_store::StoreError;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::sync::watch;
 
 /// Who speaks in the log.
@@ -225,6 +226,8 @@ struct Active {
     wit: ArcSwapOption<ActiveWit>,
     states: ArcSwap<States>,
     changes: watch::Sender<u64>,
+    /// When the last token ends that was signed: JWT-SVIDs, WIT-SVIDs.
+    tokens_end: (AtomicI64, AtomicI64),
 }
 
 /// The authorities that sign now. Reading takes no lock. Clones share one state.
@@ -260,6 +263,32 @@ impl Authorities {
     /// Tells of each change; the number only grows.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changes.subscribe()
+    }
+
+    fn tokens(&self, kind: tokens::TokenKind) -> &AtomicI64 {
+        match kind {
+            tokens::TokenKind::Jwt => &self.0.tokens_end.0,
+            tokens::TokenKind::Wit => &self.0.tokens_end.1,
+        }
+    }
+
+    /// A JWT-SVID is signed that ends then.
+    pub(crate) fn signs_jwt(&self, expires_at: UnixSeconds) {
+        self.may_have_signed(tokens::TokenKind::Jwt, expires_at);
+    }
+
+    /// A WIT-SVID is signed that ends then.
+    pub(crate) fn signs_wit(&self, expires_at: UnixSeconds) {
+        self.may_have_signed(tokens::TokenKind::Wit, expires_at);
+    }
+
+    fn may_have_signed(&self, kind: tokens::TokenKind, expires_at: UnixSeconds) {
+        self.tokens(kind).fetch_max(expires_at, Ordering::Relaxed);
+    }
+
+    /// When the last of the tokens of a kind ends that may have been signed here so far; 0 = there is none.
+    fn tokens_end(&self, kind: tokens::TokenKind) -> UnixSeconds {
+        self.tokens(kind).load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_x509(&self, authority: Arc<ActiveX509>) {

@@ -2,7 +2,7 @@
 
 use super::AuthorityKind;
 use async_trait::async_trait;
-use finial_core::{Bundle, TrustDomain};
+use finial_core::{Bundle, TrustDomain, UnixSeconds};
 use finial_store::{CaJournal, Page, Rotation, RotationNote, Store, StoreError};
 
 /// Bundles are read a page at a time, so that no transaction is long.
@@ -55,6 +55,18 @@ pub trait AuthorityStore: Send + Sync {
 
     /// Tells.
     async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError>;
+
+    /// Opens an order again that is done, with the goal that it has.
+    async fn reopen_rotation(&self, order: &Rotation) -> Result<(), StoreError>;
+
+    /// Closes an order that has come to its end.
+    async fn close_rotation(&self, order: &Rotation) -> Result<(), StoreError>;
+
+    /// When the servers of these journals last told of an order, each by its clock.
+    async fn rotation_beats(&self, rotation_id: i64) -> Result<Vec<(i64, UnixSeconds)>, StoreError>;
+
+    /// Shows that the server of this journal is there.
+    async fn touch_rotation_note(&self, rotation_id: i64, journal_id: i64) -> Result<(), StoreError>;
 
     /// Takes the marks from authorities again.
     async fn untaint_authorities(&self, trust_domain: &TrustDomain, ids: &[String]) -> Result<(), StoreError>;
@@ -122,6 +134,22 @@ impl AuthorityStore for Store {
 
     async fn set_rotation_note(&self, note: &RotationNote) -> Result<(), StoreError> {
         Store::set_rotation_note(self, note).await
+    }
+
+    async fn reopen_rotation(&self, order: &Rotation) -> Result<(), StoreError> {
+        Store::advance_rotation(self, order, order.goal, false).await.map(drop)
+    }
+
+    async fn close_rotation(&self, order: &Rotation) -> Result<(), StoreError> {
+        Store::close_rotation(self, order).await
+    }
+
+    async fn rotation_beats(&self, rotation_id: i64) -> Result<Vec<(i64, UnixSeconds)>, StoreError> {
+        Store::rotation_beats(self, rotation_id).await
+    }
+
+    async fn touch_rotation_note(&self, rotation_id: i64, journal_id: i64) -> Result<(), StoreError> {
+        Store::touch_rotation_note(self, rotation_id, journal_id).await
     }
 
     async fn untaint_authorities(&self, trust_domain: &TrustDomain, ids: &[String]) -> Result<(), StoreError> {

@@ -50,6 +50,7 @@ impl Issuer {
         };
         let composed = self.composers.jwt_svid(claims.sub, usual).await.map_err(IssueError::Compose)?;
         let (issued_at, expires_at) = check_claims(&composed, claims.sub, self.clock.now()).map_err(spoilt)?;
+        self.authorities.signs_jwt(expires_at);
         let token = deadline(authority.signer.sign_claims(&composed)).await??;
         Ok(IssuedJwt { token, issued_at, expires_at })
     }

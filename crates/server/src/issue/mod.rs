@@ -11,6 +11,7 @@ mod wit;
 
 pub use downstream::IssuedCa;
 pub use ttl::{go_duration, ttl_warnings};
+pub(crate) use wit::WIT_TTL_SECONDS;
 pub use wit::WitRequest;
 
 pub use queue::{SigningQueue, SigningTurn};
@@ -373,6 +374,7 @@ impl Issuer {
         let default_ttl = self.settings.jwt_svid_ttl_seconds;
         let (issued_at, expires_at) =
             self.lifetime("JWT-SVID", request.ttl_seconds, default_ttl, authority.not_after)?;
+        self.authorities.signs_jwt(expires_at);
         let jti = request.include_jti.then(|| BASE64_URL_SAFE_NO_PAD.encode(uuid::Uuid::new_v4().as_bytes()));
         let claims = JwtSvidClaims {
             sub: request.id,

@@ -5,7 +5,7 @@ use finial_core::SpiffeId;
 use finial_crypto::{PublicKey, SignatureAlgorithm, WitSvidClaims};
 
 /// How long WIT-SVIDs live, in seconds, unless a request says otherwise; SPIRE has no setting for it either.
-const DEFAULT_TTL_SECONDS: i64 = 3600;
+pub(crate) const WIT_TTL_SECONDS: i64 = 3600;
 
 /// A WIT-SVID that is wanted.
 pub struct WitRequest<'a> {
@@ -31,7 +31,8 @@ impl Issuer {
         let authority = self.authorities.wit().ok_or(IssueError::NoWitAuthority)?;
         self.check_member("WIT-SVID", request.id)?;
         let (issued_at, expires_at) =
-            self.lifetime("WIT-SVID", request.ttl_seconds, DEFAULT_TTL_SECONDS, authority.not_after)?;
+            self.lifetime("WIT-SVID", request.ttl_seconds, WIT_TTL_SECONDS, authority.not_after)?;
+        self.authorities.signs_wit(expires_at);
         let claims = WitSvidClaims {
             key: request.key,
             key_algorithm: request.key_algorithm,

@@ -19,7 +19,7 @@ use finial_proto::types;
 use finial_runtime::health::Health;
 use finial_runtime::{Metrics, Supervisor, log};
 use finial_server::{Environment, Running, StartError};
-use finial_store::{Store, StoreError, StoreSettings};
+use finial_store::{SqlConfig, Store, StoreError, StoreSettings};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -142,6 +142,17 @@ impl Lab {
                 format!("Error 1062 (23000): Duplicate entry '{value}' for key 'uix_{table}_{column}'")
             }
         }
+    }
+
+    /// The datastore as another server has it open, where it can be shared.
+    pub(crate) async fn beside(&self) -> Option<Store> {
+        let database = self.0.as_ref()?;
+        let config = SqlConfig {
+            database_type: database.kind().spire_type().into(),
+            connection_string: database.dsn(),
+            ..SqlConfig::default()
+        };
+        Some(Store::open(config.resolve().unwrap(), Arc::new(ManualClock::at(NOW))).await.unwrap())
     }
 
     pub(crate) async fn start(&self) -> Server {

@@ -23,5 +23,7 @@ mod rotation;
 mod strangers;
 mod svids;
 mod sync;
+#[path = "../shared/until.rs"]
+mod until;
 mod watch;
 mod wit;

@@ -1,17 +1,19 @@
 //! Orders to rotate that reach all servers: who waits for whom, who is refused and what of it is seen.
 
-use crate::harness::{Agent, DEADLINE, Identity, Lab, Server, csr, on_every_database, refused};
+use crate::harness::{Agent, DEADLINE, Identity, Lab, Server, csr, on_every_database, refused, trust_domain};
 use finial_core::KeyType;
 use finial_crypto::PrivateKey;
 use finial_proto::rotation::rotation_client::RotationClient;
 use finial_proto::rotation::{
-    AdvanceRotationRequest, BeginRotationRequest, GetRotationRequest, Goal, Kind, RotationState,
+    AdvanceRotationRequest, BeginRotationRequest, GetRotationRequest, Goal, Kind, RotationState, ServerNote,
     TakeBackRotationRequest, WatchRotationRequest,
 };
 use finial_proto::server::agent::{AgentX509svidParams, BanAgentRequest, RenewAgentRequest};
 use finial_proto::server::bundle::GetBundleRequest;
 use finial_proto::sync::BundleSeenRequest;
 use finial_proto::sync::agent_sync_client::AgentSyncClient;
+use finial_store::RotationNote;
+use prost::Message;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -20,6 +22,7 @@ on_every_database!(
     of_two_operators_the_second_is_told_of_the_first,
     what_was_activated_is_taken_back,
     who_forces_need_not_wait_and_who_watches_sees_it,
+    nobody_is_judged_by_a_bundle_that_is_behind,
 );
 
 fn client(server: &Server) -> RotationClient<Channel> {
@@ -37,22 +40,14 @@ async fn advance(server: &Server, id: i64, goal: Goal, force: bool) -> Result<Ro
 
 /// Looks until it is so.
 async fn until(server: &Server, kind: Kind, is_so: impl Fn(&RotationState) -> bool) -> RotationState {
-    let mut last = None;
-    let looking = async {
-        loop {
-            let request = GetRotationRequest { kind: kind.into() };
-            let state = client(server).get_rotation(request).await.unwrap().into_inner().rotations.remove(0);
-            if is_so(&state) {
-                return state;
-            }
-            last = Some(state);
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    match tokio::time::timeout(DEADLINE, looking).await {
-        Ok(state) => state,
-        Err(_) => panic!("not in time: {last:#?}"),
-    }
+    let mut last = RotationState::default();
+    crate::until::until("the order stands so", async || {
+        let request = GetRotationRequest { kind: kind.into() };
+        last = client(server).get_rotation(request).await.unwrap().into_inner().rotations.remove(0);
+        is_so(&last)
+    })
+    .await;
+    last
 }
 
 /// All servers have come to the goal.
@@ -126,6 +121,9 @@ async fn an_order_waits_for_agents_until_all_is_replaced(lab: Lab) {
     spires.bundles().get_bundle(GetBundleRequest::default()).await.unwrap();
     refused(advance(&server, order.id, Goal::Revoke, false).await, Code::FailedPrecondition);
     spires.bundles().get_bundle(GetBundleRequest::default()).await.unwrap();
+    // It has the bundle, and asks for new SVIDs now.
+    refused(advance(&server, order.id, Goal::Revoke, false).await, Code::FailedPrecondition);
+    spires.bundles().get_bundle(GetBundleRequest::default()).await.unwrap();
     let state = advance(&server, order.id, Goal::Revoke, false).await.unwrap();
     assert!(!state.forced);
     let state = until(&server, Kind::X509, |state| state.done).await;
@@ -182,4 +180,29 @@ async fn who_forces_need_not_wait_and_who_watches_sees_it(lab: Lab) {
     let last = seen.last().unwrap();
     assert!(last.done && last.forced, "{last:?}");
     assert!(seen.windows(2).all(|two| two[0] != two[1]), "only changes are told");
+}
+
+/// Another server prepared and told so; here the bundle that it made is not read yet.
+async fn nobody_is_judged_by_a_bundle_that_is_behind(lab: Lab) {
+    let Some(store) = lab.beside().await else { return };
+    let server = lab.start().await;
+    let agent = server.agent().await;
+    let order = begin(&server, Kind::Jwt, false).await;
+    let state = until(&server, Kind::Jwt, reached(Goal::Prepare)).await;
+    has_seen(&agent, state.sequence_number).await;
+    until(&server, Kind::Jwt, |state| state.obstacles.is_empty()).await;
+    let key = |bundle: &finial_core::Bundle| finial_core::JwtAuthority {
+        key_id: "another's".into(),
+        ..bundle.jwt_authorities[0].clone()
+    };
+    let own = store.fetch_bundle(&trust_domain()).await.unwrap().unwrap();
+    let more = finial_core::Bundle { jwt_authorities: vec![key(&own)], ..finial_core::Bundle::empty(trust_domain()) };
+    let sequence_number = store.append_bundle(&more).await.unwrap().sequence_number;
+    assert!(sequence_number > state.sequence_number);
+    let note = ServerNote { reached: Goal::Prepare.into(), sequence_number, ..Default::default() };
+    let note = RotationNote { rotation_id: order.id, journal_id: 99, data: note.encode_to_vec(), seen_at: 0 };
+    store.set_rotation_note(&note).await.unwrap();
+    let message = refused(advance(&server, order.id, Goal::Activate, false).await, Code::FailedPrecondition);
+    assert!(message.contains("1 of 1 agents have not confirmed the new bundle"), "{message}");
+    store.close().await;
 }

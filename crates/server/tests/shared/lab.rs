@@ -1,5 +1,6 @@
 //! What these tests share: what a server keeps in memory, on a real database.
 
+pub(crate) use crate::until::until;
 use finial_core::{AgentRecord, Entry, EntryId, ManualClock, Selector, SelectorSet, SpiffeId, TrustDomain};
 use finial_runtime::Supervisor;
 use finial_server::entries::{Entries, Turn};
@@ -8,7 +9,7 @@ use finial_server::nodes::Nodes;
 use finial_server::publish::BundleFeed;
 use finial_store::{SqlConfig, Store};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use testkit::Database;
 
 pub fn trust_domain() -> TrustDomain {
@@ -122,14 +123,5 @@ pub fn record(n: u8, serial: &str) -> AgentRecord {
         can_reattest: false,
         agent_version: String::new(),
         selectors: SelectorSet::new(vec![Selector { kind: "n".into(), value: n.to_string() }]),
-    }
-}
-
-/// Waits until it holds, and says what was there if it never does.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !holds().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

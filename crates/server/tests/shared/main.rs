@@ -13,3 +13,4 @@ mod lab;
 mod order;
 mod outage;
 mod together;
+mod until;

@@ -254,11 +254,18 @@ impl Syncer {
         Ok(true)
     }
 
-    /// Workloads have the bundle, so has the disk, and the server was asked for all SVIDs that follow from it: it is told so.
+    /// Workloads have the bundle, so has the disk, and all SVIDs that follow from it are there: the server is told so.
     fn confirm(&mut self) {
-        if let Some(number) = self.unconfirmed.take() {
-            self.seen.send_replace(Some(number));
+        let snapshot = self.cache().snapshot();
+        // One that was refused is asked for again, and its workload has what would be revoked until then.
+        let clings = |record: &crate::cache::Record| {
+            self.refused.has(&record.entry.id)
+                && record.svid.as_ref().is_some_and(|svid| self.tainted.concern(&svid.signed_by, svid.issued_in))
+        };
+        if self.unconfirmed.is_none() || snapshot.records.iter().any(clings) {
+            return;
         }
+        self.seen.send_replace(self.unconfirmed.take());
     }
 
     /// What a large change leaves behind goes back to the system: an agent is idle most of its life.

@@ -219,6 +219,27 @@ async fn a_bundle_with_a_taint_is_confirmed_once_the_workloads_have_left_it() {
     agent.stop().await;
 }
 
+/// Nor while one of them cannot: who replaces authorities sees it, and decides.
+#[tokio::test]
+async fn a_bundle_with_a_taint_is_not_confirmed_while_an_svid_that_hangs_from_it_is_refused() {
+    let world = world().await;
+    world.entry("e1", "/one", &["test:any"]);
+    world.entry("e2", "/two", &["test:any"]);
+    let agent = world.started().await;
+    let mut stream = agent.x509().await.unwrap();
+    while next(&mut stream).await.unwrap().svids.len() != 2 {}
+    listening(&world).await;
+    let asked = world.server.calls("BatchNewX509SVID");
+    let refused = world.server.state().entries.remove("e2").unwrap();
+    world.server.state().bundle.x509_authorities[0].tainted = true;
+    world.server.push(own_bundle(&world, 4)).await;
+    until("it asks again for what was refused", || world.server.calls("BatchNewX509SVID") >= asked + 2).await;
+    assert!(world.server.state().confirmed.is_empty(), "a workload still has what would be revoked");
+    world.server.state().entries.insert("e2".into(), refused);
+    until("the agent says so", || world.server.state().confirmed == [4]).await;
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn an_older_server_is_not_told_again_over_the_same_connection() {
     let world = world().await;

@@ -24,6 +24,18 @@ pub fn decode<T: DeserializeOwned>(data: &finial_hcl::Value) -> Result<T, Plugin
     finial_hcl::from_value(data).map_err(|e| PluginError::invalid(format!("unable to decode configuration: {e}")))
 }
 
+/// Names every key that says nothing, in a sentence that `text` makes of it.
+///
+/// # Errors
+/// There are such.
+pub fn all_given<'a>(
+    keys: impl IntoIterator<Item = (&'a String, &'a str)>,
+    text: impl Fn(&str) -> String,
+) -> Result<(), PluginError> {
+    let missing: Vec<_> = keys.into_iter().filter(|(value, _)| value.is_empty()).map(|(_, key)| text(key)).collect();
+    if missing.is_empty() { Ok(()) } else { Err(PluginError::invalid(missing.join("; "))) }
+}
+
 /// For fields of a plugin's settings that nobody may print: `#[serde(deserialize_with = "finial_plugin::secret")]`.
 ///
 /// # Errors

@@ -22,7 +22,7 @@ pub use attest::{
     prefixed_selectors,
 };
 pub use composer::{CredentialComposer, Holder, X509CaAttributes, X509SvidAttributes};
-pub use config::{PluginContext, decode, secret};
+pub use config::{PluginContext, all_given, decode, secret};
 pub use error::{PluginError, PluginKind};
 pub use host::{HostServices, ServerHost, ServerIdentity};
 pub use key_manager::{KeyManager, metered_for_agent, metered_for_server};

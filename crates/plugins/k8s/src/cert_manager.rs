@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use finial_core::{ErrorKind, TrustDomain};
 use finial_crypto::pem;
 use finial_hcl::Value as Data;
-use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, check_ca_csr, decode};
+use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, all_given, check_ca_csr, decode};
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -52,11 +52,9 @@ impl CertManager {
     /// What is missing or malformed.
     pub fn new(data: &Data, context: &PluginContext) -> Result<Self, PluginError> {
         let config: Config = decode(data)?;
-        for (key, value) in [("namespace", &config.namespace), ("issuer_name", &config.issuer_name)] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("plugin configuration has empty {key} property")));
-            }
-        }
+        all_given([(&config.namespace, "namespace"), (&config.issuer_name, "issuer_name")], |key| {
+            format!("plugin configuration has empty {key} property")
+        })?;
         let or = |value: String, default: &str| if value.is_empty() { default.to_owned() } else { value };
         let (kind, group) = (or(config.issuer_kind, "Issuer"), or(config.issuer_group, "cert-manager.io"));
         Ok(Self {

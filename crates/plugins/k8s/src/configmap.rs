@@ -5,7 +5,7 @@ use crate::kubeconfig::Place;
 use async_trait::async_trait;
 use finial_core::Bundle;
 use finial_hcl::Value;
-use finial_plugin::{BundlePublisher, PluginError, PublishedForm, Publishing, decode};
+use finial_plugin::{BundlePublisher, PluginError, PublishedForm, Publishing, all_given, decode};
 use futures::future::join_all;
 use http::Method;
 use serde::Deserialize;
@@ -64,16 +64,15 @@ impl ConfigMap {
 
 impl Cluster {
     fn new(id: String, keys: Keys) -> Result<Self, PluginError> {
-        for (what, value) in [
-            ("bundle format", &keys.format),
-            ("namespace", &keys.namespace),
-            ("configmap name", &keys.configmap_name),
-            ("configmap key", &keys.configmap_key),
-        ] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("missing {what} in cluster {id:?}")));
-            }
-        }
+        all_given(
+            [
+                (&keys.format, "bundle format"),
+                (&keys.namespace, "namespace"),
+                (&keys.configmap_name, "configmap name"),
+                (&keys.configmap_key, "configmap key"),
+            ],
+            |what| format!("missing {what} in cluster {id:?}"),
+        )?;
         let of = |what: &str, e: PluginError| {
             PluginError::invalid(format!("could not parse {what} from cluster {id:?}: {e}"))
         };
@@ -135,9 +134,9 @@ mod tests {
             ConfigMap::new(&data).err().unwrap().to_string()
         };
         let three = "format = \"pem\"\nnamespace = \"n\"\nconfigmap_name = \"m\"\n";
-        assert_eq!(refused(""), "missing bundle format in cluster \"one\"");
-        assert_eq!(refused("format = \"pem\""), "missing namespace in cluster \"one\"");
-        assert_eq!(refused("format = \"pem\"\nnamespace = \"n\""), "missing configmap name in cluster \"one\"");
+        let all = ["bundle format", "namespace", "configmap name", "configmap key"];
+        let all = all.map(|what| format!("missing {what} in cluster \"one\"")).join("; ");
+        assert_eq!(refused(""), all);
         assert_eq!(refused(three), "missing configmap key in cluster \"one\"");
         let format = refused(&format!("{three}configmap_key = \"k\"\n").replace("pem", "der"));
         assert_eq!(format, "could not parse bundle format from cluster \"one\": unknown bundle format: \"der\"");

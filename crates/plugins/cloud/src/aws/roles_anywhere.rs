@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use finial_core::{Bundle, Secret};
 use finial_hcl::Value;
-use finial_plugin::{BundlePublisher, PluginContext, PluginError, PublishedForm, Publishing, decode};
+use finial_plugin::{BundlePublisher, PluginContext, PluginError, PublishedForm, Publishing, all_given, decode};
 use http::Method;
 use serde::Deserialize;
 use serde_json::json;
@@ -46,11 +46,9 @@ impl RolesAnywhere {
 
     pub(super) fn within(data: &Value, world: &World) -> Result<Self, PluginError> {
         let config: Config = decode(data)?;
-        for (value, what) in [(&config.region, "region"), (&config.trust_anchor_id, "trust anchor id")] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("configuration is missing the {what}")));
-            }
-        }
+        all_given([(&config.region, "region"), (&config.trust_anchor_id, "trust anchor id")], |what| {
+            format!("configuration is missing the {what}")
+        })?;
         if config.trust_anchor_id.contains('/') {
             return Err(PluginError::invalid(
                 "trust_anchor_id is not an id: take what follows trust-anchor/ in the ARN",

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use finial_core::{Bundle, Secret};
 use finial_hcl::Value;
-use finial_plugin::{BundlePublisher, PluginContext, PluginError, Publishing, decode};
+use finial_plugin::{BundlePublisher, PluginContext, PluginError, Publishing, all_given, decode};
 use http::Method;
 use serde::Deserialize;
 
@@ -50,16 +50,15 @@ impl S3 {
 
     pub(super) fn within(data: &Value, world: &World) -> Result<Self, PluginError> {
         let config: Config = decode(data)?;
-        for (value, what) in [
-            (&config.region, "region"),
-            (&config.bucket, "bucket name"),
-            (&config.object_key, "object key"),
-            (&config.format, "bundle format"),
-        ] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("configuration is missing the {what}")));
-            }
-        }
+        all_given(
+            [
+                (&config.region, "region"),
+                (&config.bucket, "bucket name"),
+                (&config.object_key, "object key"),
+                (&config.format, "bundle format"),
+            ],
+            |what| format!("configuration is missing the {what}"),
+        )?;
         let form = published_form(&config.format, &config.refresh_hint)?;
         let (url, path) = match endpoint_given(world, Name::S3, &config.endpoint) {
             Some(url) => (url, format!("/{}/{}", config.bucket, config.object_key)),

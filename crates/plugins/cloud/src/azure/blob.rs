@@ -8,7 +8,7 @@ use bytes::Bytes;
 use finial_core::{Bundle, Secret};
 use finial_hcl::Value;
 use finial_net::rest::Answer;
-use finial_plugin::{BundlePublisher, PluginContext, PluginError, Publishing, decode};
+use finial_plugin::{BundlePublisher, PluginContext, PluginError, Publishing, all_given, decode};
 use http::Method;
 use serde::Deserialize;
 use time::OffsetDateTime;
@@ -72,9 +72,7 @@ impl Blob {
             (&config.blob_name, "blob name"),
             (&config.format, "bundle format"),
         ];
-        if let Some((_, what)) = given.into_iter().find(|(value, _)| value.is_empty()) {
-            return Err(PluginError::invalid(format!("configuration is missing the {what}")));
-        }
+        all_given(given, |what| format!("configuration is missing the {what}"))?;
         let form = published_form(&config.format, &config.refresh_hint)?;
         let endpoint = if config.service_endpoint.is_empty() { ENDPOINT } else { &config.service_endpoint };
         let url = format!("https://{}.{endpoint}", config.storage_account_name);

@@ -193,12 +193,10 @@ async fn a_token_is_kept_until_shortly_before_its_end() {
 fn what_is_missing_or_too_much_is_named_in_the_words_of_spire() {
     let world = world(&[]);
     let text = |config: &str| Blob::within(&data(config), &world).err().unwrap().to_string();
-    assert_eq!(text(""), "configuration is missing the storage account name");
-    assert_eq!(text("storage_account_name = \"a\""), "configuration is missing the container name");
-    let most = "storage_account_name = \"a\"\ncontainer_name = \"c\"";
-    assert_eq!(text(most), "configuration is missing the blob name");
-    let most = format!("{most}\nblob_name = \"b\"");
-    assert_eq!(text(&most), "configuration is missing the bundle format");
+    let all = ["storage account name", "container name", "blob name", "bundle format"];
+    assert_eq!(text(""), all.map(|what| format!("configuration is missing the {what}")).join("; "));
+    let most = "storage_account_name = \"a\"\ncontainer_name = \"c\"\nblob_name = \"b\"";
+    assert_eq!(text(most), "configuration is missing the bundle format");
     let all = format!("{most}\nformat = \"jwks\"");
     assert_eq!(text(&format!("{all}\napp_id = \"a\"")), "configuration is missing the tenant ID");
     assert_eq!(text(&format!("{all}\ntenant_id = \"t\"")), "configuration is missing the app ID");

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use finial_core::UnixSeconds;
 use finial_crypto::{Csr, pem};
 use finial_hcl::Value;
-use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, check_ca_csr, decode};
+use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, all_given, check_ca_csr, decode};
 use http::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -97,17 +97,15 @@ impl Cas {
 
     pub(super) fn within(data: &Value, url: &str, context: &PluginContext, world: &World) -> Result<Self, PluginError> {
         let Config { root_cert_spec: spec } = decode(data)?;
-        for (value, key) in [
-            (&spec.project_name, "Project"),
-            (&spec.region_name, "Location"),
-            (&spec.label_key, "LabelKey"),
-            (&spec.label_value, "LabelValue"),
-        ] {
-            if value.is_empty() {
-                let message = format!("plugin configuration root_cert_spec.{key} is missing");
-                return Err(PluginError::invalid(message));
-            }
-        }
+        all_given(
+            [
+                (&spec.project_name, "Project"),
+                (&spec.region_name, "Location"),
+                (&spec.label_key, "LabelKey"),
+                (&spec.label_value, "LabelValue"),
+            ],
+            |key| format!("plugin configuration root_cert_spec.{key} is missing"),
+        )?;
         if spec.ca_pool.is_empty() {
             tracing::warn!(
                 "The ca_pool value is not configured. Falling back to searching the region for matching CAs. The ca_pool \

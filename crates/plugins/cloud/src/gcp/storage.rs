@@ -9,7 +9,7 @@ use finial_core::Bundle;
 use finial_hcl::Value;
 use finial_net::rest::Answer;
 use finial_plugin::{
-    BundleFormat, BundlePublisher, HostServices, Notifier, PluginContext, PluginError, Publishing, decode,
+    BundleFormat, BundlePublisher, HostServices, Notifier, PluginContext, PluginError, Publishing, all_given, decode,
 };
 use http::Method;
 use serde::Deserialize;
@@ -131,15 +131,14 @@ impl CloudStorage {
 
     pub(super) fn within(data: &Value, world: &World) -> Result<Self, PluginError> {
         let config: PublisherConfig = decode(data)?;
-        for (value, what) in [
-            (&config.bucket_name, "bucket name"),
-            (&config.object_name, "object name"),
-            (&config.format, "bundle format"),
-        ] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("configuration is missing the {what}")));
-            }
-        }
+        all_given(
+            [
+                (&config.bucket_name, "bucket name"),
+                (&config.object_name, "object name"),
+                (&config.format, "bundle format"),
+            ],
+            |what| format!("configuration is missing the {what}"),
+        )?;
         let publishing = Publishing::new(published_form(&config.format, &config.refresh_hint)?);
         let object = Object::new(&config.bucket_name, &config.object_name, &config.service_account_file, world)?;
         Ok(Self { object, publishing })
@@ -187,11 +186,9 @@ impl GcsBundle {
 
     pub(super) fn within(data: &Value, world: &World) -> Result<Self, PluginError> {
         let config: NotifierConfig = decode(data)?;
-        for (value, key) in [(&config.bucket, "bucket"), (&config.object_path, "object_path")] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("{key} must be set")));
-            }
-        }
+        all_given([(&config.bucket, "bucket"), (&config.object_path, "object_path")], |key| {
+            format!("{key} must be set")
+        })?;
         let object = Object::new(&config.bucket, &config.object_path, &config.service_account_file, world)?;
         Ok(Self { object, host: OnceLock::new() })
     }

@@ -88,11 +88,12 @@ mod publisher {
             "{error}"
         );
         let text = |config: &str| CloudStorage::within(&data(config), &bucket.world).err().unwrap().to_string();
-        assert_eq!(text(""), "configuration is missing the bucket name");
-        assert_eq!(text("bucket_name = \"b\""), "configuration is missing the object name");
+        let all =
+            ["bucket name", "object name", "bundle format"].map(|what| format!("configuration is missing the {what}"));
+        assert_eq!(text(""), all.join("; "));
         assert_eq!(text("bucket_name = \"b\"\nobject_name = \"o\""), "configuration is missing the bundle format");
         let text = |config: &str| GcsBundle::within(&data(config), &bucket.world).err().unwrap().to_string();
-        assert_eq!(text(""), "bucket must be set");
+        assert_eq!(text(""), "bucket must be set; object_path must be set");
         assert_eq!(text("bucket = \"b\""), "object_path must be set");
     }
 }
@@ -404,7 +405,9 @@ async fn bad_requests_are_refused() {
         let made = Cas::within(&data(config), "http://x", &context(), &world(&[]));
         made.err().unwrap().to_string()
     };
-    assert_eq!(text(""), "plugin configuration root_cert_spec.Project is missing");
+    let all = ["Project", "Location", "LabelKey", "LabelValue"];
+    let all = all.map(|key| format!("plugin configuration root_cert_spec.{key} is missing")).join("; ");
+    assert_eq!(text(""), all);
     let spec = "root_cert_spec {\nproject_name = \"p\"\nregion_name = \"l\"\nlabel_key = \"k\"\n}";
     assert_eq!(text(spec), "plugin configuration root_cert_spec.LabelValue is missing");
 }

@@ -11,7 +11,9 @@ use finial_core::{Bundle, ErrorKind, JwtAuthority};
 use finial_crypto::tls::KeyExchange;
 use finial_crypto::{Certificate, PublicKey, TrustRoots};
 use finial_hcl::Value;
-use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthorities, UpstreamAuthority, decode};
+use finial_plugin::{
+    MintedX509Ca, PluginContext, PluginError, UpstreamAuthorities, UpstreamAuthority, all_given, decode,
+};
 use finial_proto::convert::{bundle_from_proto, jwt_key_to_proto, kind_of, wit_key_to_proto};
 use finial_proto::server::bundle::bundle_client::BundleClient;
 use finial_proto::server::bundle::{GetBundleRequest, PublishJwtAuthorityRequest, PublishWitAuthorityRequest};
@@ -53,21 +55,25 @@ struct Experimental {
 
 impl Config {
     fn check(&self) -> Result<(), PluginError> {
-        let missing = |name: &str| Err(PluginError::invalid(format!("{name} is required")));
-        if self.server_address.is_empty() {
-            return missing("server_address");
-        }
-        if self.server_port.is_empty() {
-            return missing("server_port");
+        let pipe = &self.experimental.workload_api_named_pipe_name;
+        let socket = if pipe.is_empty() { &self.workload_api_socket } else { pipe };
+        let needed = [
+            (&self.server_address, "server_address"),
+            (&self.server_port, "server_port"),
+            (socket, "workload_api_socket"),
+        ];
+        all_given(needed, |name| format!("{name} is required"))?;
+        if self.server_port.parse::<u16>().is_err() {
+            return Err(PluginError::invalid(format!(
+                "server_port {:?} is not the number of a port",
+                self.server_port
+            )));
         }
         if !self.experimental.workload_api_named_pipe_name.is_empty() {
             return Err(PluginError::invalid(
                 "configuration: workload_api_named_pipe_name is not supported on this platform; please use \
                  workload_api_socket instead",
             ));
-        }
-        if self.workload_api_socket.is_empty() {
-            return missing("workload_api_socket");
         }
         Ok(())
     }

@@ -50,8 +50,9 @@ fn what_is_missing_in_the_configuration_is_named() {
         let data = finial_hcl::parse(text).unwrap();
         Spire::new(&data, &context(TRUST_DOMAIN)).err().unwrap().to_string()
     };
-    assert_eq!(refused(""), "server_address is required");
-    assert_eq!(refused(r#"server_address = "a""#), "server_port is required");
+    assert_eq!(refused(""), "server_address is required; server_port is required; workload_api_socket is required");
+    let port = r#"server_address = "a" server_port = "x" workload_api_socket = "/s""#;
+    assert_eq!(refused(port), "server_port \"x\" is not the number of a port");
     assert_eq!(refused(r#"server_address = "a" server_port = 8081"#), "workload_api_socket is required");
     let pipe = r#"server_address = "a" server_port = 1 experimental { workload_api_named_pipe_name = "x" }"#;
     assert!(refused(pipe).contains("please use workload_api_socket instead"));

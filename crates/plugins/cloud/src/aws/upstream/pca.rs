@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use finial_core::Secret;
 use finial_crypto::pem;
 use finial_hcl::Value;
-use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, check_ca_csr, decode};
+use finial_plugin::{MintedX509Ca, PluginContext, PluginError, UpstreamAuthority, all_given, check_ca_csr, decode};
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::{Arc, OnceLock};
@@ -62,13 +62,10 @@ impl Pca {
 
     pub(in crate::aws) fn within(data: &Value, context: &PluginContext, world: &World) -> Result<Self, PluginError> {
         let mut config: Config = decode(data)?;
-        for (value, key) in
-            [(&config.region, "region"), (&config.certificate_authority_arn, "certificate_authority_arn")]
-        {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("plugin configuration is missing the {key}")));
-            }
-        }
+        all_given(
+            [(&config.region, "region"), (&config.certificate_authority_arn, "certificate_authority_arn")],
+            |key| format!("plugin configuration is missing the {key}"),
+        )?;
         let supplemental = match config.supplemental_bundle_path.as_str() {
             "" => Vec::new(),
             path => {

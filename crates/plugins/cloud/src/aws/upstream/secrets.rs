@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use finial_core::Secret;
 use finial_crypto::pem;
 use finial_hcl::Value;
-use finial_plugin::{MintedX509Ca, PluginContext, PluginError, SigningCa, UpstreamAuthority, check_ca_csr, decode};
+use finial_plugin::{
+    MintedX509Ca, PluginContext, PluginError, SigningCa, UpstreamAuthority, all_given, check_ca_csr, decode,
+};
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Display;
@@ -61,11 +63,9 @@ impl Secrets {
 
     pub(in crate::aws) fn within(data: &Value, context: &PluginContext, world: &World) -> Result<Self, PluginError> {
         let config: Config = decode(data)?;
-        for (value, key) in [(&config.cert_file_arn, "cert_file_arn"), (&config.key_file_arn, "key_file_arn")] {
-            if value.is_empty() {
-                return Err(PluginError::invalid(format!("configuration missing '{key}' value")));
-            }
-        }
+        all_given([(&config.cert_file_arn, "cert_file_arn"), (&config.key_file_arn, "key_file_arn")], |key| {
+            format!("configuration missing '{key}' value")
+        })?;
         let region = region(&config, world)?;
         let token = match config.secret_token.expose().as_str() {
             "" => world.env("AWS_SESSION_TOKEN").map(Secret::new).unwrap_or_default(),

@@ -207,7 +207,16 @@ plugins {{
 
     /// Runs another server process on the same configuration and gives what it said when it ended.
     pub fn second_on_same_data(&self) -> Output {
-        let mut command = process::command(&self.binary);
+        self.on_same_data(&self.binary)
+    }
+
+    /// The same of either flavor.
+    pub fn run_on_same_data(&self, flavor: Flavor) -> Output {
+        self.on_same_data(&flavor.binary(&self.dir, "spire-server"))
+    }
+
+    fn on_same_data(&self, binary: &Path) -> Output {
+        let mut command = process::command(binary);
         Output::of(command.arg("run").arg("-config").arg(&self.config).envs(self.environment.iter().cloned()))
     }
 

@@ -41,6 +41,34 @@ fn spire_takes_finials_place_and_gives_it_back() {
     changes_hands(Finial, Spire);
 }
 
+/// The configuration's mistake costs nothing: neither the bundle nor the keys are touched.
+#[test]
+fn the_data_of_another_trust_domain_is_refused_and_left_alone() {
+    let mut server = Server::start(Finial, &ServerOptions::default());
+    server.entry("/workload", &[]);
+    let file = server.dir.path().join("server.conf");
+    let right = std::fs::read_to_string(&file).expect("the configuration");
+    let bundle = server.command(&["bundle", "show"]).ok().stdout;
+    for flavor in [Spire, Finial] {
+        assert_eq!(server.process.terminate(), 0);
+        std::fs::write(&file, right.replace("example.org", "other.org")).expect("a file");
+        let out = server.run_on_same_data(flavor);
+        assert_eq!(out.code, 1, "{flavor:?}: {out:?}");
+        let said = format!("{}{}", out.stdout, out.stderr);
+        for part in [
+            "a registration entry with trust domain 'example.org' has been detected, which does not match the configured trust \
+             domain of 'other.org'",
+            "please delete all existing registration entries",
+        ] {
+            assert!(said.contains(part), "{flavor:?}: {said}");
+        }
+        std::fs::write(&file, &right).expect("a file");
+        server.restart();
+        assert_eq!(server.command(&["bundle", "show"]).ok().stdout, bundle, "{flavor:?}");
+        assert!(!server.process.log().contains("unusable"), "{}", server.process.log());
+    }
+}
+
 /// The agent's commands: the same words, the same output and exit code, at either agent. (Those of the server are compared
 /// in `crates/cli/tests/real_server.rs`.)
 #[test]

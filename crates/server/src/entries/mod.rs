@@ -284,6 +284,16 @@ impl Entries {
         self.read().len()
     }
 
+    /// The trust domain of which they are, when there are some and they are all of another one.
+    pub fn of_another_domain(&self) -> Option<String> {
+        let index = self.read();
+        if !index.iter().all(Indexed::is_foreign) {
+            return None;
+        }
+        let name = index.iter().next()?.to_proto().spiffe_id?.trust_domain;
+        (name != self.trust_domain.as_str()).then_some(name)
+    }
+
     /// Whether an entry makes the holder of `id` an admin.
     pub fn is_admin(&self, id: &SpiffeId) -> bool {
         self.read().is_admin(id)

@@ -38,6 +38,31 @@ fn scrape(port: u16, folder: Option<&Path>) -> Result<String, String> {
     Err(String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
+/// How Prometheus' client in Go describes a process, by name.
+const PROCESS: [(&str, &str, &str); 9] = [
+    ("cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    ("max_fds", "gauge", "Maximum number of open file descriptors."),
+    ("network_receive_bytes_total", "counter", "Number of bytes received by the process over the network."),
+    ("network_transmit_bytes_total", "counter", "Number of bytes sent by the process over the network."),
+    ("open_fds", "gauge", "Number of open file descriptors."),
+    ("resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    ("start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),
+    ("virtual_memory_bytes", "gauge", "Virtual memory size in bytes."),
+    ("virtual_memory_max_bytes", "gauge", "Maximum amount of virtual memory available in bytes."),
+];
+
+/// The process itself is there beside what is filtered, the same for both programs but for the numbers.
+fn describes_the_process(page: &str) {
+    let told: Vec<&str> = page.lines().filter(|line| line.contains("process_")).collect();
+    assert_eq!(told.len(), PROCESS.len() * 3, "{told:#?}");
+    for ((name, kind, help), lines) in PROCESS.iter().zip(told.chunks(3)) {
+        assert_eq!(lines[0], format!("# HELP process_{name} {help}"));
+        assert_eq!(lines[1], format!("# TYPE process_{name} {kind}"));
+        let value = lines[2].strip_prefix(&format!("process_{name} ")).and_then(|value| value.parse::<f64>().ok());
+        assert!(value.is_some_and(|value| value >= 0.0), "{}", lines[2]);
+    }
+}
+
 /// Only who may is served, and what is served is filtered; SIGUSR1 writes it to our log.
 fn serves(flavor: Flavor, program: &str, process: &Process, port: u16, may: &Path, may_not: Option<&Path>) {
     let started = format!("{program}_started{{");
@@ -45,6 +70,7 @@ fn serves(flavor: Flavor, program: &str, process: &Process, port: u16, may: &Pat
         scrape(port, Some(may)).and_then(|p| p.contains(&started).then_some(p).ok_or("early".into()))
     });
     assert!(!page.contains("host=\"") && !page.contains("_rpc_entry") && !page.contains("_rpc_svid"), "{page}");
+    describes_the_process(&page);
     for nobody in [None, may_not] {
         scrape(port, nobody).unwrap_err();
     }

@@ -2,6 +2,7 @@
 
 mod filter;
 mod names;
+mod process;
 mod push;
 mod store;
 
@@ -224,12 +225,12 @@ pub async fn serve_prometheus(metrics: Metrics, address: &str, spawner: &Spawner
     Ok(local)
 }
 
-/// What a scraper is answered.
+/// What a scraper is answered: what was measured, and the process itself, which no filter keeps back (as in SPIRE).
 pub fn page(metrics: &Metrics) -> Answer {
     Answer {
         status: StatusCode::OK,
         content_type: "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
-        body: metrics.render(),
+        body: metrics.render() + &process::render(),
     }
 }
 

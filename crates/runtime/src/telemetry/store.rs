@@ -109,7 +109,7 @@ fn render_series(out: &mut String, name: &str, labels: &str, series: &mut Series
 }
 
 /// As Prometheus' Go client writes numbers (shortest `%g`): with an exponent of at least two digits below 1e-4 and from 1e6 on.
-fn number_text(value: f64) -> String {
+pub(super) fn number_text(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
     }

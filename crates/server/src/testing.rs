@@ -163,6 +163,10 @@ impl AuthorityStore for Memory {
         self.store(|d| d.journals.values().find(|j| j.active_x509_authority_id == active_x509_authority_id).cloned())
     }
 
+    async fn journals(&self) -> Result<Vec<CaJournal>, StoreError> {
+        self.store(|d| d.journals.values().cloned().collect())
+    }
+
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {
         if self.faults.lock().unwrap().fail_journal_writes {
             return Err(StoreError::Busy(1));

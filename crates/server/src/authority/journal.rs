@@ -10,8 +10,8 @@ use super::tokens::TokenKind;
 use super::{AuthorityError, AuthorityKind, SUBSYSTEM};
 use crate::publish::Name;
 use finial_core::UnixSeconds;
-use finial_crypto::Signer;
 pub(super) use finial_crypto::hex;
+use finial_crypto::{Certificate, Signer};
 use finial_proto::journal as pb;
 use finial_store::{CaJournal, StoreError};
 use prost::Message;
@@ -71,6 +71,22 @@ fn cap<T>(entries: &mut Vec<T>) {
     entries.drain(..exceeded);
 }
 
+/// Rows that name a certificate of one of these keys. They are kept under the active one's subject key ID, which an upstream
+/// authority need not make of the key as we do (RFC 5280 section 4.2.1.2 leaves it free).
+async fn by_certificate(
+    store: &dyn AuthorityStore,
+    keys: &[(String, Arc<dyn Signer>)],
+) -> Result<Vec<CaJournal>, AuthorityError> {
+    let ours = |entry: &pb::X509caEntry| {
+        let certificate = Certificate::parse(entry.certificate.to_vec()).ok();
+        certificate.is_some_and(|c| keys.iter().any(|(_, key)| key.public_key().spki_der().as_ref() == c.spki_der()))
+    };
+    let mut rows = store.journals().await.map_err(AuthorityError::FetchJournal)?;
+    // One that cannot be read is another server's, as far as can be told.
+    rows.retain(|row| pb::Entries::decode(row.data.as_slice()).is_ok_and(|entries| entries.x509_c_as.iter().any(ours)));
+    Ok(rows)
+}
+
 impl Journal {
     /// Finds the row that belongs to one of these keys; without one the journal is empty.
     pub(super) async fn load(
@@ -78,20 +94,25 @@ impl Journal {
         keys: &[(String, Arc<dyn Signer>)],
         history: u64,
     ) -> Result<Self, AuthorityError> {
-        let mut found: Option<Self> = None;
+        let mut rows = Vec::new();
         for (_, key) in keys {
             let authority_id = hex(&key.public_key().subject_key_id());
-            let Some(row) = store.journal(&authority_id).await.map_err(AuthorityError::FetchJournal)? else {
-                continue;
-            };
+            rows.extend(store.journal(&authority_id).await.map_err(AuthorityError::FetchJournal)?);
+        }
+        if rows.is_empty() && !keys.is_empty() {
+            rows = by_certificate(store, keys).await?;
+        }
+        let mut found: Option<Self> = None;
+        for row in rows {
             let entries = pb::Entries::decode(row.data.as_slice()).map_err(AuthorityError::BadJournal)?;
+            let (id, active_x509_authority_id) = (row.id, row.active_x509_authority_id);
             tracing::debug!(
                 subsystem_name = SUBSYSTEM,
-                ca_journal_id = row.id,
-                local_authority_id = %authority_id,
+                ca_journal_id = id,
+                local_authority_id = %active_x509_authority_id,
                 "Found a CA journal record that matches with a local X509 authority ID"
             );
-            let journal = Self { row: row.id, active_x509_authority_id: authority_id, entries, ..Self::default() };
+            let journal = Self { row: id, active_x509_authority_id, entries, ..Self::default() };
             // There is one, unless a row was left behind: the newest is right.
             if found.as_ref().is_none_or(|f| f.newest() <= journal.newest()) {
                 found = Some(journal);

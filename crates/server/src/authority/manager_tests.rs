@@ -368,6 +368,22 @@ async fn wit_authorities_live_as_jwt_authorities_do_where_they_are_wanted() {
     assert_ne!(id(&world.start().await), second, "one that is not in the bundle is not used");
 }
 
+/// As an upstream authority gives it that makes subject key IDs in another way than of the key's SHA-1.
+#[tokio::test]
+async fn a_journal_is_found_by_the_key_whatever_the_certificate_calls_it() {
+    let datastore = World::new();
+    let [world, other] = ["one ", "two "].map(|name| datastore.beside(name, 0));
+    let process = world.start().await;
+    other.start().await;
+    for row in world.memory.data.lock().unwrap().journals.values_mut() {
+        row.active_x509_authority_id = format!("so called {}", row.id);
+    }
+    let twin = world.load().await.unwrap();
+    assert_eq!((twin.x509_id(), twin.jwt_id()), (process.x509_id(), process.jwt_id()));
+    assert_eq!(world.start().await.jwt_id(), process.jwt_id());
+    assert_eq!(world.memory.data.lock().unwrap().journals.len(), 2, "nobody has another row");
+}
+
 /// Protobuf by hand, from the field numbers of SPIRE's journal.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let mut out = vec![number << 3 | 2];

@@ -44,6 +44,9 @@ pub trait AuthorityStore: Send + Sync {
     /// The journal of the server whose active X.509 authority this is.
     async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError>;
 
+    /// All journals.
+    async fn journals(&self) -> Result<Vec<CaJournal>, StoreError>;
+
     /// Creates (`id` = 0) or replaces a journal.
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError>;
 
@@ -118,6 +121,10 @@ impl AuthorityStore for Store {
 
     async fn journal(&self, active_x509_authority_id: &str) -> Result<Option<CaJournal>, StoreError> {
         self.fetch_ca_journal(active_x509_authority_id).await
+    }
+
+    async fn journals(&self) -> Result<Vec<CaJournal>, StoreError> {
+        self.list_ca_journals().await
     }
 
     async fn set_journal(&self, journal: &CaJournal) -> Result<CaJournal, StoreError> {

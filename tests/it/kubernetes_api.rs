@@ -4,8 +4,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use finial_core::{Clock, KeyType, SystemClock, TrustDomain};
-use finial_crypto::{CaTemplate, Csr, DistinguishedName, PrivateKey, SerialNumber, X509Ca, create_ca_csr, pem};
-use finial_plugin::conformance::{self, BundlePublisherFixture, NotifierFixture, UpstreamAuthorityFixture};
+use finial_crypto::{DistinguishedName, PrivateKey, X509Ca, create_ca_csr, pem};
+use finial_plugin::conformance::{self, BundlePublisherFixture, NotifierFixture, UpstreamAuthorityFixture, ca};
 use finial_plugin::{Notifier, PluginContext, UpstreamAuthority};
 use finial_plugins_k8s::{CertManager, ConfigMap, K8sBundle};
 use serde_json::{Value, json};
@@ -39,25 +39,12 @@ struct Issuer {
     thread: Option<JoinHandle<()>>,
 }
 
-fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
-    let run = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
-    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
-}
-
 fn trust_domain() -> TrustDomain {
     TrustDomain::parse("example.org").unwrap()
 }
 
 fn root() -> X509Ca {
-    let now = SystemClock.now();
-    let template = CaTemplate {
-        subject: &DistinguishedName::of(&[], &["ISSUER"], ""),
-        trust_domain: &TrustDomain::parse("issuer.test").unwrap(),
-        not_before: now - 100,
-        not_after: now + 1_000_000,
-        serial: SerialNumber::random(),
-    };
-    block_on(X509Ca::self_sign(Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap()), &template)).unwrap()
+    ca::authority(None, "ISSUER", SystemClock.now())
 }
 
 fn answer(request: &Value, does: Does, root: &X509Ca, now: i64) -> Value {
@@ -74,16 +61,9 @@ fn answer(request: &Value, does: Does, root: &X509Ca, now: i64) -> Value {
     assert_eq!((&spec["isCA"], &spec["usages"]), (&json!(true), &json!(["cert sign", "crl sign"])));
     assert_eq!(spec["issuerRef"], json!({"name": "ca", "kind": "Issuer", "group": "cert-manager.io"}));
     let text = STANDARD.decode(spec["request"].as_str().unwrap()).unwrap();
-    let csr = Csr::parse(pem::blocks(&text).unwrap()[0].der.expose()).unwrap();
     let seconds = spec["duration"].as_str().unwrap().strip_suffix('s').unwrap();
-    let template = CaTemplate {
-        subject: &csr.subject().unwrap(),
-        trust_domain: &trust_domain(),
-        not_before: now - 10,
-        not_after: now + seconds.parse::<i64>().unwrap(),
-        serial: SerialNumber::random(),
-    };
-    let own = block_on(root.issue_ca(csr.public_key(), &template)).unwrap();
+    let until = now + seconds.parse::<i64>().unwrap();
+    let own = ca::sign(root, pem::blocks(&text).unwrap()[0].der.expose(), (now - 10, until));
     let base64 = |der: &[u8]| STANDARD.encode(pem::encode("CERTIFICATE", der));
     json!({
         "conditions": condition("Ready", "True", "Issued"),

@@ -3,6 +3,7 @@
 //! They assert, as tests do; nothing but tests calls them.
 #![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod ca;
 mod credentials;
 mod publish;
 mod upstream;

@@ -157,6 +157,17 @@ impl Client {
         Self { proxies, ..self }
     }
 
+    /// The same, where TLS is to find a certificate of this name.
+    ///
+    /// # Errors
+    /// It is no name.
+    pub fn named(mut self, server: &str) -> Result<Self, String> {
+        if let Target::Tls(_, name, _) = &mut self.target {
+            *name = ServerName::try_from(server.to_owned()).map_err(|e| format!("{server:?}: {e}"))?;
+        }
+        Ok(self)
+    }
+
     /// Of a daemon that only that user may be, where the target is a unix socket: the path may lead to another's.
     pub fn of_user(target: Target, uid: u32) -> Self {
         Self { owner: Some(uid), ..Self::new(target) }

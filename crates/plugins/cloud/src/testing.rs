@@ -7,7 +7,6 @@ use finial_hcl::Value;
 use finial_net::rest::Trust;
 use finial_plugin::PluginContext;
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 
 /// The time of contract tests.
@@ -40,11 +39,6 @@ pub(crate) fn data(text: &str) -> Value {
     finial_hcl::parse(text).unwrap()
 }
 
-/// Waits for it on a thread of its own: conformance suites ask without awaiting.
-pub(crate) fn wait<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> T {
-    std::thread::spawn(|| finial_plugin::conformance::run(future)).join().unwrap()
-}
-
 /// A root with its key.
 pub(crate) async fn root(now: i64) -> (X509Ca, PrivateKey) {
     let key = PrivateKey::generate(KeyType::EcP384).unwrap();
@@ -62,17 +56,4 @@ pub(crate) async fn root(now: i64) -> (X509Ca, PrivateKey) {
 pub(crate) async fn csr(key: &PrivateKey) -> Vec<u8> {
     let trust_domain = TrustDomain::parse("example.org").unwrap();
     create_ca_csr(key, &DistinguishedName::ca_default().with_serial_number("42"), &trust_domain).await.unwrap()
-}
-
-/// Signs what [`csr`] asks for, as a CA would.
-pub(crate) async fn sign(ca: &X509Ca, csr: &[u8], not_before: i64, not_after: i64) -> Arc<[u8]> {
-    let csr = finial_crypto::Csr::parse(csr).unwrap();
-    let template = CaTemplate {
-        subject: &csr.subject().unwrap(),
-        trust_domain: &TrustDomain::parse("example.org").unwrap(),
-        not_before,
-        not_after,
-        serial: SerialNumber::random(),
-    };
-    ca.issue_ca(csr.public_key(), &template).await.unwrap()
 }

@@ -170,9 +170,6 @@ fn from_file(path: &Path) -> Result<(Client, Option<Secret<String>>), String> {
             ));
         }
     }
-    if !cluster.tls_server_name.is_empty() {
-        return Err(format!("cluster {:?}: tls-server-name is not supported", context.context.cluster));
-    }
     let trust = match material(&cluster.certificate_authority_data, &cluster.certificate_authority, folder)? {
         _ if cluster.insecure_skip_tls_verify => Trust::Anyone,
         Some(pem) => Trust::Named(pem),
@@ -180,6 +177,9 @@ fn from_file(path: &Path) -> Result<(Client, Option<Secret<String>>), String> {
     };
     let tls = client_config(&trust, identity(user, folder)?.as_ref(), "API server")?;
     let mut client = Client::to(&cluster.server, Arc::new(tls))?;
+    if !cluster.tls_server_name.is_empty() {
+        client = client.named(&cluster.tls_server_name).map_err(|e| format!("tls-server-name {e}"))?;
+    }
     if !cluster.proxy_url.is_empty() {
         client = client.through(Arc::new(Proxies::always(&cluster.proxy_url, "proxy-url")));
     }

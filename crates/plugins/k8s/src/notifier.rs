@@ -352,7 +352,7 @@ mod tests {
     #[tokio::test]
     async fn looking_costs_a_list_of_each_kind_over_a_connection_that_is_kept() {
         let pki = Pki::new();
-        pki.issue("server", "subjectAltName=IP:127.0.0.1");
+        pki.issue("server", "subjectAltName=DNS:api.test");
         let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
         let seen = calls.clone();
         let objects: Vec<_> = ["a", "b", "c"].map(|name| json!({"metadata": {"name": name}, "webhooks": []})).into();
@@ -364,6 +364,7 @@ mod tests {
         let proxy = connect_proxy(|_| None);
         let config = format!(
             "clusters: [{{name: c, cluster: {{server: \"https://127.0.0.1:{port}\", certificate-authority: ca.crt, \
+             tls-server-name: api.test, \
              proxy-url: \"http://127.0.0.1:{}\"}}}}]\nusers: [{{name: u, user: {{token: t}}}}]\n\
              contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n",
             proxy.port

@@ -1,8 +1,9 @@
 //! A service that answers as Vault does, over TLS: four ways to log in, tokens with an end, and an engine that signs.
 
-use finial_core::{Clock, KeyType, SystemClock, TrustDomain};
-use finial_crypto::{CaTemplate, Csr, DistinguishedName, NameParts, PrivateKey, SerialNumber, X509Ca, pem};
+use finial_core::{Clock, SystemClock, TrustDomain};
+use finial_crypto::{CaTemplate, Csr, DistinguishedName, NameParts, SerialNumber, X509Ca, pem};
 use finial_plugin::PluginContext;
+use finial_plugin::conformance::ca;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use testkit::fake::{Act, Asked, Pki, tcp};
@@ -37,27 +38,6 @@ pub(crate) fn context() -> PluginContext {
     PluginContext { trust_domain: TrustDomain::parse("example.org").unwrap(), clock: Arc::new(SystemClock) }
 }
 
-/// Also where a runtime runs already.
-fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
-    let run = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
-    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
-}
-
-fn authority(above: Option<&X509Ca>, name: &str) -> X509Ca {
-    let (trust_domain, now) = (TrustDomain::parse("vault.test").unwrap(), SystemClock.now());
-    let template = CaTemplate {
-        subject: &DistinguishedName::of(&[], &[], name),
-        trust_domain: &trust_domain,
-        not_before: now - 100,
-        not_after: now + 100_000,
-        serial: SerialNumber::random(),
-    };
-    let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
-    let Some(above) = above else { return block_on(X509Ca::self_sign(key, &template)).unwrap() };
-    let own = block_on(above.issue_ca(key.public_key(), &template)).unwrap();
-    X509Ca::new(key, own, Vec::new()).unwrap()
-}
-
 fn refuse(status: u16, why: &str) -> Act {
     Act::Say(status, json!({"errors": [why]}).to_string())
 }
@@ -68,8 +48,9 @@ impl FakeVault {
         pki.issue("server", "subjectAltName=IP:127.0.0.1");
         pki.issue("client", "extendedKeyUsage=clientAuth");
         std::fs::write(pki.path("jwt"), "a.service.account\n").unwrap();
-        let (root, state) = (authority(None, "root"), Arc::new(Mutex::new(State { lease, ..State::default() })));
-        let engine = authority(Some(&root), "engine");
+        let (root, state) =
+            (ca::authority(None, "root", SystemClock.now()), Arc::new(Mutex::new(State { lease, ..State::default() })));
+        let engine = ca::authority(Some(&root), "engine", SystemClock.now());
         let (seen, of_root) = (state.clone(), root.certificate().clone());
         let script = move |asked: &Asked| respond(asked, &seen, &engine, &root);
         let port = tcp(Some(pki.server("server", false)), script.clone());
@@ -171,7 +152,7 @@ fn sign(body: &Value, engine: &X509Ca, root: &X509Ca, stopped: Option<i64>) -> R
         not_after: now + text("ttl").parse::<i64>().map_err(|e| e.to_string())?,
         serial: SerialNumber::random(),
     };
-    let own = block_on(engine.issue_ca(csr.public_key(), &template)).map_err(|e| e.to_string())?;
+    let own = ca::aside(engine.issue_ca(csr.public_key(), &template)).map_err(|e| e.to_string())?;
     let pem = |der: &[u8]| pem::encode("CERTIFICATE", der).trim_end().to_owned();
     let (own, above, root) = (pem(&own), pem(engine.certificate()), pem(root.certificate()));
     Ok(json!({"certificate": own, "issuing_ca": above, "ca_chain": [own, above, root], "serial_number": "1"}))

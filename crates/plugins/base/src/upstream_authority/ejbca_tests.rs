@@ -1,33 +1,12 @@
 use super::*;
 use finial_core::{Clock, KeyType, SystemClock};
-use finial_crypto::{CaTemplate, DistinguishedName, PrivateKey, SerialNumber, X509Ca, create_ca_csr};
-use finial_plugin::conformance::UpstreamAuthorityFixture;
+use finial_crypto::{DistinguishedName, PrivateKey, X509Ca, create_ca_csr};
+use finial_plugin::conformance::{UpstreamAuthorityFixture, ca};
 use std::sync::Mutex;
 use testkit::fake::{Act, Asked, Pki, tcp};
 
 fn context() -> PluginContext {
     PluginContext { trust_domain: TrustDomain::parse("example.org").unwrap(), clock: Arc::new(SystemClock) }
-}
-
-/// Also where a runtime runs already.
-fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
-    let run = || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
-    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
-}
-
-fn authority(above: Option<&X509Ca>) -> X509Ca {
-    let now = SystemClock.now();
-    let template = CaTemplate {
-        subject: &DistinguishedName::of(&[], &["EJBCA"], ""),
-        trust_domain: &TrustDomain::parse("ejbca.test").unwrap(),
-        not_before: now - 100,
-        not_after: now + 100_000,
-        serial: SerialNumber::random(),
-    };
-    let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
-    let Some(above) = above else { return block_on(X509Ca::self_sign(key, &template)).unwrap() };
-    let own = block_on(above.issue_ca(key.public_key(), &template)).unwrap();
-    X509Ca::new(key, own, Vec::new()).unwrap()
 }
 
 /// As EJBCA answers: a sub CA that signs, below a root, to who shows a client certificate.
@@ -40,18 +19,10 @@ struct FakeEjbca {
     now: i64,
 }
 
+/// By its profile.
 fn sign(asked: &serde_json::Value, sub: &X509Ca, now: i64) -> Arc<[u8]> {
     let csr = pem::blocks(asked["certificate_request"].as_str().unwrap().as_bytes()).unwrap();
-    let csr = Csr::parse(csr[0].der.expose()).unwrap();
-    let template = CaTemplate {
-        subject: &csr.subject().unwrap(),
-        trust_domain: &context().trust_domain,
-        not_before: now - 30,
-        // By its profile.
-        not_after: now + 600,
-        serial: SerialNumber::random(),
-    };
-    block_on(sub.issue_ca(csr.public_key(), &template)).unwrap()
+    ca::sign(sub, csr[0].der.expose(), (now - 30, now + 600))
 }
 
 impl FakeEjbca {
@@ -59,9 +30,10 @@ impl FakeEjbca {
         let pki = Pki::new();
         pki.issue("server", "subjectAltName=IP:127.0.0.1");
         pki.issue("client", "extendedKeyUsage=clientAuth");
-        let (root, asked) = (authority(None), Arc::new(Mutex::new(Vec::new())));
-        let (sub, seen, of_root) = (authority(Some(&root)), asked.clone(), root.certificate().clone());
         let now = SystemClock.now();
+        let (root, asked) = (ca::authority(None, "root", now), Arc::new(Mutex::new(Vec::new())));
+        let sub = ca::authority(Some(&root), "sub", now);
+        let (seen, of_root) = (asked.clone(), root.certificate().clone());
         let port = tcp(Some(pki.server("server", true)), move |asked| {
             if let Some(instead) = instead {
                 return instead(asked);

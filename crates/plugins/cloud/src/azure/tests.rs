@@ -7,7 +7,7 @@ use crate::testing::{NOW, context, data, root, world, world_at, world_now};
 use crate::world::World;
 use finial_core::{Bundle, ManualClock, Secret, X509Authority};
 use finial_crypto::pem;
-use finial_plugin::conformance::BundlePublisherFixture;
+use finial_plugin::conformance::{BundlePublisherFixture, ca};
 use finial_plugin::{BundlePublisher, PluginError};
 use http::Method;
 use serde_json::json;
@@ -61,7 +61,7 @@ finial_plugin::bundle_publisher_conformance!({
     let storage = Arc::new(storage);
     let published = move || {
         let (storage, path) = (storage.clone(), "/bundles/a%20folder/bundle%2B1");
-        let blob = crate::testing::wait(async move { storage.ask(Method::GET, path, path).await });
+        let blob = ca::aside(async move { storage.ask(Method::GET, path, path).await });
         pem::certificates(&blob.body).ok()
     };
     BundlePublisherFixture { publisher: Arc::new(publisher), published: Box::new(published), spoil: None }

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD as BASE64URL};
 use finial_core::{Bundle, KeyType, Secret, X509Authority};
 use finial_crypto::{Certificate, PrivateKey, PublicKey, SignatureAlgorithm, X509Ca, pem};
+use finial_plugin::conformance;
 use finial_plugin::conformance::{
     BundlePublisherFixture, NotifierFixture, UpstreamAuthorityFixture, bad_csrs_are_refused,
 };
@@ -328,22 +329,19 @@ fn issue(ca: Arc<X509Ca>, request: &Value) -> Value {
     let key = BASE64.decode(config["publicKey"]["key"].as_str().unwrap()).unwrap();
     let key = pem::public_key(&key).unwrap();
     let subject = config["subjectConfig"]["subject"].clone();
-    let certificate = crate::testing::wait({
-        let ca = ca.clone();
-        async move {
-            let parts = finial_crypto::NameParts {
-                organization: vec![subject["organization"].as_str().unwrap().to_owned()],
-                ..Default::default()
-            };
-            let template = finial_crypto::CaTemplate {
-                subject: &finial_crypto::DistinguishedName::new(parts),
-                trust_domain: &context().trust_domain,
-                not_before: NOW - 10,
-                not_after: NOW + lifetime,
-                serial: finial_crypto::SerialNumber::random(),
-            };
-            ca.issue_ca(&key, &template).await.unwrap()
-        }
+    let certificate = conformance::ca::aside(async {
+        let parts = finial_crypto::NameParts {
+            organization: vec![subject["organization"].as_str().unwrap().to_owned()],
+            ..Default::default()
+        };
+        let template = finial_crypto::CaTemplate {
+            subject: &finial_crypto::DistinguishedName::new(parts),
+            trust_domain: &context().trust_domain,
+            not_before: NOW - 10,
+            not_after: NOW + lifetime,
+            serial: finial_crypto::SerialNumber::random(),
+        };
+        ca.issue_ca(&key, &template).await.unwrap()
     });
     json!({
         "pemCertificate": pem::encode("CERTIFICATE", &certificate),

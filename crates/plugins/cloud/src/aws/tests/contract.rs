@@ -1,12 +1,12 @@
 //! What moto does not have, as AWS documents it.
 
 use crate::aws::{Pca, RolesAnywhere, S3, Secrets};
-use crate::testing::{NOW, context, csr, data, root, sign, world};
+use crate::testing::{NOW, context, csr, data, root, world};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use finial_core::{Bundle, KeyType, TrustDomain, X509Authority};
 use finial_crypto::{PrivateKey, pem};
-use finial_plugin::conformance::{BundlePublisherFixture, UpstreamAuthorityFixture};
+use finial_plugin::conformance::{BundlePublisherFixture, UpstreamAuthorityFixture, ca};
 use finial_plugin::{BundlePublisher, UpstreamAuthority};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -109,7 +109,7 @@ async fn private_ca() -> (u16, Arc<AtomicUsize>) {
                 let request = pem::blocks(&request).unwrap().remove(0);
                 assert_eq!(request.label, "CERTIFICATE REQUEST");
                 let (ca, ends) = (ca.clone(), fields["Validity"]["Value"].as_i64().unwrap());
-                let signed = crate::testing::wait(async move { sign(&ca, request.der.expose(), NOW - 10, ends).await });
+                let signed = ca::sign(&ca, request.der.expose(), (NOW - 10, ends));
                 let arn = format!("arn:certificate/{call}");
                 issued.lock().unwrap().insert(arn.clone(), (pem::encode("CERTIFICATE", &signed), 0));
                 Act::Say(200, json!({ "CertificateArn": arn }).to_string())

@@ -3,7 +3,7 @@
 use crate::aws::credentials::Credentials;
 use crate::aws::service::{Call, Name, Service};
 use crate::aws::{Pca, S3, Secrets};
-use crate::testing::{context, context_at, csr, data, root, wait, world_now};
+use crate::testing::{context, context_at, csr, data, root, world_now};
 use crate::world::{Failure, World};
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use finial_core::{Bundle, Clock, KeyType, ManualClock, Secret, SystemClock};
 use finial_crypto::{Certificate, PrivateKey, pem};
 use finial_net::rest::Answer;
-use finial_plugin::conformance::{BundlePublisherFixture, UpstreamAuthorityFixture};
+use finial_plugin::conformance::{BundlePublisherFixture, UpstreamAuthorityFixture, ca};
 use finial_plugin::{BundlePublisher, MintedX509Ca, PluginError, UpstreamAuthority};
 use http::Method;
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ mod publisher {
         let aws = Arc::new(aws);
         let published = move || {
             let aws = aws.clone();
-            let object = wait(async move { aws.s3(Method::GET, "/bundles/a folder/bundle+1.pem").await });
+            let object = ca::aside(async move { aws.s3(Method::GET, "/bundles/a folder/bundle+1.pem").await });
             pem::certificates(&object.ok()?.body).ok()
         };
         BundlePublisherFixture { publisher: Arc::new(publisher), published: Box::new(published), spoil: None }

@@ -121,7 +121,7 @@ fn on_one_server_with_sqlite_x509_and_jwt_authorities_are_replaced() {
     let domain = domain(&ServerOptions::default(), 1, &[Flavor::Finial]);
     let server = &domain.servers[0];
     let (before, serials) = (ids(&domain.servers, "x509", "active"), serials(server));
-    let out = authority(server, &["rotate", "-wait", "-revoke", "-timeout", "2m"]);
+    let out = authority(server, &["rotate", "-x509", "-wait", "-revoke", "-timeout", "2m"]);
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     domain.has_moved(&before, &serials);
     let key = id(server, "jwt", "active");
@@ -140,7 +140,7 @@ fn nothing_is_activated_before_all_agents_have_the_bundle_unless_forced() {
     let domain = domain(&on(&database), 2, &[Flavor::Finial, Flavor::Finial]);
     let before = ids(&domain.servers, "x509", "active");
     domain.agents[1].process.signal(Signal::STOP);
-    let out = authority(&domain.servers[0], &["rotate", "-wait", "-timeout", "5s"]);
+    let out = authority(&domain.servers[0], &["rotate", "-x509", "-wait", "-timeout", "5s"]);
     assert_eq!(out.code, 1, "{}", out.stdout);
     assert!(out.stderr.contains("lacks it: spiffe://example.org/spire/agent/join_token/"), "{}", out.stderr);
     assert!(out.stderr.contains("\nhint: the order stays in force; "), "{}", out.stderr);
@@ -174,7 +174,7 @@ fn an_order_is_taken_back_by_another_server_and_the_next_one_goes_through() {
     let Some(database) = testkit::postgres() else { return };
     let domain = domain(&on(&database), 2, &[Flavor::Finial, Flavor::Finial]);
     let before = ids(&domain.servers, "x509", "active");
-    authority(&domain.servers[0], &["rotate", "-revoke"]).ok();
+    authority(&domain.servers[0], &["rotate", "-x509", "-revoke"]).ok();
     let number = number(&order(&domain.servers[0], "x509"));
     for goal in ["ACTIVATE", "TAINT"] {
         eventually("the next step may be done", || {
@@ -202,7 +202,7 @@ fn an_order_is_taken_back_by_another_server_and_the_next_one_goes_through() {
     });
     domain.serves("/taken-back");
     let serials = serials(&domain.servers[0]);
-    let out = authority(&domain.servers[0], &["rotate", "-wait", "-revoke", "-timeout", "2m"]);
+    let out = authority(&domain.servers[0], &["rotate", "-x509", "-wait", "-revoke", "-timeout", "2m"]);
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     domain.has_moved(&before, &serials);
 }
@@ -214,7 +214,7 @@ fn a_server_that_is_killed_between_two_steps_catches_up() {
     let mut domain = domain(&on(&database), 3, &[Flavor::Finial, Flavor::Finial]);
     let (before, serials) = (ids(&domain.servers, "x509", "active"), serials(&domain.servers[0]));
     domain.servers[2].process.kill();
-    let begun = authority(&domain.servers[0], &["rotate", "-revoke", "-output", "json"]).ok().stdout;
+    let begun = authority(&domain.servers[0], &["rotate", "-x509", "-revoke", "-output", "json"]).ok().stdout;
     let begun: Value = serde_json::from_str(&begun).expect("JSON");
     let (number, obstacles) = (number(&begun), begun["obstacles"].to_string());
     assert_eq!(obstacles.matches("the server of journal ").count(), 3, "all three are waited for: {begun}");
@@ -267,7 +267,7 @@ fn a_partner_that_lags_behind_is_shown_until_it_has_fetched_the_new_bundle() {
         });
     };
     refresh();
-    let begun = authority(&ours, &["rotate", "-output", "json"]).ok().stdout;
+    let begun = authority(&ours, &["rotate", "-x509", "-output", "json"]).ok().stdout;
     let number = number(&serde_json::from_str(&begun).expect("JSON"));
     eventually("the successor is prepared", || {
         let order = order(&ours, "x509");
@@ -291,7 +291,7 @@ fn a_server_of_spires_beside_is_named_and_keeps_its_authority() {
     let spires = Server::start(Flavor::Spire, &on(&database));
     let domain = domain(&on(&database), 1, &[Flavor::Finial]);
     let (before, theirs) = (ids(&domain.servers, "x509", "active"), id(&spires, "x509", "active"));
-    let out = authority(&domain.servers[0], &["rotate", "-wait", "-revoke", "-timeout", "2m"]);
+    let out = authority(&domain.servers[0], &["rotate", "-x509", "-wait", "-revoke", "-timeout", "2m"]);
     assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
     assert!(
         out.stderr.contains(" is not waited for: it is SPIRE's (order it there, with `spire-server"),
@@ -310,7 +310,7 @@ fn of_two_operators_at_once_one_begins_and_the_other_is_told_of_it() {
     let domain = domain(&on(&database), 2, &[]);
     let outs: Vec<Output> = std::thread::scope(|scope| {
         let calls: Vec<_> =
-            domain.servers.iter().map(|server| scope.spawn(move || authority(server, &["rotate"]))).collect();
+            domain.servers.iter().map(|server| scope.spawn(move || authority(server, &["rotate", "-x509"]))).collect();
         calls.into_iter().map(|call| call.join().expect("it ran")).collect()
     });
     let (first, second): (Vec<_>, Vec<_>) = outs.iter().partition(|out| out.code == 0);

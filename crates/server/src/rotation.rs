@@ -140,15 +140,27 @@ pub(crate) fn last(order: &Rotation) -> Goal {
 fn of_journal(kind: AuthorityKind, data: &[u8]) -> Option<(String, String, UnixSeconds)> {
     let entries = Entries::decode(data).ok()?;
     let all: Vec<_> = match kind {
-        AuthorityKind::X509 => {
-            entries.x509_c_as.into_iter().map(|e| (e.status(), e.authority_id, e.not_after)).collect()
+        AuthorityKind::X509 => entries
+            .x509_c_as
+            .into_iter()
+            .map(|e| (e.status(), e.slot_id.clone(), e.authority_id, e.not_after))
+            .collect(),
+        AuthorityKind::Jwt => {
+            let keys = entries.jwt_keys.into_iter();
+            keys.map(|e| (e.status(), e.slot_id.clone(), e.authority_id, e.not_after)).collect()
         }
-        AuthorityKind::Jwt => entries.jwt_keys.into_iter().map(|e| (e.status(), e.authority_id, e.not_after)).collect(),
-        AuthorityKind::Wit => entries.wit_keys.into_iter().map(|e| (e.status(), e.authority_id, e.not_after)).collect(),
+        AuthorityKind::Wit => {
+            let keys = entries.wit_keys.into_iter();
+            keys.map(|e| (e.status(), e.slot_id.clone(), e.authority_id, e.not_after)).collect()
+        }
     };
-    let newest = |status| all.iter().rev().find(|(known, ..)| *known == status).cloned();
-    let (_, active, ends) = newest(Status::Active)?;
-    Some((active, newest(Status::Prepared).map(|(_, id, _)| id).unwrap_or_default(), ends))
+    let (_, _, active, ends) = all.iter().rev().find(|(status, ..)| *status == Status::Active).cloned()?;
+    // One that was prepared for an order that was taken back is gone when another is made in its slot.
+    let slots = all.iter().rev().map(|(_, slot, ..)| slot);
+    let is_last = |nth: usize, slot: &String| !slots.clone().take(nth).any(|later| later == slot);
+    let mut newest = all.iter().rev().enumerate();
+    let prepared = newest.find(|(nth, (status, slot, ..))| *status == Status::Prepared && is_last(*nth, slot));
+    Some((active, prepared.map(|(_, (_, _, id, _))| id.clone()).unwrap_or_default(), ends))
 }
 
 /// A server, and whether it is to be waited for.
@@ -232,7 +244,11 @@ fn agents(
         agents.confirmed += u64::from(known.confirmed);
         agents.moved += u64::from(moved);
         agents.silent += u64::from(seen.is_some_and(|known| !known.speaks));
-        let lacks = if next == Goal::Revoke { !moved } else { !known.confirmed };
+        let lacks = match next {
+            Goal::Unspecified => false,
+            Goal::Revoke => !moved,
+            _ => !known.confirmed,
+        };
         if lacks && agents.lacking.len() < LACKING_MAX {
             agents.lacking.push(id.to_string());
         }

@@ -49,6 +49,7 @@ fn issuer(id: &str) -> u64 {
 
 fn journal(id: i64, active: &str) -> CaJournal {
     let entry = |authority_id: &str, status: pb::Status| pb::X509caEntry {
+        slot_id: if status == pb::Status::Active { "A" } else { "B" }.into(),
         authority_id: authority_id.into(),
         status: status.into(),
         not_after: BEGAN + 5000,
@@ -246,4 +247,22 @@ async fn in_another_history_of_the_datastore_only_those_who_had_less_are_known_t
     domain.agents.has(&agent(0), 1, 11);
     Memory::bundles_changed(&known).await.unwrap();
     assert_eq!((sequence(0), sequence(2)), (11, 11), "what is said since then holds");
+}
+
+/// Made for an order that was taken back, and its key is overwritten since.
+#[test]
+fn what_another_was_prepared_in_the_place_of_is_not_shown_as_next() {
+    let entry = |slot: &str, id: &str, status: pb::Status| pb::JwtKeyEntry {
+        slot_id: slot.into(),
+        authority_id: id.into(),
+        status: status.into(),
+        ..Default::default()
+    };
+    use pb::Status::{Active, Old, Prepared};
+    let next = |entries: &[pb::JwtKeyEntry]| {
+        let data = pb::Entries { jwt_keys: entries.to_vec(), ..Default::default() }.encode_to_vec();
+        of_journal(AuthorityKind::Jwt, &data).unwrap().1
+    };
+    let all = [entry("A", "a", Old), entry("B", "stale", Prepared), entry("B", "b", Active), entry("A", "c", Prepared)];
+    assert_eq!((next(&all[..3]), next(&all)), (String::new(), "c".to_owned()));
 }

@@ -88,7 +88,8 @@ async fn within<T>(
 }
 
 fn advised(error: RpcError) -> anyhow::Error {
-    if error.code() != Code::Unimplemented {
+    // A kind that is off there is no matter of whose server it is.
+    if error.code() != Code::Unimplemented || error.message().contains("functionality is") {
         return error.into();
     }
     let hint = "that server is SPIRE's, or an older one: give the order to each server by itself, with \
@@ -169,8 +170,10 @@ async fn rotate(cx: Context) -> anyhow::Result<()> {
 
 async fn rotate_until(cx: Context, interrupted: impl Future<Output = ()>) -> anyhow::Result<()> {
     let kind = named_kind(&cx.flags)?;
-    let mut client = client(&cx)?;
     let order = cx.flags.int("order");
+    ensure!(order != 0 || kind.is_some(), "name what is to be replaced: -x509, -jwt or -wit");
+    ensure!(!cx.flags.duration("timeout").is_zero(), "-timeout must be more than 0");
+    let mut client = client(&cx)?;
     let state =
         if order == 0 { begin(&cx, &mut client, kind).await? } else { opened(&mut client, kind, order).await? };
     if cx.flags.bool("wait") {

@@ -140,7 +140,7 @@ pub(super) fn whole(state: &RotationState) -> String {
         let (address, program) = (one_line(&peer.address), one_line(&peer.user_agent));
         let program = if program.is_empty() { program } else { format!(" ({program})") };
         let (number, at) = (peer.sequence_number, go_time(peer.fetched_at));
-        let _ = writeln!(out, "    {address}{program}: number {number} of {}, at {at}", state.sequence_number);
+        let _ = writeln!(out, "    {address}{program}: number {number} ({} is new), at {at}", state.sequence_number);
     }
     if !state.done {
         let _ = write!(out, "{}", hint_open_line(state));
@@ -175,7 +175,11 @@ fn server(out: &mut String, server: &Server) {
 /// How many agents lack what the next step needs.
 fn behind(state: &RotationState) -> u64 {
     let agents = state.agents.clone().unwrap_or_default();
-    agents.count.saturating_sub(if state.next() == Goal::Revoke { agents.moved } else { agents.confirmed })
+    match state.next() {
+        Goal::Unspecified => 0,
+        Goal::Revoke => agents.count.saturating_sub(agents.moved),
+        _ => agents.count.saturating_sub(agents.confirmed),
+    }
 }
 
 /// Who that is.

@@ -263,7 +263,7 @@ Order 7 is done: every server signs with a new X.509 authority, and nobody trust
 #[test]
 fn each_step_is_ordered_once_all_have_confirmed_and_the_way_is_shown() {
     let fake = fake(whole_way());
-    let (code, stdout, stderr) = run(&fake, &["rotate", "-wait", "-revoke"]);
+    let (code, stdout, stderr) = run(&fake, &["rotate", "-x509", "-wait", "-revoke"]);
     assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, WHOLE_WAY, ""));
     assert_eq!(*fake.ordered.lock().unwrap(), [(Activate, false), (Taint, false), (Revoke, false)]);
 }
@@ -272,7 +272,7 @@ fn each_step_is_ordered_once_all_have_confirmed_and_the_way_is_shown() {
 fn a_stream_that_breaks_is_opened_again() {
     let mut fake = fake(whole_way());
     fake.broken = Arc::new(Mutex::new(2));
-    let (code, stdout, stderr) = run(&fake, &["rotate", "-wait", "-revoke"]);
+    let (code, stdout, stderr) = run(&fake, &["rotate", "-x509", "-wait", "-revoke"]);
     assert_eq!((code, stderr), (0, "The server does not answer (going away); trying again\n".repeat(2)));
     assert_eq!(stdout, WHOLE_WAY);
 }
@@ -280,7 +280,7 @@ fn a_stream_that_breaks_is_opened_again() {
 #[test]
 fn who_lacks_is_named_when_the_time_is_over() {
     let fake = fake(vec![vec![state(Prepare, [Prepare, Unspecified], 1, 0)]]);
-    let (code, stdout, stderr) = run(&fake, &["rotate", "-revoke", "-wait", "-timeout", "300ms"]);
+    let (code, stdout, stderr) = run(&fake, &["rotate", "-x509", "-revoke", "-wait", "-timeout", "300ms"]);
     assert_eq!(code, 1);
     assert_eq!(stdout, "X.509: 1 of 2 servers prepared, 1 of 2 agents have the new bundle, 0 of 1 peers fetched it\n");
     assert_eq!(
@@ -305,7 +305,7 @@ fn servers_that_are_not_waited_for_are_named_when_it_goes_on_without_them() {
     first.servers.push(Server { journal_id: 9, active_authority_id: "z".into(), ..Server::default() });
     let done = RotationState { revoke: false, done: true, next: 0, ..state(Activate, [Activate; 2], 2, 0) };
     first.revoke = false;
-    let (code, _, stderr) = run(&fake(vec![vec![first], vec![done]]), &["rotate", "-wait"]);
+    let (code, _, stderr) = run(&fake(vec![vec![first], vec![done]]), &["rotate", "-x509", "-wait"]);
     assert_eq!(code, 0);
     assert_eq!(
         stderr,
@@ -325,7 +325,7 @@ fn by_force_it_activates_at_once_and_revokes_when_the_time_is_over() {
         vec![state(Taint, [Taint; 2], 0, 1)],
         vec![state(Revoke, [Revoke; 2], 0, 1)],
     ]);
-    let (code, stdout, stderr) = run(&fake, &["rotate", "-revoke", "-force", "-wait", "-timeout", "300ms"]);
+    let (code, stdout, stderr) = run(&fake, &["rotate", "-x509", "-revoke", "-force", "-wait", "-timeout", "300ms"]);
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(*fake.ordered.lock().unwrap(), [(Activate, true), (Taint, false), (Revoke, true)]);
     assert!(stderr.starts_with("Going on to revoke although it took too long:\n"), "{stderr}");
@@ -342,7 +342,7 @@ fn ctrl_c_leaves_the_order_in_force_and_says_how_to_go_on() {
     rotate_flags(&mut set);
     set.string("socketPath", "", "");
     set.string("instance", "", "");
-    let args = ["-wait", "-revoke", "-socketPath", stage.socket.to_str().unwrap()].map(str::to_owned);
+    let args = ["-x509", "-wait", "-revoke", "-socketPath", stage.socket.to_str().unwrap()].map(str::to_owned);
     let context = Context { flags: set.parse(&args).unwrap(), io };
     let shown = async |stdout: &Captured| {
         while stdout.text().is_empty() {
@@ -365,7 +365,7 @@ fn the_second_of_two_operators_is_told_of_the_first_and_how_to_join() {
     let mut fake = fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0)]]);
     let refusal = "order 7 was begun by uid 0 on host-a at 2027-01-15T08:00:00Z and is open";
     fake.no_beginning = Some(Status::failed_precondition(refusal));
-    let (code, stdout, stderr) = run(&fake, &["rotate", "-wait"]);
+    let (code, stdout, stderr) = run(&fake, &["rotate", "-x509", "-wait"]);
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert_eq!(
         stderr,
@@ -380,7 +380,7 @@ fn the_second_of_two_operators_is_told_of_the_first_and_how_to_join() {
 fn step_by_step_what_is_refused_says_who_lacks_and_what_force_would_mean() {
     let mut fake = fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0)], vec![state(Activate, [Prepare; 2], 1, 0)]]);
     fake.refusal = Some("1 of 2 agents lacks the new bundle: spiffe://td/spire/agent/b");
-    let (code, stdout, _) = run(&fake, &["rotate", "-revoke"]);
+    let (code, stdout, _) = run(&fake, &["rotate", "-x509", "-revoke"]);
     assert_eq!(
         (code, stdout.as_str()),
         (
@@ -438,7 +438,7 @@ X.509 order 7, begun 2027-01-15 08:00:00 +0000 UTC by uid 0 on host-a
     1 of these say nothing of themselves (SPIRE's): what they have follows from what they asked and when, and whether each of their workloads has moved is not known
     lacks it: spiffe://td/spire/agent/b
   Peers: 0 of 1 fetched the new bundle
-    203.0.113.9 (spire\\u{1b}): number 11 of 12, at 2027-01-15 08:01:40 +0000 UTC
+    203.0.113.9 (spire\\u{1b}): number 11 (12 is new), at 2027-01-15 08:01:40 +0000 UTC
 hint: `finial authority rotate -x509 -order 7 -wait` goes on with it, `finial authority take-back -x509` takes it back
 "
     );
@@ -467,7 +467,7 @@ hint: `finial authority status -x509` shows how far it is
     // Who waits meanwhile is told, and does not succeed.
     let back = RotationState { done: true, next: 0, ..state(TakeBack, [TakeBack; 2], 0, 0) };
     let waiting = fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), back]]);
-    let (code, stdout, _) = run(&waiting, &["rotate", "-wait", "-revoke"]);
+    let (code, stdout, _) = run(&waiting, &["rotate", "-x509", "-wait", "-revoke"]);
     assert_eq!(code, 1);
     assert!(
         stdout.ends_with("Order 7 was taken back: every server signs with the X.509 authority that it had before.\n")
@@ -478,7 +478,7 @@ hint: `finial authority status -x509` shows how far it is
 fn an_order_that_did_not_reach_every_server_does_not_say_so() {
     let revoked = |goal, reached| RotationState { done: true, next: 0, ..state(goal, reached, 2, 2) };
     let orders = fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), revoked(Revoke, [Revoke, Taint])]]);
-    let (code, stdout, _) = run(&orders, &["rotate", "-wait", "-revoke"]);
+    let (code, stdout, _) = run(&orders, &["rotate", "-x509", "-wait", "-revoke"]);
     assert_eq!(code, 0);
     assert!(
         stdout.contains("Order 7 is done at 1 of 2 servers; `spire-server bundle show` shows what is trusted."),
@@ -488,7 +488,7 @@ fn an_order_that_did_not_reach_every_server_does_not_say_so() {
     let mut lost = revoked(TakeBack, [TakeBack; 2]);
     lost.servers[0].error = "the authority from before is not there any more".into();
     let (_, stdout, _) =
-        run(&fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), lost]]), &["rotate", "-wait", "-revoke"]);
+        run(&fake(vec![vec![state(Prepare, [Prepare; 2], 1, 0), lost]]), &["rotate", "-x509", "-wait", "-revoke"]);
     assert!(stdout.contains("Order 7 was taken back at 2 of 2 servers"), "{stdout}");
     assert!(stdout.contains(" could not: the authority from before is not there any more\n"), "{stdout}");
 }
@@ -506,8 +506,8 @@ fn what_was_done_without_a_revocation_is_taken_back_if_nothing_is_open() {
 fn a_server_that_cannot_is_said_to_be_spires_or_older() {
     let mut fake = fake(vec![]);
     fake.is_spires = true;
-    for command in ["rotate", "status", "take-back"] {
-        let (code, _, stderr) = run(&fake, &[command]);
+    for command in [&["rotate", "-x509"][..], &["status"], &["take-back"]] {
+        let (code, _, stderr) = run(&fake, command);
         assert_eq!(code, 1);
         assert!(
             stderr.contains("\nhint: that server is SPIRE's, or an older one: give the order to each server by"),
@@ -530,4 +530,17 @@ fn at_its_end_an_order_can_still_be_forced() {
     let (code, _, stderr) = run(&fake, &["rotate", "-order", "7", "-force"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     assert_eq!(*fake.ordered.lock().unwrap(), [(Revoke, true)]);
+}
+
+#[test]
+fn nothing_is_ordered_that_was_not_named() {
+    let fake = fake(whole_way());
+    let (code, _, stderr) = run(&fake, &["rotate", "-revoke"]);
+    assert_eq!((code, stderr.as_str()), (1, "Error: name what is to be replaced: -x509, -jwt or -wit\n"));
+    let (code, _, stderr) = run(&fake, &["rotate", "-x509", "-wait", "-timeout", "-5m"]);
+    assert_eq!((code, stderr.as_str()), (1, "Error: -timeout must be more than 0\n"));
+    let mut off = self::fake(whole_way());
+    off.no_beginning = Some(Status::unimplemented("WIT-SVID functionality is not yet implemented"));
+    let (code, _, stderr) = run(&off, &["rotate", "-wit"]);
+    assert!(code == 1 && !stderr.contains("hint: that server is SPIRE's"), "{stderr}");
 }

@@ -176,7 +176,9 @@ impl Api {
         let set = self.store.advance_rotation(order, goal as i64, forced).await;
         match set.map_err(|error| failed(call, &error))? {
             true => {
-                call.log_info(&format!("Order to rotate authorities: goal is to {}", goal.verb()));
+                let kind = AuthorityKind::of_number(order.kind).map(|kind| format!("{kind} ")).unwrap_or_default();
+                let (id, goal) = (order.id, goal.verb());
+                call.log_info(&format!("Order {id} to rotate {kind}authorities: goal is to {goal}"));
                 Ok(())
             }
             false => Err(call.fail(ErrorKind::FailedPrecondition, "somebody else has set another goal at this moment")),

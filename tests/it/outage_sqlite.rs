@@ -48,11 +48,24 @@ impl Rig {
 
     /// Moves what lies beside the file into it, so that the next write needs room.
     fn checkpoint(&self) {
+        eventually("a checkpoint", || self.try_checkpoint());
+    }
+
+    fn try_checkpoint(&self) -> Result<(), String> {
         const SCRIPT: &str = "import sqlite3, sys
-with sqlite3.connect(sys.argv[1], timeout=30) as c: print(c.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone()[0])";
-        eventually("a checkpoint", || match python(SCRIPT, &self.file).trim() {
+with sqlite3.connect(sys.argv[1], timeout=2) as c: print(c.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone()[0])";
+        match python(SCRIPT, &self.file).trim() {
             "0" => Ok(()),
             busy => Err(busy.to_owned()),
+        }
+    }
+
+    /// The same, after which the server has read nothing: it stands still, and what it had read before counts no more.
+    fn checkpoint_and_stop(&self) {
+        eventually("a checkpoint while the server stands still", || {
+            self.server.process.signal(Signal::STOP);
+            // It may have been stopped in the middle of a write.
+            self.try_checkpoint().inspect_err(|_| self.server.process.signal(Signal::CONT))
         });
     }
 
@@ -304,9 +317,8 @@ fn the_disk_fails_and_its_file_system_becomes_read_only_for_a_while() {
 fn the_file_is_cut_short() {
     let dir = Workdir::new();
     let mut rig = Rig::start(dir.path());
-    rig.checkpoint();
     // A copy as of this moment, which is what a backup is.
-    rig.server.process.signal(Signal::STOP);
+    rig.checkpoint_and_stop();
     let beside = |name: &str| dir.path().join(format!("datastore.sqlite3{name}"));
     let parts = ["", "-wal"].map(|name| (beside(name), std::fs::read(beside(name)).expect("it is there")));
     let cut = std::fs::File::options().write(true).open(&rig.file).expect("it is there");

@@ -31,5 +31,5 @@ pub use x509::{
     CERTIFICATE_BYTES_MAX, CHAIN_LENGTH_MAX, CSR_BYTES_MAX, CaTemplate, Certificate, Csr, DistinguishedName,
     ExtendedKeyUsage, Extension, IssueError, KeyUsage, NameParts, Oid, ParseError, SerialNumber, SvidTemplate,
     TrustRoots, VerifyError, X509Ca, acme_challenge_certificate, create_ca_csr, create_ca_csr_with, create_csr,
-    verify_x509_chain, verify_x509_svid,
+    is_dns_san, verify_x509_chain, verify_x509_svid,
 };

@@ -391,6 +391,7 @@ pub async fn start(settings: &ServerSettings, plugins: ServerPlugins, env: Envir
         shutdown: env.spawner.shutdown(),
         agent_spiffe_id_as_selector: settings.agent_spiffe_id_as_selector,
         info,
+        unfit_names: Default::default(),
     }));
     let (nodes, bundles) = (service.nodes.clone(), service.bundles.clone());
     let (address, socket_path) = (endpoints.address(), settings.socket_path.clone());

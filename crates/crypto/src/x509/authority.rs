@@ -435,8 +435,13 @@ fn check_dns_names(names: &[String]) -> Result<(), IssueError> {
     if names.len() > DNS_NAMES_MAX {
         return Err(IssueError::TooLarge);
     }
-    let bad = names.iter().find(|n| n.is_empty() || n.len() > 255 || !n.bytes().all(|b| b.is_ascii_graphic()));
+    let bad = names.iter().find(|name| !is_dns_san(name));
     bad.map_or(Ok(()), |n| Err(IssueError::BadDnsName(n.clone())))
+}
+
+/// Whether an SVID can carry the name: 1 to 255 printable ASCII characters without blanks.
+pub fn is_dns_san(name: &str) -> bool {
+    (1..=255).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_graphic())
 }
 
 async fn sign(signer: &dyn Signer, algorithm: SignatureAlgorithm, tbs: &[u8]) -> Result<Vec<u8>, SignError> {

@@ -12,7 +12,7 @@ mod tests;
 mod time;
 pub(crate) mod verify;
 
-pub use authority::{CaTemplate, IssueError, SerialNumber, SvidTemplate, X509Ca};
+pub use authority::{CaTemplate, IssueError, SerialNumber, SvidTemplate, X509Ca, is_dns_san};
 pub use certificate::{CERTIFICATE_BYTES_MAX, Certificate, ExtendedKeyUsage, KeyUsage, ParseError};
 pub use challenge::acme_challenge_certificate;
 pub use csr::{CSR_BYTES_MAX, Csr, create_ca_csr, create_ca_csr_with, create_csr};

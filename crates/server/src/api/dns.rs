@@ -1,7 +1,12 @@
 //! DNS names of entries and CSRs: the rules that SPIRE takes from IDNA's strict profile, for names in ASCII.
 
+use finial_core::SpiffeId;
+use finial_proto::types;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
 /// Why a DNS name is refused, in SPIRE's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DnsNameError {
     #[error("name must be ascii")]
     NotAscii,
@@ -13,8 +18,8 @@ pub(crate) enum DnsNameError {
     Empty,
     #[error("domain ends with dot")]
     TrailingDot,
-    #[error("idna error")]
-    Idna,
+    #[error("idna error: {0:?} is no DNS name: its labels must be of letters, digits, dashes and underscores")]
+    Idna(String),
 }
 
 /// Checks a name; one leading `*.` is allowed. Labels are of letters, digits, dashes and underscores, 1 to 63 bytes, with
@@ -36,7 +41,7 @@ pub(crate) fn check_dns_name(name: &str) -> Result<(), DnsNameError> {
         return Err(DnsNameError::TrailingDot);
     }
     if bare.len() > 253 || !bare.split('.').all(label_is_valid) {
-        return Err(DnsNameError::Idna);
+        return Err(DnsNameError::Idna(name.to_owned()));
     }
     Ok(())
 }
@@ -49,6 +54,37 @@ fn label_is_valid(label: &str) -> bool {
         && !label.starts_with('-')
         && !label.ends_with('-')
         && !dashes_inside
+}
+
+/// Of how many entries it is remembered that they were told of.
+const TOLD_MAX: usize = 4096;
+
+/// Stored entries with DNS names that no SVID can carry, as SPIRE took them or another wrote them, that the log knows of.
+#[derive(Default)]
+pub struct UnfitNames(Mutex<HashSet<(String, i64)>>);
+
+impl UnfitNames {
+    /// Takes such names out of the entry, so that its SVID lacks them and nothing else. Says so once per entry and revision.
+    pub(crate) fn leave_out(&self, id: &SpiffeId, entry: &mut types::Entry) {
+        let unfit: Vec<String> = entry.dns_names.extract_if(.., |name| !finial_crypto::is_dns_san(name)).collect();
+        if unfit.is_empty() || !self.is_news(&entry.id, entry.revision_number) {
+            return;
+        }
+        tracing::warn!(
+            entry_id = entry.id,
+            spiffe_id = id.as_str(),
+            dns_names = ?unfit,
+            "The entry's X509-SVIDs lack DNS names that no certificate can carry; update the entry without them"
+        );
+    }
+
+    fn is_news(&self, entry_id: &str, revision: i64) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= TOLD_MAX {
+            told.clear();
+        }
+        told.insert((entry_id.to_owned(), revision))
+    }
 }
 
 /// A name that a wildcard of the same list covers already.
@@ -69,7 +105,8 @@ mod tests {
         use DnsNameError::*;
         let long_label = "a".repeat(64);
         let long = ["a".repeat(60).as_str(); 5].join(".");
-        for (name, want) in [
+        let idna = |name: &str| (name.to_owned(), Err(Idna(name.to_owned())));
+        let told_apart = [
             ("example.org", Ok(())),
             ("*.example.org", Ok(())),
             ("a-b.x1", Ok(())),
@@ -85,18 +122,10 @@ mod tests {
             ("*.*.b", Err(TooManyWildcards)),
             ("b\u{fc}cher.example", Err(NotAscii)),
             ("example.org.", Err(TrailingDot)),
-            ("a..b", Err(Idna)),
-            (".a", Err(Idna)),
-            ("-a.b", Err(Idna)),
-            ("a-.b", Err(Idna)),
-            ("ab--c.d", Err(Idna)),
-            ("a b.c", Err(Idna)),
-            (" a.b", Err(Idna)),
-            ("a.b/c", Err(Idna)),
-            (long_label.as_str(), Err(Idna)),
-            (long.as_str(), Err(Idna)),
-        ] {
-            assert_eq!(check_dns_name(name), want, "{name:?}");
+        ];
+        let wrong = ["a..b", ".a", "-a.b", "a-.b", "ab--c.d", "a b.c", " a.b", "a.b/c", &long_label, &long].map(idna);
+        for (name, want) in told_apart.map(|(name, want)| (name.to_owned(), want)).into_iter().chain(wrong) {
+            assert_eq!(check_dns_name(&name), want, "{name:?}");
         }
     }
 

@@ -99,9 +99,12 @@ pub struct Api {
     pub shutdown: Shutdown,
     /// What `GetInfo` said last, and when the server began.
     pub info: debug::InfoCache,
+    /// Which entries have DNS names that no SVID can carry.
+    pub unfit_names: UnfitNames,
 }
 
 pub use debug::InfoCache;
+pub use dns::UnfitNames;
 
 /// What tonic serves: all services of one [`Api`].
 #[derive(Clone)]

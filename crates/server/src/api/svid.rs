@@ -153,7 +153,8 @@ impl Api {
         csr.verify_proof_of_possession().map_err(|e| bad_csr("invalid CSR signature", &e))?;
         let id = SpiffeId::new(&self.trust_domain, entry.path())
             .map_err(|e| call.item_with(ErrorKind::Internal, "entry has malformed SPIFFE ID", e))?;
-        let entry = entry.to_proto();
+        let mut entry = entry.to_proto();
+        self.unfit_names.leave_out(&id, &mut entry);
         let wanted = X509Request {
             id: &id,
             public_key: csr.public_key(),

@@ -110,7 +110,10 @@ fn senseless() -> Vec<(types::Entry, &'static str)> {
             "missing selector value",
         ),
         (with(|e| e.hint = "x".repeat(1025)), "hint is too long, max length is 1024 characters"),
-        (with(|e| e.dns_names = vec!["a b".into()]), "invalid DNS name: idna error"),
+        (
+            with(|e| e.dns_names = vec!["c.d".into(), "a b".into()]),
+            "invalid DNS name: idna error: \"a b\" is no DNS name: its labels must be of letters, digits, dashes and underscores",
+        ),
         (with(|e| e.dns_names = vec![String::new()]), "invalid DNS name: empty or only whitespace"),
         (
             with(|e| e.federates_with = vec!["Bad".into()]),

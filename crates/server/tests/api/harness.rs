@@ -220,6 +220,15 @@ impl Server {
 
     /// The same server again, after it was stopped.
     pub(crate) async fn restart(self, change: impl FnOnce(&mut ServerSettings)) -> Self {
+        self.restart_after(async |_| (), change).await
+    }
+
+    /// The same, after this was done to its file in the meantime.
+    pub(crate) async fn restart_after(
+        self,
+        write: impl AsyncFnOnce(&Store),
+        change: impl FnOnce(&mut ServerSettings),
+    ) -> Self {
         self.supervisor.shutdown().trigger();
         self.supervisor.run(DEADLINE).await.unwrap();
         let again = |settings: &mut ServerSettings| {
@@ -228,7 +237,9 @@ impl Server {
         };
         let file = self.folder.path().join("datastore.sqlite3");
         if file.exists() {
-            unlocked(&file).await;
+            let store = unlocked(&file).await;
+            write(&store).await;
+            store.close().await;
         }
         Self::on(self.folder, self.clock, self.keys, again).await.unwrap()
     }
@@ -498,11 +509,11 @@ pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code)
 
 /// Waits until nobody has the database. A process that another test is just starting shares our locks until it runs its own
 /// program.
-async fn unlocked(path: &Path) {
+async fn unlocked(path: &Path) -> Store {
     for _ in 0..1000 {
         match Store::open(StoreSettings::file(path), Arc::new(ManualClock::at(NOW))).await {
             Err(StoreError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
-            opened => return opened.unwrap().close().await,
+            opened => return opened.unwrap(),
         }
     }
     panic!("{} is still locked", path.display());

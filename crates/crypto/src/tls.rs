@@ -361,6 +361,11 @@ fn refuse(error: VerifyError) -> Error {
 /// A handshake error in words: rustls prints errors of verifiers in their debug form only.
 pub fn explain(error: &Error) -> String {
     match error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(cause)))
+            if matches!(cause.downcast_ref(), Some(webpki::Error::CaUsedAsEndEntity)) =>
+        {
+            "certificate is an authority's (CA:TRUE), and none that is trusted here".to_owned()
+        }
         Error::InvalidCertificate(CertificateError::Other(OtherError(cause))) => cause.to_string(),
         other => other.to_string(),
     }

@@ -193,3 +193,13 @@ fn policies_and_sources_decide_by_the_leaf() {
         Err(VerifyError::UnexpectedTrustDomain("example.org".into()))
     );
 }
+
+#[test]
+fn a_certificate_of_an_authority_in_a_servers_place_is_told_in_words() {
+    let cause = rustls::OtherError(Arc::new(webpki::Error::CaUsedAsEndEntity));
+    let error = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(cause));
+    assert_eq!(
+        finial_crypto::tls::explain(&error),
+        "certificate is an authority's (CA:TRUE), and none that is trusted here"
+    );
+}

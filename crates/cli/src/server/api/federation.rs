@@ -356,39 +356,95 @@ async fn refresh(cx: Context) -> anyhow::Result<()> {
     }
 }
 
-/// What to do, by what the server says of an endpoint.
+/// What to do, by what the server says of an endpoint: the first whose words it says. The guide's table names them all.
 fn advice(message: &str, id: &str) -> Option<String> {
-    let again = || {
-        format!(
-            "have the other side's operator send `spire-server bundle show -format spiffe`, and set it: spire-server bundle set \
-             -id {id} -format spiffe -path FILE"
-        )
-    };
-    let says = |words: &str| message.contains(words);
-    Some(if says("local copy of bundle not found") || says("has no X.509 authorities") {
-        again()
-    } else if says("signed by unknown authority: not by any that is known here") {
-        format!(
-            "the bundle here is older than their authorities, or somebody else answers there: if it is the former, {}",
-            again()
-        )
-    } else if says("not by any web root of this machine") {
-        "trust the authority of their certificate on this machine, or agree on https_spiffe".to_owned()
-    } else if says("maybe use https_spiffe") {
-        format!(
-            "spire-server federation update -trustDomain {id} -bundleEndpointProfile https_spiffe -endpointSpiffeID … -bundleEndpointURL …"
-        )
-    } else if says("unexpected ID") {
-        "the relationship's -endpointSpiffeID is not who answers there: servers are spiffe://DOMAIN/spire/server"
-            .to_owned()
-    } else if says("certificate has expired") {
-        "their endpoint shows an old certificate, which they have to renew; or a clock is wrong".to_owned()
-    } else if says("unexpected status 404") {
-        "the path of -bundleEndpointURL: endpoints of SPIRE and Finial have only /".to_owned()
-    } else {
-        return None;
+    let again = format!(
+        "have the other side's operator send `spire-server bundle show -format spiffe`, and set it: spire-server bundle set \
+         -id {id} -format spiffe -path FILE"
+    );
+    let update =
+        format!("spire-server federation update -trustDomain {id} -bundleEndpointURL … -bundleEndpointProfile");
+    let known: &[(&[&str], String)] = &[
+        (&["local copy of bundle not found", "has no X.509 authorities"], again.clone()),
+        (
+            &["signed by unknown authority: not by any that is known here"],
+            format!(
+                "the bundle here is older than their authorities, or somebody else answers there: if it is the former, {again}"
+            ),
+        ),
+        (&["maybe use https_spiffe"], format!("{update} https_spiffe -endpointSpiffeID …")),
+        (&["contains no URI SAN"], format!("their endpoint shows a certificate of the web: {update} https_web")),
+        (
+            &["serves the bundle of trust domain"],
+            format!(
+                "the URL is another trust domain's endpoint; if authorities of that name are really meant to sign here, set \
+                 them once: spire-server bundle set -id {id} -format spiffe -path FILE"
+            ),
+        ),
+    ];
+    let found = known.iter().find(|(words, _)| words.iter().any(|words| message.contains(words)));
+    found.map(|(_, advice)| advice.clone()).or_else(|| {
+        let found = ADVICE.iter().find(|(words, _)| words.iter().any(|words| message.contains(words)));
+        found.map(|(_, advice)| (*advice).to_owned())
     })
 }
+
+/// What to do, by words of the server, where it is the same for every trust domain.
+const ADVICE: &[(&[&str], &str)] = &[
+    (
+        &["not by any web root of this machine"],
+        "trust the authority of their certificate on this machine, or agree on https_spiffe",
+    ),
+    (
+        &["is an authority's (CA:TRUE)"],
+        "if it signs itself, add it to the web roots of this machine; otherwise their endpoint needs a certificate that is no \
+         authority's; or agree on https_spiffe",
+    ),
+    (
+        &["unexpected ID"],
+        "the relationship's -endpointSpiffeID is not who answers there: servers are spiffe://DOMAIN/spire/server",
+    ),
+    (
+        &["certificate has expired"],
+        "their endpoint shows an old certificate, which they have to renew; or a clock is wrong",
+    ),
+    (
+        &["not valid for name", "certificate is valid for"],
+        "the host in -bundleEndpointURL has to be a name that their certificate has",
+    ),
+    (
+        &["does not look like a TLS handshake", "HTTP response to HTTPS client"],
+        "what listens there does not speak TLS: look at host and port of -bundleEndpointURL",
+    ),
+    (
+        &["no such host"],
+        "the host in -bundleEndpointURL has no address here: look at its spelling and at this machine's DNS",
+    ),
+    (
+        &[
+            "connection refused",
+            "connection reset",
+            "no answer within",
+            "i/o timeout",
+            "no route to host",
+            "unreachable",
+        ],
+        "nobody answers at that address: look at -bundleEndpointURL, ask whether their endpoint is up, and which firewall is between",
+    ),
+    (&["unexpected status 404"], "the path of -bundleEndpointURL: endpoints of SPIRE and Finial have only /"),
+    (
+        &["failed to decode bundle"],
+        "what is served at -bundleEndpointURL is no SPIFFE bundle: ask them for the right URL",
+    ),
+    (
+        &["with sequence number"],
+        "a server or a cache of theirs is behind the others: ask them; what is older is taken when it stays so for an hour",
+    ),
+    (
+        &["is not an https URL", "stopped after"],
+        "redirects are followed within https only, and not for ever: ask them for the URL that needs none",
+    ),
+];
 
 #[cfg(test)]
 mod tests {
@@ -418,6 +474,19 @@ mod tests {
             let advice = advice(said, "a.test").unwrap_or_default();
             assert!(advice.contains(want), "{said}: {advice}");
         }
-        assert_eq!(advice("dial tcp 127.0.0.1:1: connect: connection refused", "a.test"), None);
+        assert_eq!(advice("something else", "a.test"), None);
+    }
+
+    /// "The command says so too", it says.
+    #[test]
+    fn every_message_in_the_guide_leads_to_advice() {
+        let guide = include_str!("../../../../../docs/guides/federate.md");
+        let rows = guide.lines().skip_while(|line| *line != "| message | who, and what |").skip(2);
+        let messages: Vec<&str> =
+            rows.flat_map(|row| row.split('|').nth(1).unwrap_or_default().split('`').skip(1).step_by(2)).collect();
+        assert!(messages.len() > 15, "{messages:?}");
+        for message in messages {
+            assert!(advice(message, "a.test").is_some(), "{message}");
+        }
     }
 }

@@ -139,6 +139,10 @@ fn is_unexpected_id(error: &rustls::Error) -> bool {
 /// A server of another trust domain: the operator's mistake, on this side.
 const UNEXPECTED_ID_HINT: &str = "; check trust_domain and server_address in the agent's configuration";
 
+/// The bundle of another domain or another day, most often.
+const UNKNOWN_AUTHORITY_HINT: &str = "; the trust bundle that this agent has (by trust_bundle_path or trust_bundle_url at first, in \
+     data_dir later) is not that server's, or older than its authorities: compare it with `spire-server bundle show`";
+
 /// As grpc-go words it.
 impl std::fmt::Display for ServerError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -147,10 +151,11 @@ impl std::fmt::Display for ServerError {
         }
         write!(f, "{}: rpc error: code = {:?} desc = ", self.what, self.status.code())?;
         if is_unknown_authority(&self.status) {
-            return f.write_str(concat!(
+            f.write_str(concat!(
                 "connection error: desc = \"transport: authentication handshake failed: x509svid: ",
                 "could not verify leaf certificate: x509: certificate signed by unknown authority\""
-            ));
+            ))?;
+            return f.write_str(UNKNOWN_AUTHORITY_HINT);
         }
         if let Some(tls) = tls_error(&self.status) {
             let reason = finial_crypto::tls::explain(tls);
@@ -244,7 +249,13 @@ mod tests {
         let other = rustls::OtherError(Arc::new(VerifyError::UnknownAuthority));
         let tls = rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other));
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
-        assert_eq!(ServerError::new("x", Status::from_error(Box::new(io))).verdict(), Verdict::UnknownAuthority);
+        let error = ServerError::new("x", Status::from_error(Box::new(io)));
+        assert_eq!(error.verdict(), Verdict::UnknownAuthority);
+        let said = error.to_string();
+        assert!(
+            said.contains("unknown authority\"; the trust bundle") && said.contains("`spire-server bundle show`"),
+            "{said}"
+        );
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, rustls::Error::DecryptError);
         assert_eq!(ServerError::new("x", Status::from_error(Box::new(io))).verdict(), Verdict::Retry);
     }

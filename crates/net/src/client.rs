@@ -121,7 +121,7 @@ impl<T> Service<T> for Connector {
             let tcp = match proxies.of(&name.to_str(), port(&address)).map_err(io::Error::other)? {
                 Some(proxy) => proxy.open(&name.to_str(), port(&address)).await.map_err(io::Error::other)?,
                 None => {
-                    let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&*address).await?.collect();
+                    let addresses = resolve(&address).await?;
                     connect_any(&addresses, turn).await?
                 }
             };
@@ -143,6 +143,16 @@ fn port(address: &str) -> u16 {
     address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(443)
 }
 
+/// The addresses of `host:port`, or as Go says that there are none.
+async fn resolve(address: &str) -> io::Result<Vec<SocketAddr>> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let failed = |e: io::Error| {
+        let text = format!("Error while dialing: dial tcp: lookup {host}: no such host ({e})");
+        io::Error::new(e.kind(), text)
+    };
+    Ok(tokio::net::lookup_host(address).await.map_err(failed)?.collect())
+}
+
 /// As Go says it.
 fn dial_error(address: SocketAddr, error: &io::Error) -> io::Error {
     let reason = finial_runtime::errno_text(error);
@@ -161,4 +171,18 @@ async fn connect_any(addresses: &[SocketAddr], turn: usize) -> io::Result<TcpStr
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_told() {
+        let error = resolve("spire-server.invalid:8081").await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("Error while dialing: dial tcp: lookup spire-server.invalid: no such host ("),
+            "{error}"
+        );
+    }
 }

@@ -49,25 +49,25 @@ pub(super) async fn roots(context: &Context) -> Result<Option<Vec<Arc<[u8]>>>, A
         context.metrics.gauge("bootstrap_seconds", since.unix_timestamp() as f64, &[("mode", mode)]);
     }
     context.metrics.gauge("bootstrap_attempts", attempts.count as f64, &[("mode", mode)]);
-    let text = match &settings.bootstrap {
+    let (from, text) = match &settings.bootstrap {
         Bootstrap::Insecure => return Ok(None),
-        Bootstrap::Path(path) => read(path)?,
-        Bootstrap::Url { url, unix_socket } => {
+        Bootstrap::Path(path) => (path.display().to_string(), read(path)?),
+        Bootstrap::Url { url, unix_socket: None } => {
             announce(&attempts);
-            match unix_socket {
-                None => download(context, url).await?,
-                Some(socket) => {
-                    let url = with_query(url, &facts(context, &attempts));
-                    checked(&url, https::get_unix(socket, &url, limits()).await)?
-                }
-            }
+            (url.clone(), download(context, url).await?)
+        }
+        Bootstrap::Url { url, unix_socket: Some(socket) } => {
+            announce(&attempts);
+            let asked = with_query(url, &facts(context, &attempts));
+            let text = checked(&asked, https::get_unix(socket, &asked, limits()).await)?;
+            (format!("{} ({url})", socket.display()), text)
         }
         Bootstrap::WorkloadApi(address) => {
             announce(&attempts);
             return from_workload_api(address, &settings.trust_domain).await.map(Some);
         }
     };
-    parse(&text, settings.trust_bundle_format, &settings.trust_domain).map(Some)
+    parse(&from, &text, settings.trust_bundle_format, &settings.trust_domain).map(Some)
 }
 
 fn announce(attempts: &Attempts) {
@@ -161,7 +161,7 @@ async fn from_workload_api(address: &str, trust_domain: &TrustDomain) -> Result<
     };
     let der = answer.bundles.get(&trust_domain.id_string()).ok_or_else(|| none("there is none"))?;
     let roots = Certificate::parse_chain(der).map_err(|e| none(&e.to_string()))?;
-    not_empty(roots.iter().map(|root| root.der().clone()).collect())
+    not_empty(address, roots.iter().map(|root| root.der().clone()).collect())
 }
 
 /// `unix:` with a path or `tcp:` with an address: checked when the configuration was read.
@@ -175,20 +175,27 @@ fn channel(address: &str) -> Channel {
     }
 }
 
-fn parse(text: &[u8], format: TrustBundleFormat, trust_domain: &TrustDomain) -> Result<Vec<Arc<[u8]>>, AgentError> {
-    let failed = |e: &dyn std::fmt::Display| AgentError::internal(format!("could not parse trust bundle: {e}"));
-    not_empty(match format {
+/// `from` is named in what is wrong with it.
+fn parse(
+    from: &str,
+    text: &[u8],
+    format: TrustBundleFormat,
+    trust_domain: &TrustDomain,
+) -> Result<Vec<Arc<[u8]>>, AgentError> {
+    let failed = |e: &dyn std::fmt::Display| AgentError::internal(format!("could not parse trust bundle: {from}: {e}"));
+    let roots = match format {
         TrustBundleFormat::Pem => pem::certificates(text).map_err(|e| failed(&e))?,
         TrustBundleFormat::Spiffe => {
             let bundle = bundle::bundle_from_json(trust_domain, text).map_err(|e| failed(&e))?;
             bundle.x509_authorities.into_iter().map(|a| a.der).collect()
         }
-    })
+    };
+    not_empty(from, roots)
 }
 
-fn not_empty(roots: Vec<Arc<[u8]>>) -> Result<Vec<Arc<[u8]>>, AgentError> {
+fn not_empty(from: &str, roots: Vec<Arc<[u8]>>) -> Result<Vec<Arc<[u8]>>, AgentError> {
     if roots.is_empty() {
-        return Err(AgentError::internal("no certificates found in trust bundle"));
+        return Err(AgentError::internal(format!("no certificates found in trust bundle: {from}")));
     }
     Ok(roots)
 }
@@ -205,5 +212,18 @@ mod tests {
             "http://x/y?a=%20&spiffe-trust-domain=a+b%2Fc%2B~&spire-server-port=80&z=1"
         );
         assert_eq!(with_query("http://x", &facts[..1]), "http://x?spire-server-port=80");
+    }
+
+    #[test]
+    fn what_is_no_bundle_is_named_with_where_it_came_from() {
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        for (format, text) in [
+            (TrustBundleFormat::Pem, "none"),
+            (TrustBundleFormat::Spiffe, "none"),
+            (TrustBundleFormat::Spiffe, r#"{"keys":[]}"#),
+        ] {
+            let said = parse("/etc/spire/bundle", text.as_bytes(), format, &trust_domain).unwrap_err().to_string();
+            assert!(said.contains("trust bundle: /etc/spire/bundle"), "{said}");
+        }
     }
 }

@@ -227,7 +227,7 @@ fn resolve(r: &mut Resolver, mut raw: Raw) -> Option<OidcSettings> {
 }
 
 /// That of a server, which serves its own keys, logs as it does and has probes of its own.
-pub(crate) fn of_server(r: &mut Resolver, raw: Raw) -> Option<OidcEndpoint> {
+pub(crate) fn of_server(r: &mut Resolver, raw: Raw, jwt_issuer: &str) -> Option<OidcEndpoint> {
     r.base = &["server", "experimental", "oidc"];
     let elsewhere = [
         ("server_api", raw.server_api.is_some()),
@@ -244,7 +244,39 @@ pub(crate) fn of_server(r: &mut Resolver, raw: Raw) -> Option<OidcEndpoint> {
     }
     let endpoint = endpoint(r, raw);
     r.base = &[];
+    if let Some(endpoint) = &endpoint {
+        compare_issuers(r, endpoint, jwt_issuer);
+    }
     endpoint
+}
+
+/// Who verifies a token asks its issuer for the keys, and wants to find that name in the answer.
+fn compare_issuers(r: &mut Resolver, endpoint: &OidcEndpoint, of_tokens: &str) {
+    let named = endpoint.documents.issuer.as_deref();
+    let url = of_tokens.split_once("://").map_or(of_tokens, |(_, rest)| rest);
+    let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    let fits = match named {
+        Some(named) => named == of_tokens,
+        None => endpoint.domains.iter().any(|d| d.trim_matches(['[', ']']) == host),
+    };
+    if fits {
+        return;
+    }
+    let first = endpoint.domains.first().map(|domain| format!("https://{domain}")).unwrap_or_default();
+    let wanted = named.unwrap_or(&first);
+    let problem = match (of_tokens, named) {
+        ("", _) => "JWT-SVIDs name no issuer, as the server's jwt_issuer is not set".to_owned(),
+        (of_tokens, Some(_)) => format!("the server's jwt_issuer is {of_tokens:?}, that of the oidc block is another"),
+        (of_tokens, None) => format!("the server's jwt_issuer is {of_tokens:?}, which is none of the domains"),
+    };
+    r.warn(format!(
+        "experimental.oidc: {problem}: who verifies JWT-SVIDs with these documents refuses them; set jwt_issuer = \
+         {wanted:?} in server {{ }}"
+    ));
 }
 
 fn endpoint(r: &mut Resolver, raw: Raw) -> Option<OidcEndpoint> {

@@ -132,3 +132,38 @@ fn a_server_may_have_one_of_its_own() {
         ]
     );
 }
+
+#[test]
+fn a_server_whose_tokens_name_another_issuer_is_warned() {
+    let said = |issuer: &str, oidc: &str| {
+        let text = format!(
+            "server {{ trust_domain = \"td\" data_dir = \"d\"\n {issuer}\n experimental {{ oidc {{ insecure_addr = \":1\" \
+             {oidc} }} }} }}\nplugins {{\n DataStore \"sql\" {{}}\n KeyManager \"memory\" {{}} }}"
+        );
+        let overrides = crate::ServerOverrides::default();
+        let loaded = crate::parse_server(Path::new("server.conf"), &text, &overrides).unwrap();
+        let notices = loaded.notices.iter().map(|notice| format!("{notice:?}"));
+        notices.filter(|text| text.contains("refuses them")).collect::<Vec<_>>()
+    };
+    let domains = "domains = [\"a.test\", \"b.test\"]";
+    for (issuer, oidc, part) in [
+        ("", "", "JWT-SVIDs name no issuer, as the server's jwt_issuer is not set"),
+        (
+            "jwt_issuer = \"https://c.test/a.test\"",
+            "",
+            "is \\\"https://c.test/a.test\\\", which is none of the domains",
+        ),
+        ("jwt_issuer = \"https://a.test\"", "jwt_issuer = \"https://a.test/x\"", "that of the oidc block is another"),
+    ] {
+        let lines = said(issuer, &format!("{domains} {oidc}"));
+        assert!(lines.len() == 1 && lines[0].contains(part), "{issuer}: {lines:?}");
+    }
+    for (issuer, oidc) in [
+        ("https://b.test", ""),
+        ("https://a.test:8443/x", ""),
+        ("https://elsewhere.test", "jwt_issuer = \"https://elsewhere.test\""),
+    ] {
+        assert_eq!(said(&format!("jwt_issuer = \"{issuer}\""), &format!("{domains} {oidc}")), [""; 0], "{issuer}");
+    }
+    assert_eq!(said("jwt_issuer = \"https://[::1]:8443\"", "domains = [\"::1\"]"), [""; 0]);
+}

@@ -280,7 +280,7 @@ fn resolve_rest(
     out.health = health.resolve(r);
     r.unknown_keys(unused, section_name);
     r.experimental_warning("server");
-    out.oidc = s.experimental.oidc.take().and_then(|raw| oidc::of_server(r, raw));
+    out.oidc = s.experimental.oidc.take().and_then(|raw| oidc::of_server(r, raw, &s.jwt_issuer));
     experimental(r, &s.experimental, out);
 }
 

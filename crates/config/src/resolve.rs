@@ -270,7 +270,7 @@ impl Resolver {
             self.root.find(&[section, "experimental"]).and_then(Value::as_object).is_some_and(|o| !o.items.is_empty());
         if set {
             self.warn(
-                "Experimental features have been enabled. Please see doc/upgrading.md for upgrade and compatibility considerations for experimental features.",
+                "Experimental features have been enabled. Please see docs/compatibility.md for upgrade and compatibility considerations for experimental features.",
             );
         }
     }

@@ -120,7 +120,7 @@ fn every_server_key_as_json() {
     let texts: Vec<String> = notices.iter().map(|n| format!("{n:?}")).collect();
     for part in [
         "Unknown configuration key server.experimental.something_new at 20:7 is ignored",
-        "Experimental features have been enabled",
+        "Experimental features have been enabled. Please see docs/compatibility.md",
         "experimental.sql_transaction_timeout is deprecated",
         "Using events based cache",
         "Developer feature flag \\\"wit-svid\\\" has been enabled",

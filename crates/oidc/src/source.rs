@@ -14,8 +14,8 @@ use finial_runtime::{Shutdown, Spawner};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::Request;
 use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 
 /// How long one look may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,13 +27,21 @@ pub(crate) async fn follow(source: OidcSource, interval: Duration, keys: Keys, s
     let shutdown = spawner.shutdown();
     match source {
         OidcSource::Server(socket) => {
-            let client = BundleClient::new(uds_channel(socket));
-            while again(interval, &shutdown, poll_server(&client, &keys)).await {}
+            let client = BundleClient::new(uds_channel(&socket));
+            let poll = async || match ask_server(&client).await {
+                Ok(bundle) => keys.set(&bundle),
+                Err(why) => failed("Failed to fetch bundle", &of(&socket, &why)),
+            };
+            while again(interval, &shutdown, poll()).await {}
         }
         OidcSource::File(path) => while again(interval, &shutdown, poll_file(&path, &keys, &spawner)).await {},
         OidcSource::Workload(socket, trust_domain) => {
-            let client = SpiffeWorkloadApiClient::new(uds_channel(socket));
-            while again(interval, &shutdown, stream_workload(&client, &trust_domain, &keys)).await {}
+            let client = SpiffeWorkloadApiClient::new(uds_channel(&socket));
+            let listen = async || {
+                let why = stream_workload(&client, &trust_domain, &keys).await;
+                failed("Failed to fetch JWKS from the Workload API", &of(&socket, &why));
+            };
+            while again(interval, &shutdown, listen()).await {}
         }
     }
 }
@@ -54,19 +62,26 @@ fn failed(what: &str, error: &dyn Display) {
     tracing::warn!(%error, "{what}");
 }
 
-async fn poll_server(client: &BundleClient<Channel>, keys: &Keys) {
+/// What is said of a source, with its name.
+fn of(path: &Path, error: &dyn Display) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// Why a call did not do, always in some words; `whose` socket it should have been.
+fn refused(status: &Status, whose: &str) -> String {
+    let (code, message) = (status.code(), status.message());
+    let colon = if message.is_empty() { "" } else { ": " };
+    let question = if code == Code::Unimplemented { format!(" (is it the socket of {whose}?)") } else { String::new() };
+    format!("{code:?}{colon}{message}{question}")
+}
+
+async fn ask_server(client: &BundleClient<Channel>) -> Result<Bundle, String> {
     let mut client = client.clone();
     let mask = types::BundleMask { jwt_authorities: true, ..types::BundleMask::default() };
     let answer = tokio::time::timeout(TIMEOUT, client.get_bundle(GetBundleRequest { output_mask: Some(mask) })).await;
-    let bundle = match answer {
-        Ok(Ok(answer)) => finial_proto::convert::bundle_from_proto(answer.get_ref()),
-        Ok(Err(status)) => return failed("Failed to fetch bundle", &status.message()),
-        Err(_) => return failed("Failed to fetch bundle", &"the server did not answer"),
-    };
-    match bundle {
-        Ok(bundle) => keys.set(&bundle),
-        Err(error) => failed("Failed to fetch bundle", &error),
-    }
+    let answer = answer.map_err(|_| "the server did not answer".to_owned())?;
+    let answer = answer.map_err(|status| refused(&status, "a server's API"))?;
+    finial_proto::convert::bundle_from_proto(answer.get_ref()).map_err(|e| e.to_string())
 }
 
 async fn poll_file(path: &Path, keys: &Keys, spawner: &Spawner) {
@@ -79,32 +94,33 @@ async fn poll_file(path: &Path, keys: &Keys, spawner: &Spawner) {
 }
 
 fn read_file(path: &Path) -> Result<Bundle, String> {
-    let shown = |error: &dyn Display| format!("{}: {error}", path.display());
+    let shown = |error: &dyn Display| of(path, error);
     let json = finial_runtime::files::read_limited(path, BUNDLE_BYTES_MAX).map_err(|e| shown(&e))?;
     // Whose keys these are is not written in the file.
     let nobody = TrustDomain::parse("file").map_err(|e| e.to_string())?;
     bundle_from_json(&nobody, &json).map_err(|e| shown(&e))
 }
 
-/// Listens to streams, one after the other, until one fails.
-async fn stream_workload(client: &SpiffeWorkloadApiClient<Channel>, trust_domain: &TrustDomain, keys: &Keys) {
-    const WHAT: &str = "Failed to fetch JWKS from the Workload API";
+/// Listens to streams, one after the other, until one fails. Tells why.
+async fn stream_workload(client: &SpiffeWorkloadApiClient<Channel>, trust_domain: &TrustDomain, keys: &Keys) -> String {
+    const SILENT: &str = "the agent did not answer";
+    let refused = |status: &Status| refused(status, "an agent's Workload API");
     let mut client = client.clone();
     loop {
         let mut request = Request::new(JwtBundlesRequest {});
         request.metadata_mut().insert("workload.spiffe.io", tonic::metadata::MetadataValue::from_static("true"));
         let mut stream = match tokio::time::timeout(TIMEOUT, client.fetch_jwt_bundles(request)).await {
             Ok(Ok(stream)) => stream.into_inner(),
-            Ok(Err(status)) => return failed(WHAT, &status.message()),
-            Err(_) => return failed(WHAT, &"the agent did not answer"),
+            Ok(Err(status)) => return refused(&status),
+            Err(_) => return SILENT.into(),
         };
         let mut patience = TIMEOUT;
         loop {
             match tokio::time::timeout(patience, stream.message()).await {
                 Ok(Ok(Some(message))) => take(&message, trust_domain, keys),
-                Ok(Ok(None)) => return failed(WHAT, &"the stream ended"),
-                Ok(Err(status)) => return failed(WHAT, &status.message()),
-                Err(_) if patience == TIMEOUT => return failed(WHAT, &"the agent did not answer"),
+                Ok(Ok(None)) => return "the stream ended".into(),
+                Ok(Err(status)) => return refused(&status),
+                Err(_) if patience == TIMEOUT => return SILENT.into(),
                 // No word is no change, or an agent that hangs: a new stream begins with a word.
                 Err(_) => break,
             }
@@ -133,4 +149,57 @@ fn workload_bundle(trust_domain: &TrustDomain, document: &[u8]) -> Result<Bundle
         }
     }
     bundle_from_json(trust_domain, set.to_string().as_bytes()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use finial_core::ManualClock;
+    use finial_runtime::{Supervisor, log};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_something_whatever_the_other_side_said() {
+        let agents = refused(&Status::unimplemented(""), "a server's API");
+        assert_eq!(agents, "Unimplemented (is it the socket of a server's API?)");
+        assert_eq!(refused(&Status::unavailable("gone"), "x"), "Unavailable: gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_is_not_there_is_named() {
+        let lines = Lines::default();
+        let settings =
+            log::Settings { level: log::Level::Info, format: log::Format::Text, file: None, source_location: false };
+        let clock = Arc::new(ManualClock::at(0));
+        let (subscriber, _) = log::with_writer(&settings, Box::new(lines.clone()), clock.clone());
+        let _log = tracing::subscriber::set_default(subscriber);
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let trust_domain = TrustDomain::parse("td").unwrap();
+        for (source, name) in [
+            (OidcSource::Server(at("api.sock")), "api.sock"),
+            (OidcSource::Workload(at("agent.sock"), trust_domain), "agent.sock"),
+            (OidcSource::File(at("bundle.json")), "bundle.json"),
+        ] {
+            let supervisor = Supervisor::new(Shutdown::new());
+            let keys = Keys::new(clock.clone(), false);
+            let following = follow(source, Duration::from_secs(1), keys, supervisor.spawner());
+            assert!(tokio::time::timeout(Duration::from_millis(1500), following).await.is_err());
+            let text = String::from_utf8(std::mem::take(&mut lines.0.lock().unwrap())).unwrap();
+            assert!(text.contains(&format!("{}: ", at(name).display())), "{text}");
+        }
+    }
 }

@@ -113,7 +113,14 @@ fn the_guide_to_a_missing_identity_holds() {
     let gone = rig.explain(&[]);
     assert!(gone.code == 1 && gone.stderr.contains("there is no process"), "{gone:?}");
     let public = explain("1", &rig.agent.socket(), &[]);
-    assert!(public.code == 1 && public.stderr.contains("hint: that agent is not Finial's"), "{public:?}");
+    assert!(public.code == 1 && public.stderr.contains("not that of the Workload API"), "{public:?}");
+    // Who asks for another identity than one of his is not told that he has none.
+    let other = ["api", "fetch", "jwt", "-audience", "a", "-spiffeID", "spiffe://example.org/other"];
+    let refused = rig.agent.command_by(Flavor::Finial, &other);
+    assert!(
+        refused.code == 1 && refused.stderr.contains("hint: no entry of spiffe://example.org/other"),
+        "{refused:?}"
+    );
     let nowhere = explain("1", Path::new("/nonexistent"), &[]);
     assert!(nowhere.code == 1 && nowhere.stderr.contains("`admin_socket_path`"), "{nowhere:?}");
 }

@@ -19,6 +19,9 @@ use tonic::Code;
 
 /// How long the agent's attestors may take.
 const TIMEOUT: Duration = Duration::from_secs(45);
+/// For whoever does not know this call: the other socket of the right agent does not, either.
+const NOT_ADMIN_HINT: &str = "only the socket that `admin_socket_path` names answers this, not that of the Workload API; or the agent is SPIRE's or an \
+     older one, which cannot tell";
 
 pub(crate) const COMMANDS: &[Command] =
     &[Command::agent_admin("explain", "Tells why a process gets the identities that it gets, or none", flags, |cx| {
@@ -51,7 +54,7 @@ async fn explain(cx: Context) -> anyhow::Result<()> {
 
 fn advised(error: RpcError) -> anyhow::Error {
     let hint = match error.code() {
-        Code::Unimplemented => "that agent is not Finial's, or an older one; SPIRE's cannot tell".to_owned(),
+        Code::Unimplemented => NOT_ADMIN_HINT.to_owned(),
         Code::NotFound => "in a container, a process has other numbers than on the host".to_owned(),
         _ if error.is_unreachable() => {
             let before = error.hint().unwrap_or_default();
@@ -235,5 +238,12 @@ Agent: spiffe://td/spire/agent/x, last in step with its server: never
 hint: do this
 ";
         assert_eq!(text(&answer).unwrap(), want);
+    }
+
+    #[test]
+    fn whoever_asks_on_the_wrong_socket_is_told_of_the_right_one() {
+        let error = advised(tonic::Status::unimplemented("unknown service").into());
+        let advice = format!("{:?}", error.downcast_ref::<Advised>());
+        assert!(advice.contains("`admin_socket_path`") && advice.contains("not that of the Workload API"), "{advice}");
     }
 }

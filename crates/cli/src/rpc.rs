@@ -51,14 +51,18 @@ impl RpcError {
     /// What the person who typed the command can do, where the error alone does not tell.
     pub(crate) fn hint(&self) -> Option<String> {
         let Some(DialError { socket, reason }) = self.dial() else {
-            let unknown = self.code() == tonic::Code::PermissionDenied && self.message() == "no identity issued";
-            return unknown.then(|| NO_IDENTITY_HINT.into());
+            return self.is_no_identity().then(|| NO_IDENTITY_HINT.into());
         };
         Some(if reason == "permission denied" {
             format!("your user may not use {socket}: look at the permissions of the socket and of the folders above it")
         } else {
             format!("is it running, and is {socket} its socket? Name another with -socketPath")
         })
+    }
+
+    /// Whether the agent has nothing for whoever asked.
+    pub(crate) fn is_no_identity(&self) -> bool {
+        self.code() == tonic::Code::PermissionDenied && self.message() == "no identity issued"
     }
 
     /// Whether the socket could not be connected to.

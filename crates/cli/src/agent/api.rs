@@ -1,6 +1,6 @@
 //! `spire-agent api …`: the Workload API from the command line.
 
-use crate::app::{AGENT_INSTANCE_USAGE, Command, Exit, Run};
+use crate::app::{AGENT_INSTANCE_USAGE, Advised, Command, Exit, Run};
 use crate::context::{Context, write_file};
 use crate::goflag::FlagSet;
 use crate::json;
@@ -290,7 +290,8 @@ async fn fetch_jwt(cx: Context) -> anyhow::Result<()> {
         };
         sent(call).await
     })
-    .await?;
+    .await
+    .map_err(|error| not_that_one(error, &spiffe_id))?;
     if cx.json() {
         let values = vec![json::message("JWTSVIDResponse", &svids)?, json::message("JWTBundlesResponse", &bundles)?];
         cx.print(json::lines(values));
@@ -306,6 +307,18 @@ async fn fetch_jwt(cx: Context) -> anyhow::Result<()> {
         cx.print(format!("bundle({trust_domain}):\n\t{}\n", String::from_utf8_lossy(jwks)));
     }
     Ok(())
+}
+
+/// Who asks for one identity by name may well have others.
+fn not_that_one(error: RpcError, spiffe_id: &str) -> anyhow::Error {
+    if spiffe_id.is_empty() || !error.is_no_identity() {
+        return error.into();
+    }
+    let hint = format!(
+        "no entry of {spiffe_id} fits this process, or the agent does not have it yet; without -spiffeID you get those that do \
+         fit. `spire-server entry show -spiffeID {spiffe_id}` lists the entries: all selectors must fit"
+    );
+    Advised::new(error.into(), hint).into()
 }
 
 async fn first_jwt_bundles(client: &mut SpiffeWorkloadApiClient<Channel>) -> Result<JwtBundlesResponse, Status> {

@@ -436,7 +436,15 @@ fn load(config: &PluginConfig) -> Result<Value, CatalogError> {
 fn find<T>(kind: &Kind<T>, config: &PluginConfig) -> Result<Make<T>, CatalogError> {
     let table = kind.built_in;
     let row = table.iter().find(|(name, _)| *name == config.name);
-    let (_, make) = row.ok_or_else(|| unknown(config, &table.iter().map(|(name, _)| *name).collect::<Vec<_>>()))?;
+    let names = || {
+        // The server's core is one more, which no table has.
+        let core = (config.kind == "NodeAttestor").then_some(JoinTokenAgent::NAME);
+        let mut names: Vec<_> = table.iter().map(|(name, _)| *name).chain(core).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let (_, make) = row.ok_or_else(|| unknown(config, &names()))?;
     Ok(*make)
 }
 

@@ -71,6 +71,9 @@ fn what_does_not_exist_is_refused_in_the_words_of_spire() {
     let with = |extra: PluginConfig| [server(), vec![extra]].concat();
     let text = refusal(&with(plugin("NodeAttestor", "aws_iid", "")));
     assert!(text.starts_with("no built-in plugin \"aws_iid\" for type \"NodeAttestor\""), "{text}");
+    assert!(text.contains("join_token, x509pop;"), "{text}");
+    let text = refusal(&with(plugin("NodeAttestor", "join-token", "")));
+    assert!(text.contains("did you mean \"join_token\"?"), "{text}");
     assert!(refusal(&with(plugin("UpstreamAuthority", "other", ""))).starts_with("no built-in plugin \"other\""));
     for (name, missing) in [("vault", "token_auth"), ("cert-manager", "namespace"), ("ejbca", "hostname is required")] {
         assert!(refusal(&with(plugin("UpstreamAuthority", name, ""))).contains(missing), "{name}");

@@ -41,7 +41,9 @@ pub fn is_root_itself(leaf: &CertificateDer<'_>, roots: &RootCertStore, now: Uni
     };
     // Who has the key of a root may sign another certificate of its name anyway.
     let is_root = |root: &TrustAnchor<'_>| {
-        root.subject == own.subject && root.subject_public_key_info == own.subject_public_key_info
+        root.subject == own.subject
+            && root.subject_public_key_info == own.subject_public_key_info
+            && root.name_constraints.is_none() // which only a chain is held against
     };
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let is_in_time = (certificate.not_before()..=certificate.not_after()).contains(&now);

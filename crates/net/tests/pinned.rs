@@ -90,4 +90,7 @@ fn its_time_and_purpose_hold() {
     assert!(!is_root_itself(&any, &roots, earlier), "not yet");
     let stranger = self_signed(&pki, "any", &[]);
     assert!(!is_root_itself(&stranger, &roots, now), "of the same name with another key");
+    let constrained = self_signed(&pki, "n", &["-addext", "nameConstraints=critical,permitted;DNS:example.org"]);
+    roots.add(constrained.clone()).unwrap();
+    assert!(!is_root_itself(&constrained, &roots, now), "what it may be is for a chain to say");
 }

@@ -4,7 +4,7 @@ use crate::{HostServices, PluginError};
 use async_trait::async_trait;
 use finial_config::parse_go_duration;
 use finial_core::Bundle;
-use finial_crypto::bundle::{BundleFormat as Written, bundle_to_json};
+use finial_crypto::bundle::{BundleFormat as Written, bundle_to_json, readable};
 use finial_crypto::pem;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -71,7 +71,9 @@ impl BundleFormat {
             Self::Jwks => {
                 bundle_to_json(bundle, Written { wit: false, standard: true, pretty: false, ..Written::SPIFFE })
             }
-            Self::Pem => bundle.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect(),
+            Self::Pem => {
+                readable(bundle).0.x509_authorities.iter().map(|a| pem::encode("CERTIFICATE", &a.der)).collect()
+            }
         }
     }
 }

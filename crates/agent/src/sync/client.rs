@@ -15,7 +15,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -56,6 +56,8 @@ pub(crate) struct ServerLink {
     own_svid: watch::Sender<()>,
     /// The server knows this agent's SVID no more.
     denied: Notify,
+    /// It refuses another one, so that nothing comes of waiting.
+    refused: AtomicBool,
     connect: Box<dyn Fn() -> Channel + Send + Sync>,
 }
 
@@ -80,7 +82,14 @@ impl ServerLink {
     pub(crate) fn new(connect: impl Fn() -> Channel + Send + Sync + 'static) -> Self {
         let channel = ArcSwap::from_pointee(connect());
         let (own_svid, denied) = (watch::Sender::new(()), Notify::new());
-        Self { channel, generation: AtomicU64::new(0), own_svid, denied, connect: Box::new(connect) }
+        Self {
+            channel,
+            generation: AtomicU64::new(0),
+            own_svid,
+            denied,
+            refused: AtomicBool::new(false),
+            connect: Box::new(connect),
+        }
     }
 
     /// Calls from now on use a new connection.
@@ -92,12 +101,23 @@ impl ServerLink {
     /// The agent has another SVID: calls from now on are made by it.
     pub(crate) fn renewed(&self) {
         self.release();
+        self.refuse(false);
         self.own_svid.send_replace(());
     }
 
     /// Changes with each [`ServerLink::renewed`] from now on.
     pub(crate) fn own_svid(&self) -> watch::Receiver<()> {
         self.own_svid.subscribe()
+    }
+
+    /// Whether the server refuses the agent another SVID until an operator acts.
+    pub(crate) fn refuse(&self, refused: bool) {
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// As told by [`ServerLink::refuse`].
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Has the agent attest anew soon, as the server refused a workload's call because of the agent's own SVID.

@@ -177,7 +177,7 @@ impl JwtFetcher {
                 // The server that was asked ended meanwhile, or the connection did: another one, or the same, may be there at
                 // once, or when a balancer knows that one is gone.
                 tokio::time::sleep(*wait).await;
-            } else if error.verdict() == Verdict::Reattest {
+            } else if error.verdict() == Verdict::Reattest && !self.link.is_refused() {
                 // The agent's own SVID ended while no server was there, and now there is one.
                 self.link.denied();
                 let renewed = timeout_at(deadline.min(Instant::now() + REATTESTED), svid.changed()).await;

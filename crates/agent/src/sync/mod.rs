@@ -256,11 +256,14 @@ impl Syncer {
 
     /// Workloads have the bundle, so has the disk, and all SVIDs that follow from it are there: the server is told so.
     fn confirm(&mut self) {
-        let snapshot = self.cache().snapshot();
+        let (snapshot, now) = (self.cache().snapshot(), self.context.clock.now());
         // One that was refused is asked for again, and its workload has what would be revoked until then.
         let clings = |record: &crate::cache::Record| {
             self.refused.has(&record.entry.id)
-                && record.svid.as_ref().is_some_and(|svid| self.tainted.concern(&svid.signed_by, svid.issued_in))
+                && record
+                    .svid
+                    .as_ref()
+                    .is_some_and(|svid| svid.not_after > now && self.tainted.concern(&svid.signed_by, svid.issued_in))
         };
         if self.unconfirmed.is_none() || snapshot.records.iter().any(clings) {
             return;

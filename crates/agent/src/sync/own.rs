@@ -21,11 +21,18 @@ pub(super) struct Ended {
     next: Instant,
     /// The server answered, and does not take what this node shows.
     refused: Option<String>,
+    /// It answered, well or not: it is there, and need not be asked sooner than it can take.
+    answered: bool,
 }
 
 impl Ended {
     fn new() -> Self {
-        Self { backoff: Backoff::new(BACKOFF.0, BACKOFF.1).shape(1.5, 0.1), next: Instant::now(), refused: None }
+        Self {
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1).shape(1.5, 0.1),
+            next: Instant::now(),
+            refused: None,
+            answered: false,
+        }
     }
 }
 
@@ -58,14 +65,15 @@ impl Syncer {
         self.own_has_ended() && self.ended.as_ref().is_none_or(|ended| Instant::now() >= ended.next)
     }
 
-    /// A server is there: when to attest anew, which is soon unless it refused that; `None` if the own SVID has not ended.
+    /// A server is there: when to attest anew, which is soon if none was when it was tried last; `None` if the own SVID has not
+    /// ended.
     pub(super) fn hasten_own(&mut self) -> Option<Instant> {
         let now = Instant::now();
         if !self.own_has_ended() {
             return None;
         }
         let Some(ended) = &mut self.ended else { return Some(now) };
-        if ended.refused.is_none() {
+        if !ended.answered {
             ended.next = ended.next.min(now + BACKOFF.0);
         }
         Some(ended.next)
@@ -142,7 +150,12 @@ impl Syncer {
             _ => tracing::debug!(subsystem_name = SUBSYSTEM, %error, %expired_at, "Could not attest anew"),
         }
         let ended = self.ended.get_or_insert_with(Ended::new);
-        ended.refused = refused;
+        let answered = attest::server_error(error).is_some_and(|error| !error.was_lost());
+        if answered && !ended.answered {
+            ended.backoff.reset(); // what it has grown to, it has without a server
+        }
+        (ended.refused, ended.answered) = (refused, answered);
+        self.link.refuse(ended.refused.is_some());
         ended.next = Instant::now() + ended.backoff.next_wait();
         self.status.not_synced(None);
         if let Err(error) = self.own_is_valid() {

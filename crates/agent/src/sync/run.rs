@@ -113,7 +113,13 @@ impl Syncer {
             let result = match agenda.next(&cache, &link).await {
                 Due::Sync => self.sync(&mut agenda).await,
                 Due::Tick => self.tick(&mut agenda).await?,
-                Due::Wanted => self.update_svids().await,
+                Due::Wanted => {
+                    let updated = self.update_svids().await;
+                    if updated.is_ok() {
+                        self.confirm();
+                    }
+                    updated
+                }
                 Due::Denied => {
                     match self.hasten_own() {
                         Some(at) => agenda.next_tick = agenda.next_tick.min(at),

@@ -12,6 +12,7 @@ use finial_proto::workload::{JwtsvidRequest, X509svidResponse};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tonic::{Code, Request};
 
 fn ask() -> Request<JwtsvidRequest> {
@@ -325,23 +326,47 @@ async fn an_agent_whose_own_svid_ends_in_an_outage_serves_on_and_attests_anew() 
     agent.stop().await;
 }
 
+/// A join token serves once: nothing comes of waiting.
+#[tokio::test]
+async fn a_token_does_not_wait_for_an_agent_that_an_operator_must_help() {
+    let (mut world, clock) = short_lived().await;
+    world.puzzle = false;
+    world.server.state().reattestable = false;
+    served_before(&world).await;
+    clock.advance(1900);
+    world.server.state().refuse = Some(Reason::AgentExpired);
+    world.settings.join_token = Some(finial_core::Secret::new("used".to_owned()));
+    let agent = world.started().await;
+    says(&world, "an operator must act").await;
+    let calls = world.server.calls("NewJWTSVID");
+    let still = super::harness::StandsStill::begin();
+    token(&agent).await.unwrap_err();
+    drop(still);
+    assert_eq!(world.server.calls("NewJWTSVID"), calls + 1);
+    agent.stop().await;
+}
+
 /// The server is back, and a workload wants a token before the agent has attested anew.
 #[tokio::test]
 async fn a_token_waits_for_the_agent_to_attest_anew() {
-    let (world, clock) = short_lived().await;
+    let (mut world, clock) = short_lived().await;
+    let cut = Arc::new(AtomicUsize::new(0));
+    let road = super::server_away::relay(world.supervisor.spawner(), world.server.address(), cut.clone()).await;
+    world.settings.server_port = road.port();
     let agent = world.started().await;
     agent.x509_once().await.unwrap();
-    world.server.state().away = true;
+    cut.store(usize::MAX, Ordering::SeqCst);
     clock.advance(1900);
     says(&world, "own SVID expired at ").await;
-    let attested = world.server.calls("AttestAgent");
     // It waits ever longer before it tries again.
-    until("it tries", || world.server.calls("AttestAgent") > attested + 2).await;
+    let tried = usize::MAX - cut.load(Ordering::SeqCst);
+    until("it tries", || usize::MAX - cut.load(Ordering::SeqCst) > tried + 3).await;
     {
         let mut state = world.server.state();
         state.expired = state.serials.clone();
-        (state.agent_ttl, state.away) = (7200, false);
+        state.agent_ttl = 7200;
     }
+    cut.store(0, Ordering::SeqCst);
     let attested = world.server.calls("AttestAgent");
     token(&agent).await.unwrap();
     assert_eq!(world.server.calls("AttestAgent"), attested + 1);

@@ -140,7 +140,7 @@ async fn entries_that_came_without_a_usable_bundle_reach_workloads_with_the_next
 }
 
 /// Passes connections on to `server`; as often as `cut` says, the next data of an agent ends its connection instead.
-async fn relay(spawner: Spawner, server: SocketAddr, cut: Arc<AtomicUsize>) -> SocketAddr {
+pub(super) async fn relay(spawner: Spawner, server: SocketAddr, cut: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     spawner.clone().spawn("relay", async move {

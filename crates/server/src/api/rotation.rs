@@ -85,6 +85,8 @@ impl Api {
     /// As it stands now, after it was changed.
     async fn now(&self, call: &Call, id: i64) -> Result<RotationState, Status> {
         self.domain.wake();
+        // Who watches from now on sees nothing from before.
+        self.domain.seen.lock().await.remove(&id);
         let order = self.find_id(call, id).await?;
         self.state_of(call, &order).await
     }
@@ -163,7 +165,7 @@ impl Api {
                 return Err(call.fail(ErrorKind::FailedPrecondition, &message));
             }
             self.set_goal(&call, &order, goal, request.force && !state.obstacles.is_empty()).await?;
-        } else if request.force && !state.obstacles.is_empty() {
+        } else if request.force && !state.done && !state.obstacles.is_empty() {
             // Servers that come late need not wait.
             self.set_goal(&call, &order, goal, true).await?;
         }

@@ -227,6 +227,9 @@ impl AuthorityManager {
             if order.done {
                 // Who else is there tells again of its agents, and people see what is still to be done.
                 self.write(order.id, &following.note).await.map_err(|e| e.to_string())?;
+                if let Some(following) = self.following.get_mut(&order.kind) {
+                    following.told = None; // the note has none of its agents now
+                }
                 let opening = self.parts.store.reopen_rotation(order);
                 within("the datastore", opening, AuthorityError::Order).await.map_err(|e| e.to_string())?;
                 return Ok(false);

@@ -197,8 +197,10 @@ impl AuthorityManager {
         for (kind, keys, ttl) in
             [(TokenKind::Jwt, &jwt, settings.token_ttl_seconds.0), (TokenKind::Wit, &wit, settings.token_ttl_seconds.1)]
         {
-            if keys.current.held.is_some() || keys.next.held.is_some() {
-                parts.authorities.may_have_signed(kind, parts.clock.now().saturating_add(ttl));
+            let held = [&keys.current, &keys.next].into_iter().filter_map(|slot| slot.held.as_ref());
+            // No token outlives its key.
+            if let Some(ends) = held.map(|held| held.tenure.not_after).max() {
+                parts.authorities.may_have_signed(kind, parts.clock.now().saturating_add(ttl).min(ends));
             }
         }
         let (control, orders) = AuthorityControl::new();
@@ -270,7 +272,9 @@ impl AuthorityManager {
                     self.answer(order).await;
                     next_check = next_check.min(Instant::now() + self.wait());
                 }
-                Some(authorities) = told.recv() => {
+                Some(mut authorities) = told.recv() => {
+                    // What was told before it may not be taken yet.
+                    authorities.put_back |= self.news.told.as_ref().is_some_and(|told| told.put_back);
                     self.news.told = Some(authorities);
                     let _ = self.heed_upstream().await;
                 }

@@ -527,7 +527,9 @@ async fn keys_known_above_are_known_here_and_leave_as_they_leave_there() {
     assert!(jwt_ids(&world).contains(&("other".into(), true)));
     tell(&mut process, &root, std::slice::from_ref(&own)).await;
     assert!(jwt_ids(&world).iter().all(|(id, _)| id != "other"), "tainted before it was revoked");
-    // What above lost of this server's own keys (a backup) is told there again, and nothing is left for it.
+    // What above lost of this server's own keys (a backup) is told there again, and nothing is left for it; another server
+    // of the datastore does the same with its own.
+    tell(&mut process, &root, &[own.clone(), key("brother", false)]).await;
     switch.jwt.lock().unwrap().replace(Vec::new());
     let jwt = vec![key("another", false)];
     process.manager.news.told =
@@ -537,6 +539,7 @@ async fn keys_known_above_are_known_here_and_leave_as_they_leave_there() {
     assert!(published.iter().any(|k| k.key_id == own.key_id), "{published:?}");
     assert_eq!(process.jwt_id(), before);
     assert!(jwt_ids(&world).contains(&(own.key_id, false)));
+    assert!(jwt_ids(&world).contains(&("brother".into(), false)));
 }
 
 /// Its taint was never heard of here, as the way up was cut.

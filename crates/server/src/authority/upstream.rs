@@ -222,12 +222,13 @@ impl AuthorityManager {
         stored: &Bundle,
         told: &UpstreamAuthorities,
     ) -> Result<bool, AuthorityError> {
-        let (put_back, told, now) = (told.put_back, told_by_id(told, kind), self.parts.clock.now());
+        // Which servers made known there what was lost, they make known again.
+        let lost = told.put_back && kind != AuthorityKind::X509;
+        let (told, now) = (told_by_id(told, kind), self.parts.clock.now());
         let before = self.news.before(kind);
         if told.is_empty() && kind == AuthorityKind::X509 {
             return Ok(true);
         }
-        let kept = if put_back { self.own_keys(kind) } else { Vec::new() };
         let mut settled = true;
         for (id, known) in stored_by_id(stored, kind) {
             if told.contains_key(&id) {
@@ -246,7 +247,7 @@ impl AuthorityManager {
                     TaintStep::Revoke
                 }
                 // Revoked above, and this server was not there when it was tainted.
-                None if !known.tainted && known.ends > now && self.came_from_above(kind, &id, &before, &kept) => {
+                None if !(lost || known.tainted) && known.ends > now && self.came_from_above(kind, &id, &before) => {
                     settled = false;
                     self.news.leaving.insert(id.clone(), now.saturating_add(LEAVE_SECONDS));
                     TaintStep::Taint
@@ -283,8 +284,7 @@ impl AuthorityManager {
         KeyIds::of(&signed).include(id)
     }
 
-    /// Whether it is told from above, except where that lost it: `kept` keys are made known there again.
-    fn came_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById, kept: &[JwtAuthority]) -> bool {
+    fn came_from_above(&self, kind: AuthorityKind, id: &[u8], before: &ById) -> bool {
         let hangs = |held: &super::slots::Held<super::ActiveX509>| {
             held.tenure.status != Status::Old && KeyIds::of(held.authority.ca.upstream_chain()).include(id)
         };
@@ -293,7 +293,7 @@ impl AuthorityManager {
                 let held = [&self.x509.current, &self.x509.next].into_iter().filter_map(|slot| slot.held.as_ref());
                 before.contains_key(id) || held.into_iter().any(hangs)
             }
-            _ => before.contains_key(id) && kept.iter().all(|key| key.key_id.as_bytes() != id),
+            _ => before.contains_key(id),
         }
     }
 

@@ -233,13 +233,14 @@ impl Federation {
             return Ok(Outcome::Unchanged);
         }
         seen.judge(&endpoint.bundle_endpoint_url, known.as_ref(), &fetched, insist)?;
-        if fetched.x509_authorities.is_empty() && fetched.jwt_authorities.is_empty() {
+        let loses_all_roots = known.is_some_and(|known| !known.x509_authorities.is_empty());
+        if fetched.x509_authorities.is_empty() && (loses_all_roots || fetched.jwt_authorities.is_empty()) {
             tracing::warn!(
                 subsystem_name = SUBSYSTEM,
                 trust_domain = %trust_domain,
                 bundle_endpoint_url = %endpoint.bundle_endpoint_url,
-                "The endpoint's bundle has no keys that can be used: its trust domain has revoked them, or has only keys of \
-                 kinds that are not known here, and its SVIDs are not trusted any more"
+                "The endpoint's bundle has no X.509 authorities that can be used: its trust domain has revoked them, or has only \
+                 keys of kinds that are not known here, and its X509-SVIDs are not trusted any more"
             );
         }
         self.ground.save(fetched).await.map_err(FederationError::Save)?;

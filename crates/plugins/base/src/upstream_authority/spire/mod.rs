@@ -188,6 +188,8 @@ impl Spire {
                 heard.older = None;
                 return None;
             }
+            // The number grows with each change: another one was lost in between.
+            Some((last, _)) if sequence == *last => put_back = true,
             _ => {}
         }
         heard.older = None;

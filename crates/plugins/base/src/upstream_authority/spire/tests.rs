@@ -75,7 +75,9 @@ async fn what_it_says_is_told_once_and_older_answers_are_not() {
     tokio::time::pause();
     assert_eq!(spire.news(bundle(8, false)), None, "a late answer, or a server that lags");
     tokio::time::advance(OLDER).await;
-    assert!(spire.news(bundle(8, false)).is_some(), "its datastore was put back");
+    assert!(spire.news(bundle(8, false)).unwrap().put_back, "its datastore was put back");
+    assert!(!spire.news(bundle(9, true)).unwrap().put_back);
+    assert!(spire.news(bundle(9, false)).unwrap().put_back, "what had this number before was lost");
     // What changes is heard of with the next question.
     tokio::time::resume();
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
